@@ -1,0 +1,30 @@
+# make demo   install into .venv and fine-tune the embedded model with RoSA, scored before and after
+# make test   install into .venv, lint, type-check and run the tests
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test lint nightly clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/rosa demo
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -q -n 2
+
+nightly: install
+	$(BIN)/python -m pytest -q -n 2 -m "slow or not slow"
+
+clean:
+	rm -rf .venv build dist

@@ -1,0 +1,37 @@
+"""RoSA: RoPE-aware selective adaptation of large language models.
+
+`import rosa` is light: it loads neither PyTorch nor PEFT until a name below is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rosa.dls import DlsCallback, DlsConfig, DynamicLayerSelection
+    from rosa.roae import RosaConfig, RosaModel
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "RosaConfig": "rosa.roae",
+    "RosaModel": "rosa.roae",
+    "DlsConfig": "rosa.dls",
+    "DlsCallback": "rosa.dls",
+    "DynamicLayerSelection": "rosa.dls",
+}
+__all__ = [
+    "DlsCallback",
+    "DlsConfig",
+    "DynamicLayerSelection",
+    "RosaConfig",
+    "RosaModel",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'rosa' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

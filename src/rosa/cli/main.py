@@ -1,0 +1,78 @@
+"""`rosa COMMAND ...`: finds the command's module, runs it, and turns bad input into one sentence.
+
+A command module has two functions: `build_parser()` returns a `rosa.cli.parser.Parser`, and
+`run(args)` does the work and returns an exit code or None.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from rosa.errors import RosaError
+
+COMMANDS = {
+    "demo": "fine-tune the embedded model with RoSA and score it before and after",
+    "train": "fine-tune a model from a recipe",
+    "evaluate": "score a model or an adapter on benchmarks",
+    "params": "count the trainable parameters of each method, without loading weights",
+    "convert": "turn a llama2.c checkpoint into a Hugging Face folder",
+}
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def usage() -> str:
+    """The text of `rosa --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        ["usage: rosa COMMAND [--help] ...", "", *lines, "", "rosa COMMAND --help says more."]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the `rosa` script; returns the exit code (0, 2 for bad input, 130 for Ctrl-C)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        sys.stdout.write(usage() + "\n")
+        return 0
+    if argv[0] in ("-V", "--version"):
+        import rosa
+
+        sys.stdout.write(f"rosa {rosa.__version__}\n")
+        return 0
+    command, rest = argv[0], argv[1:]
+    try:
+        return _run(command, rest)
+    except RosaError as error:
+        _complain(f"rosa {command}: {error}")
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        _complain(f"rosa {command}: interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `rosa ... | head` is no mistake
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(command: str, rest: list[str]) -> int:
+    if command not in COMMANDS:
+        from rosa.cli.parser import did_you_mean
+
+        raise RosaError(
+            f"there is no such command{did_you_mean(command, COMMANDS)}; "
+            f"the commands are {', '.join(COMMANDS)}"
+        )
+    module = importlib.import_module(f"rosa.cli.{command}")
+    args = module.build_parser().parse_args(rest)
+    return module.run(args) or 0
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(message + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The study: prompts, answers, benchmarks, training recipes, tables and figures."""
