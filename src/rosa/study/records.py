@@ -1,0 +1,105 @@
+"""Rows of a local JSON or JSONL file, with errors that name the file and the row.
+
+Training and evaluation read their data through here. Rows count from 1, as an editor's lines do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rosa.errors import RosaError
+
+
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of `path`: a JSON array of objects, or JSONL (one object per line).
+
+    The content decides, not the file's ending. Blank lines of a JSONL file are skipped.
+    Raises RosaError naming the file, and the row, for a missing or unreadable file, bad JSON, a
+    row that is no object, and a file without rows.
+    """
+    text = _read_text(Path(path))
+    if text.lstrip().startswith("["):
+        rows = _parse_array(text, path)
+    else:
+        rows = [_parse(line, path, number) for number, line in _lines(text)]
+    if not rows:
+        raise RosaError(f"{path} has no rows; give a file with at least one example")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise RosaError(
+                f"{path}, row {number}: expected an object with named fields, found "
+                f"{type(row).__name__}"
+            )
+    return rows
+
+
+def text_field(row: dict[str, Any], field: str, path: str | Path, number: int) -> str:
+    """`row[field]`, which must be there and be text. `number` counts rows from 1."""
+    if field not in row:
+        has = ", ".join(sorted(map(str, row))) or "none"
+        raise RosaError(f"{path}, row {number}: the field '{field}' is missing (fields: {has})")
+    value = row[field]
+    if not isinstance(value, str):
+        raise RosaError(
+            f"{path}, row {number}: the field '{field}' must be text, found "
+            f"{type(value).__name__} {value!r:.60}"
+        )
+    return value
+
+
+def _read_text(path: Path) -> str:
+    if path.is_dir():
+        raise RosaError(f"{path} is a folder; give a .json or .jsonl file")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise RosaError(f"there is no data file {path}; check the path") from None
+    except UnicodeDecodeError as error:
+        raise RosaError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise RosaError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _lines(text: str) -> Iterable[tuple[int, str]]:
+    # Split at newlines only: str.splitlines would also cut at U+2028 inside a JSON string.
+    return ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _parse(line: str, path: str | Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RosaError(
+            f"{path}, row {number}: bad JSON ({error.msg} at column {error.colno}); "
+            "correct or remove that row"
+        ) from None
+
+
+def _parse_array(text: str, path: str | Path) -> list[Any]:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        row = _rows_before(text)
+        raise RosaError(
+            f"{path}, row {row}: bad JSON ({error.msg} at line {error.lineno}, column "
+            f"{error.colno}); correct or remove that row"
+        ) from None
+
+
+def _rows_before(text: str) -> int:
+    """The number, from 1, of the first row of a damaged JSON array that cannot be read."""
+    decoder, number = json.JSONDecoder(), 1
+    position = text.index("[") + 1
+    while True:
+        while position < len(text) and text[position] in " \t\r\n,":
+            position += 1
+        try:
+            _, position = decoder.raw_decode(text, position)
+        except json.JSONDecodeError:
+            return number
+        number += 1
