@@ -1,0 +1,1 @@
+"""How rosa-tiny is made; not part of the installed package."""
