@@ -23,6 +23,8 @@ from rosa.errors import RosaError, did_you_mean
 from rosa.study.methods import load_method, method_config
 
 if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
     from torch import nn
     from transformers import PretrainedConfig
 
@@ -32,13 +34,13 @@ _ANY_TOTAL_STEPS = 1_000  # AdaLoRA must be given one; it doesn't change the cou
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What one method trains in one model. `trainable` is None where PEFT refuses, see `note`."""
+    """What one method trains in one model; both counts are None where it can't be applied."""
 
     method: str
     title: str
     trainable: int | None
     total: int | None  # base and adapter
-    note: str = ""
+    note: str = ""  # also says why there are no counts
 
     @property
     def percent(self) -> float | None:
@@ -48,8 +50,8 @@ class Budget:
 
 def builtin_models() -> list[str]:
     """Names of the models whose shape the package knows."""
-    files = resources.files("rosa").joinpath("assets", "models").iterdir()
-    return sorted(f.name.removesuffix(".json") for f in files if f.name.endswith(".json"))
+    names = [file.name for file in _shapes().iterdir()]
+    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
 
 def builtin_name(model: str) -> str | None:
@@ -63,19 +65,20 @@ def model_shape(model: str) -> PretrainedConfig:
     Raises `RosaError`, one sentence, for an unknown name, a folder without a readable config.json,
     a hub id that can't be had and a model type that Transformers doesn't know.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, __version__
 
     values = _config_values(model)
-    kind = values.get("model_type")
+    kind = str(values.get("model_type"))
     if kind not in CONFIG_MAPPING:
-        hint = did_you_mean(str(kind), CONFIG_MAPPING.keys())
+        hint = did_you_mean(kind, CONFIG_MAPPING.keys())
         raise RosaError(
-            f"config.json of '{model}' has model_type {kind!r}, which Transformers {__version__} "
+            f"config.json of '{model}' has model_type '{kind}', which Transformers {__version__} "
             f"doesn't know{hint}; code that comes with a model is not run"
         )
     try:
         return CONFIG_MAPPING[kind].from_dict(values)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise RosaError(
             f"config.json of '{model}' is not a valid {kind} model: {reason}"
@@ -86,7 +89,7 @@ def count(config: PretrainedConfig, method: str, overrides: dict[str, Any] | Non
     """The budget of one method on a causal language model of the given shape.
 
     Raises `RosaError` for an unknown method or argument and for a shape that has no causal language
-    model. Where PEFT can't apply the method to this architecture the budget says why in its note.
+    model. Where the method can't be applied to this architecture the budget's note says why.
     """
     import torch
     from peft import get_peft_model
@@ -107,8 +110,7 @@ def count(config: PretrainedConfig, method: str, overrides: dict[str, Any] | Non
 
 def rank_overrides(method: str, rank: int | None) -> dict[str, Any]:
     """The arguments that give `method` another rank; empty for methods that have none."""
-    kwargs = load_method(method)
-    fields = {f.name for f in dataclasses.fields(kwargs.config_class)}
+    fields = {f.name for f in dataclasses.fields(load_method(method).config_class)}
     for key in ("init_r", "r"):  # AdaLoRA inherits an `r` that it ignores
         if rank is not None and key in fields:
             return {key: rank}
@@ -143,17 +145,21 @@ def _without_boft_buffers() -> Iterator[None]:
 
     with (
         mock.patch.object(layer.BOFTLayer, "perm2mat", empty_matrix),
-        mock.patch.object(layer, "get_fbd_cuda", lambda: True),
+        mock.patch.object(layer, "get_fbd_cuda", return_value=True),
     ):
         yield
+
+
+def _shapes() -> Traversable:
+    """The folder with one config.json per built-in name."""
+    return resources.files("rosa") / "assets" / "models"
 
 
 def _config_values(model: str) -> dict[str, Any]:
     """The content of config.json, wherever it lies."""
     known = builtin_name(model)
     if known:
-        file = resources.files("rosa").joinpath("assets", "models", f"{known}.json")
-        return json.loads(file.read_text("utf-8"))
+        return json.loads((_shapes() / f"{known}.json").read_text("utf-8"))
     if Path(model).is_dir():
         return _folder_config(Path(model))
     if _HUB_ID.fullmatch(model):

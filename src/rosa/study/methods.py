@@ -44,9 +44,9 @@ class Method:
 
 def method_names() -> list[str]:
     """Names of all methods, in alphabetical order with `rosa` last, as in the paper's tables."""
-    files = resources.files("rosa.study").joinpath("methods").iterdir()
-    names = sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
-    return sorted(names, key=lambda name: name == "rosa")
+    names = [file.name for file in (resources.files("rosa.study") / "methods").iterdir()]
+    methods = [name.removesuffix(".yaml") for name in names if name.endswith(".yaml")]
+    return sorted(methods, key=lambda name: (name == "rosa", name))
 
 
 def load_method(name: str) -> Method:
@@ -61,8 +61,8 @@ def load_method(name: str) -> Method:
             f"there is no method '{name}'{did_you_mean(key, known)}; "
             f"the methods are {', '.join(known)}"
         )
-    text = resources.files("rosa.study").joinpath("methods", f"{key}.yaml").read_text("utf-8")
-    return Method(**yaml.safe_load(text))
+    file = resources.files("rosa.study") / "methods" / f"{key}.yaml"
+    return Method(**yaml.safe_load(file.read_text("utf-8")))
 
 
 def method_config(
