@@ -1,12 +1,15 @@
 """RoSA: RoPE-aware selective adaptation of large language models.
 
-`import rosa` is light: it loads neither PyTorch nor PEFT until a name below is used.
+`import rosa` is light: it loads neither PyTorch nor PEFT until a name below is used. Yet PEFT knows
+the adapter type "ROSA" from then on, whichever is imported first.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from rosa._register import register_with_peft
 
 if TYPE_CHECKING:
     from rosa.dls import DlsCallback, DlsConfig, DynamicLayerSelection
@@ -35,3 +38,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'rosa' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+register_with_peft()

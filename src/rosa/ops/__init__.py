@@ -1,0 +1,7 @@
+"""The modulation of low-frequency dimensions (Eq. 4 of the paper) as pure functions."""
+
+from __future__ import annotations
+
+from rosa.ops.modulation import modulate_post_rotation, modulate_pre_rotation
+
+__all__ = ["modulate_post_rotation", "modulate_pre_rotation"]

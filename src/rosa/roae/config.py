@@ -1,0 +1,124 @@
+"""`RosaConfig`: what a RoSA adapter is made of. Saved by PEFT as `adapter_config.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from peft import PeftConfig
+
+from rosa.errors import RosaError
+from rosa.roae.registration import ROSA
+
+if TYPE_CHECKING:
+    from rosa.dls import DlsConfig
+
+
+@dataclass
+class RosaConfig(PeftConfig):
+    """Configuration of a RoSA adapter; the defaults are the paper's.
+
+    Raises `RosaError` for a value out of range.
+    """
+
+    r: int = field(default=128, metadata={"help": "Rank of the projection W_proj and of W_GQA."})
+    alpha: float = field(default=0.1, metadata={"help": "Strength α of the modulation (Eq. 4)."})
+    r_low: float = field(
+        default=0.25,
+        metadata={"help": "Share of the rotated dimensions that is adapted, lowest first."},
+    )
+    rope_stage: Literal["post", "pre"] = field(
+        default="post",
+        metadata={
+            "help": "'post' modulates queries and keys after rotation, as in the paper; 'pre' "
+            "before it, which keeps attention dependent on relative positions alone."
+        },
+    )
+    train_norms: bool = field(
+        default=True, metadata={"help": "Also train the norms of each adapted decoder layer."}
+    )
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={"help": "Names (or one regex) of attention modules; None takes every one."},
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Indices of the layers to adapt; None takes every one."}
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Names (or one regex) of modules to leave alone."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Further modules to train in full and save."}
+    )
+    init_weights: bool = field(
+        default=True,
+        metadata={"help": "True starts as the base model, bit for bit; False starts at random."},
+    )
+    dls: DlsConfig | None = field(
+        default=None,
+        metadata={
+            "help": "Dynamic layer selection that this adapter is to be trained with. It acts "
+            "through rosa.DynamicLayerSelection or rosa.DlsCallback."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = ROSA
+        if isinstance(self.dls, dict):
+            self.dls = _read_dls(self.dls)
+        self._validate()
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)  # type: ignore[assignment]
+
+    def _validate(self) -> None:
+        if not _is_int(self.r) or self.r < 1:
+            raise RosaError(f"r must be a whole number of at least 1, not {self.r!r}")
+        if not _is_finite(self.alpha):
+            raise RosaError(f"alpha must be a finite number, not {self.alpha!r}")
+        if not _is_finite(self.r_low) or not 0 < self.r_low <= 1:
+            raise RosaError(f"r_low must be above 0 and at most 1, not {self.r_low!r}")
+        if self.rope_stage not in ("post", "pre"):
+            raise RosaError(f"rope_stage must be 'post' or 'pre', not {self.rope_stage!r}")
+        for name in ("train_norms", "init_weights"):
+            if not isinstance(getattr(self, name), bool):
+                raise RosaError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        self._validate_layers()
+
+    def _validate_layers(self) -> None:
+        layers = self.layers_to_transform
+        if layers is None:
+            return
+        indices = layers if isinstance(layers, (list, tuple)) else [layers]
+        if not indices or not all(_is_int(index) and index >= 0 for index in indices):
+            raise RosaError(
+                f"layers_to_transform must hold layer indices of at least 0, not {layers!r}; "
+                "leave it out to adapt every layer"
+            )
+        if isinstance(self.target_modules, str):
+            raise RosaError(
+                "layers_to_transform cannot be combined with a regex in target_modules; "
+                "name the layers in the regex"
+            )
+
+
+def _read_dls(saved: dict[str, Any]) -> DlsConfig:
+    """The selection out of an adapter file, which a later version may have written."""
+    from rosa.dls import DlsConfig
+
+    known = {field.name for field in dataclasses.fields(DlsConfig)}
+    unknown = sorted(set(saved) - known)
+    if unknown:
+        warnings.warn(f"ignoring unknown fields of dls: {', '.join(unknown)}", stacklevel=4)
+    return DlsConfig(**{name: value for name, value in saved.items() if name in known})
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

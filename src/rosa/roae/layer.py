@@ -1,0 +1,241 @@
+"""`RosaLayer` wraps one attention module and modulates its queries and keys.
+
+    H ──┬── rosa_A ── rosa_B ── SiLU ──┬── S_q ────────────────────────┐
+        │                              └── rosa_gqa_A ── rosa_gqa_B ── S_k (GQA only)
+        └── attention: q_proj ─ (q_norm) ─▶ modulate with S_q ─▶ rotation ─▶ ...
+                       k_proj ─ (k_norm) ─▶ modulate with S_k ─▶ rotation ─▶ cache ...
+
+The attention's own forward runs unchanged: the layer computes the signal from the module's input,
+lays it on the two modules before rotation (`_pending`), and their forward hooks apply it. Nothing
+outlives the call, so recomputation under gradient checkpointing and an exception in between leave
+no trace; the hook is a plain function that reads from its own module, so copies, pickles and
+replicas of a model stay independent.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any, NamedTuple, cast
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from rosa.errors import RosaError
+from rosa.ops import modulate_post_rotation, modulate_pre_rotation
+from rosa.roae.config import RosaConfig
+from rosa.rope import RopeLayout, Tap, low_pair_count, low_pair_slices
+
+NO_MERGE = (
+    "a RoSA adapter depends on its input and cannot be merged into the weights; "
+    "use unload() to get the base model back, or keep the adapter attached"
+)
+_PENDING = "_rosa_pending"
+_HANDLE = "_rosa_hook"
+
+
+class _Modulation(NamedTuple):
+    """What a hook needs to act on one output: everything but the output itself."""
+
+    tap: Tap
+    head_dim: int
+    signal: Tensor  # (b, l, heads, d_low)
+    alpha: float
+    pairs: tuple[slice, slice]
+    rotation: tuple[Tensor, Tensor] | None  # cos, sin (b or 1, l, ρ) for "post", None for "pre"
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """The tapped output, modulated, in its own shape and dtype."""
+        z = self._by_head(output)
+        if self.rotation is None:
+            modulated = modulate_pre_rotation(z, self.signal, self.alpha, self.pairs)
+        else:
+            cos, sin = (turn.unsqueeze(-2) for turn in self.rotation)
+            modulated = modulate_post_rotation(z, self.signal, self.alpha, self.pairs, cos, sin)
+        if self.tap.axes == "heads_first":
+            modulated = modulated.transpose(1, 2)
+        return modulated.view(output.shape)
+
+    def _by_head(self, output: Tensor) -> Tensor:
+        """(b, l, heads, head_dim), a view."""
+        if self.tap.axes == "flat":
+            return output.view(*output.shape[:-1], self.tap.heads, self.head_dim)
+        return output.transpose(1, 2) if self.tap.axes == "heads_first" else output
+
+
+def _modulate_output(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    """Forward hook of the last module before rotation."""
+    pending: _Modulation | None = module.__dict__.get(_PENDING)
+    return output if pending is None else pending(output)
+
+
+def _linear(weights: nn.ModuleDict, adapter_name: str) -> nn.Linear:
+    return cast(nn.Linear, weights[adapter_name])
+
+
+class RosaLayer(nn.Module, BaseTunerLayer):
+    """An attention module with RoAE; each adapter has its own weights, one is active at a time.
+
+    The signal, with H (b, l, d) the input of the attention module (Eqs. 2 and 3):
+
+        S_q = SiLU(H·A·B)     (b, l, h_q, d_low)
+        S_k = S_q·W_GQA       (b, l, h_kv, d_low), W_GQA of rank r; S_k = S_q where h_kv = h_q
+
+    d_low holds the real half, then the imaginary half. Weights are `nn.Linear`s without bias, so
+    `rosa_A.weight` is (r, d), `rosa_B.weight` (h_q·d_low, r), `rosa_gqa_A.weight` (r, h_q·d_low)
+    and `rosa_gqa_B.weight` (h_kv·d_low, r).
+    """
+
+    adapter_layer_names = ("rosa_A", "rosa_B", "rosa_gqa_A", "rosa_gqa_B")
+    other_param_names = ("alpha", "rope_stage", "low_pairs")
+
+    def __init__(self, base_layer: nn.Module, layout: RopeLayout) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.layout = layout
+        self.rosa_A = nn.ModuleDict()
+        self.rosa_B = nn.ModuleDict()
+        self.rosa_gqa_A = nn.ModuleDict()
+        self.rosa_gqa_B = nn.ModuleDict()
+        self.alpha: dict[str, float] = {}
+        self.rope_stage: dict[str, str] = {}
+        self.low_pairs: dict[str, tuple[slice, slice]] = {}
+        self._disable_adapters = False
+        self._active_adapter: list[str] = []
+        self.merged_adapters: list[str] = []
+        self._parameters_of_forward = list(inspect.signature(type(base_layer).forward).parameters)
+        for tap in (layout.query, layout.key):
+            module = getattr(base_layer, tap.module)
+            setattr(module, _HANDLE, module.register_forward_hook(_modulate_output))
+
+    def update_layer(self, adapter_name: str, config: RosaConfig) -> None:
+        """Adds an adapter's weights. Raises RosaError where r_low is too small for the head."""
+        layout, r = self.layout, config.r
+        pairs = low_pair_count(layout.head_dim, layout.rotary_dim, config.r_low)
+        for_queries, for_keys = (2 * pairs * tap.heads for tap in (layout.query, layout.key))
+        self.rosa_A[adapter_name] = nn.Linear(layout.hidden_size, r, bias=False)
+        self.rosa_B[adapter_name] = nn.Linear(r, for_queries, bias=False)
+        if layout.query.heads != layout.key.heads:
+            self.rosa_gqa_A[adapter_name] = nn.Linear(for_queries, r, bias=False)
+            self.rosa_gqa_B[adapter_name] = nn.Linear(r, for_keys, bias=False)
+        self.alpha[adapter_name] = config.alpha
+        self.rope_stage[adapter_name] = config.rope_stage
+        self.low_pairs[adapter_name] = low_pair_slices(layout.rotary_dim, layout.pairing, pairs)
+        self.reset_rosa_parameters(adapter_name, config.init_weights)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    @torch.no_grad()
+    def reset_rosa_parameters(self, adapter_name: str, init_weights: bool = True) -> None:
+        """Starts an adapter afresh: A at random as LoRA's, B zero, so that the signal is zero.
+
+        W_GQA starts at random with gains that keep the signal's variance: it needs no zeros, since
+        it maps a zero signal to zero, and with two zero factors in a row no gradient could flow.
+        `init_weights=False` draws B at random too.
+        """
+        up = _linear(self.rosa_B, adapter_name).weight
+        nn.init.kaiming_uniform_(_linear(self.rosa_A, adapter_name).weight, a=math.sqrt(5))
+        if init_weights:
+            nn.init.zeros_(up)
+        else:
+            nn.init.kaiming_uniform_(up, a=math.sqrt(5))
+        for factors in (self.rosa_gqa_A, self.rosa_gqa_B):
+            if adapter_name in factors:
+                factor = _linear(factors, adapter_name)
+                nn.init.normal_(factor.weight, std=1 / math.sqrt(factor.in_features))
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """PEFT's: activates one adapter (or none, for an empty list)."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        if len(names) > 1:
+            raise RosaError(
+                f"RoSA runs one adapter at a time, but {', '.join(names)} were activated together; "
+                "activate one of them"
+            )
+        super().set_adapter(names, inference_mode=inference_mode)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The attention's own forward, with its queries and keys modulated on the way."""
+        name = next((name for name in self.active_adapters if name in self.rosa_A), None)
+        if self.disable_adapters or name is None:
+            return self.base_layer(*args, **kwargs)
+        taps = (self.layout.query, self.layout.key)
+        signals = self.signals(name, self._argument("hidden_states", args, kwargs))
+        rotation = self._rotation(name, args, kwargs)
+        tapped = [getattr(self.base_layer, tap.module) for tap in taps]
+        try:
+            for module, tap, signal in zip(tapped, taps, signals, strict=True):
+                module.__dict__[_PENDING] = _Modulation(
+                    tap,
+                    self.layout.head_dim,
+                    signal,
+                    self.alpha[name],
+                    self.low_pairs[name],
+                    rotation,
+                )
+            return self.base_layer(*args, **kwargs)
+        finally:
+            for module in tapped:
+                module.__dict__.pop(_PENDING, None)
+
+    def signals(self, adapter_name: str, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """S_q (b, l, h_q, d_low) and S_k (b, l, h_kv, d_low) of input (b, l, d).
+
+        Computed in the dtype of the adapter's weights (autocast, where it is on, decides instead).
+        """
+        down = _linear(self.rosa_A, adapter_name)
+        x = self._cast_input_dtype(hidden_states, down.weight.dtype)
+        for_queries = nn.functional.silu(self.rosa_B[adapter_name](down(x)))
+        for_keys = for_queries
+        if adapter_name in self.rosa_gqa_A:
+            for_keys = self.rosa_gqa_B[adapter_name](self.rosa_gqa_A[adapter_name](for_queries))
+        return (
+            for_queries.unflatten(-1, (self.layout.query.heads, -1)),
+            for_keys.unflatten(-1, (self.layout.key.heads, -1)),
+        )
+
+    def _rotation(self, name: str, args: Any, kwargs: Any) -> tuple[Tensor, Tensor] | None:
+        if self.rope_stage[name] == "pre":
+            return None
+        return self._argument("position_embeddings", args, kwargs)
+
+    def _argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An argument of the attention's forward, whether it came by keyword or by position."""
+        if name in kwargs:
+            return kwargs[name]
+        index = self._parameters_of_forward.index(name) - 1  # without self
+        return args[index]
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise RosaError(NO_MERGE)
+
+    def unmerge(self) -> None:
+        """Nothing to do: a RoSA adapter is never merged."""
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """The attention module as it was before it was wrapped (PEFT calls this to unload)."""
+        if merge:
+            raise RosaError(NO_MERGE)
+        for tap in (self.layout.query, self.layout.key):
+            module = getattr(self.base_layer, tap.module)
+            module.__dict__.pop(_HANDLE).remove()
+        return self.base_layer
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> Any:
+        """PEFT places adapter weights by `base_layer.weight`; an attention module has none."""
+        return super()._get_base_layer_device_and_dtype(base_layer.q_proj)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the wrapper lacks comes from the attention module: `layer.self_attn.q_proj`."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":  # not yet constructed, e.g. while unpickling
+                raise
+            return getattr(self.base_layer, name)
+
+    def __repr__(self) -> str:
+        return "rosa." + super().__repr__()

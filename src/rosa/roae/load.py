@@ -1,0 +1,96 @@
+"""Loading an adapter with every mistake told in one sentence, before the model is touched.
+
+`PeftModel.from_pretrained` works too; it answers a wrong file with a page of key names, or with a
+warning. The checks here hold for the adapter of any PEFT method.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from rosa.errors import RosaError
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+Shape = tuple[int, ...]
+
+
+def load_adapter_checked(
+    model: nn.Module,
+    folder: str | Path,
+    adapter_name: str = "default",
+    is_trainable: bool = False,
+) -> PeftModel:
+    """`PeftModel.from_pretrained` for a local folder, after `check_adapter`."""
+    check_adapter(model, folder)
+    return PeftModel.from_pretrained(
+        model, str(folder), adapter_name=adapter_name, is_trainable=is_trainable
+    )
+
+
+def check_adapter(model: nn.Module, folder: str | Path) -> None:
+    """Raises RosaError unless the adapter in `folder` is readable and fits `model`.
+
+    It names the missing or damaged file, or the first key that does not fit, with both shapes.
+    The model stays as it is: what an adapter of this configuration looks like is measured on a
+    copy without weights.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    found = read_shapes(folder / WEIGHTS_FILE)
+    expected = _expected_shapes(model, config)
+    for key in sorted(found.keys() | expected.keys()):
+        if found.get(key) != expected.get(key):
+            base = config.base_model_name_or_path or "the one it was trained on"
+            raise RosaError(
+                f"the adapter {folder} does not fit this model: {key} is "
+                f"{_shape(found, key, 'not in the file')} where the model needs "
+                f"{_shape(expected, key, 'nothing')}; load it onto its base model ({base})"
+            )
+
+
+def read_shapes(file: Path) -> dict[str, Shape]:
+    """The shape of each tensor of a safetensors file, from its header.
+
+    Raises RosaError for a file that is missing or damaged.
+    """
+    if not file.is_file():
+        raise RosaError(f"there is no {file.name} in {file.parent}; is it an adapter's folder?")
+    try:
+        with safe_open(str(file), framework="pt") as tensors:
+            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise RosaError(
+            f"{file} is damaged and cannot be read ({error}); copy it or train it again"
+        ) from error
+
+
+def _read_config(folder: Path) -> PeftConfig:
+    if not (folder / CONFIG_FILE).is_file():
+        raise RosaError(f"there is no {CONFIG_FILE} in {folder}; is it an adapter's folder?")
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except RosaError as error:
+        raise RosaError(f"{folder / CONFIG_FILE}: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RosaError(
+            f"{folder / CONFIG_FILE} is not an adapter's configuration ({error})"
+        ) from error
+
+
+def _expected_shapes(model: nn.Module, config: PeftConfig) -> dict[str, Shape]:
+    with torch.device("meta"):
+        empty = type(model)(copy.deepcopy(model.config))
+        adapted = get_peft_model(empty, copy.deepcopy(config), low_cpu_mem_usage=True)
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+
+def _shape(shapes: dict[str, Shape], key: str, absent: str) -> str:
+    return str(shapes[key]) if key in shapes else absent

@@ -1,0 +1,141 @@
+"""`RosaModel`: wraps a model's attention modules and trains their layers' norms."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, check_target_module_exists
+from peft.utils.other import ModulesToSaveWrapper
+from torch import nn
+
+from rosa.errors import RosaError
+from rosa.roae.config import RosaConfig
+from rosa.roae.layer import NO_MERGE, RosaLayer
+from rosa.roae.norms import NormWrapper, norms_of
+from rosa.rope import KNOWN_MODEL_TYPES, has_rope, layout_of
+
+
+class RosaModel(BaseTuner):
+    """A model with RoAE on its attention modules (`get_peft_model(model, RosaConfig(...))`).
+
+    Raises RosaError for a model without RoPE, an architecture whose rotation is not known, an
+    r_low too small for its heads, and a configuration that matches no attention module.
+    """
+
+    prefix: str = "rosa_"
+    tuner_layer_cls = RosaLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # PEFT's name and type
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
+        """Without a choice of modules, every attention module that rotates is adapted."""
+        sites = _attention_modules(self.model)
+        if not sites:
+            raise RosaError(_why_not(self.model))
+        if peft_config.target_modules is None:
+            peft_config.target_modules = {name.rpartition(".")[2] for name in sites}
+        matched = [name for name in sites if self._check_target_module_exists(peft_config, name)]
+        if not matched:
+            raise RosaError(_nothing_matched(peft_config, sites))
+        return peft_config
+
+    def _check_target_module_exists(self, peft_config: Any, key: str) -> Any:  # type: ignore[override]
+        """PEFT's matching by name, among attention modules that rotate: a vision tower does not."""
+        found = check_target_module_exists(peft_config, key)
+        if isinstance(found, _ExcludedModule) or not found:
+            return found
+        module = self.model.get_submodule(key)
+        return isinstance(module, RosaLayer) or layout_of(module) is not None
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        """Wraps one attention module, or adds an adapter to its wrapper; then its layer's norms."""
+        if isinstance(target, RosaLayer):
+            target.update_layer(adapter_name, peft_config)
+        else:
+            layout = layout_of(target)
+            assert layout is not None
+            layer = RosaLayer(target, layout)
+            layer.update_layer(adapter_name, peft_config)
+            self._replace_module(parent, target_name, layer, target)
+        if peft_config.train_norms:
+            self._train_norms(peft_config, adapter_name, parent, current_key.rpartition(".")[0])
+
+    def _train_norms(
+        self, config: RosaConfig, adapter_name: str, decoder_layer: nn.Module, key: str
+    ) -> None:
+        for name, norm in list(norms_of(decoder_layer)):
+            if _excluded(config, f"{key}.{name}"):
+                continue
+            if isinstance(norm, ModulesToSaveWrapper):
+                norm.update(adapter_name)
+            else:
+                setattr(decoder_layer, name, NormWrapper(norm, adapter_name))
+
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        """PEFT's version places weights by `child.weight`; the layer has placed its own already."""
+        setattr(parent, child_name, new_module)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """PEFT's rule, float32 adapter weights on a half-precision model, for the norms too."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if autocast_adapter_dtype:
+            for module in self.model.modules():
+                if isinstance(module, NormWrapper):
+                    module.upcast(adapter_name)
+
+    def _check_merge_allowed(self) -> None:
+        raise RosaError(NO_MERGE)
+
+
+def _attention_modules(model: nn.Module) -> list[str]:
+    """Names of the attention modules that rotate, wrapped already or not."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if not name.endswith(".base_layer")
+        and (isinstance(module, RosaLayer) or layout_of(module) is not None)
+    ]
+
+
+def _excluded(config: RosaConfig, key: str) -> bool:
+    if isinstance(config.exclude_modules, str):
+        return re.fullmatch(config.exclude_modules, key) is not None
+    names = config.exclude_modules or ()
+    return any(key == name or key.endswith(f".{name}") for name in names)
+
+
+def _why_not(model: nn.Module) -> str:
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if not has_rope(model):
+        return (
+            f"the model ({kind}) has no rotary position embeddings (RoPE), which is what RoSA "
+            "adapts; use a model with RoPE or another PEFT method"
+        )
+    return (
+        f"rosa does not know where {kind} keeps its rotary dimensions; "
+        f"it knows {', '.join(KNOWN_MODEL_TYPES)}"
+    )
+
+
+def _nothing_matched(config: RosaConfig, sites: list[str]) -> str:
+    chosen = {
+        name: sorted(value) if isinstance(value, set) else value
+        for name in ("target_modules", "layers_to_transform", "exclude_modules")
+        if (value := getattr(config, name)) is not None
+    }
+    choice = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
+    return (
+        f"no attention module matches {choice}; this model has {len(sites)}, "
+        f"from {sites[0]} to {sites[-1]}: name those, or leave target_modules out"
+    )

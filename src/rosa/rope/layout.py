@@ -1,0 +1,72 @@
+"""How one attention module rotates, and which dimensions turn slowest. Pure, without PyTorch.
+
+RoPE turns pairs of dimensions; pair i turns by an angle that falls with i, so the low frequencies
+are the last pairs:
+
+    halves (Llama, NeoX)         |  real 0 .. ρ/2-1   |  imaginary ρ/2 .. ρ-1  | not rotated |
+                                             └─ last n              └─ last n
+    interleaved (GPT-J, Cohere)  |  r i r i r i ...            r i r i         | not rotated |
+                                                                └─ last 2n
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from rosa.errors import RosaError
+
+Pairing = Literal["halves", "interleaved"]
+# Axes of a tapped output: (b, l, heads·head_dim), (b, l, heads, head_dim), (b, heads, l, head_dim).
+Axes = Literal["flat", "length_first", "heads_first"]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """The last module before rotation: its output holds the queries or the keys."""
+
+    module: str  # name inside the attention module: "q_proj", "k_norm", ...
+    axes: Axes
+    heads: int
+
+
+@dataclass(frozen=True)
+class RopeLayout:
+    """The rotation of one attention module with an input of width `hidden_size`."""
+
+    hidden_size: int
+    head_dim: int
+    rotary_dim: int  # ρ, at most head_dim; the rest of a head is not rotated
+    pairing: Pairing
+    query: Tap
+    key: Tap
+
+
+def low_pair_count(head_dim: int, rotary_dim: int, r_low: float) -> int:
+    """n = ⌊ρ·r_low/2⌋, the number of pairs that are adapted.
+
+    Raises RosaError where n = 0, naming head_dim and r_low.
+    """
+    # 1e-9: products such as 20·0.7 = 13.999… stand for whole numbers
+    pairs = int(rotary_dim * r_low / 2 + 1e-9)
+    if pairs < 1:
+        rotated = "" if rotary_dim == head_dim else f" of which {rotary_dim} are rotated"
+        raise RosaError(
+            f"r_low={r_low} selects no dimension pair of a head with head_dim={head_dim}{rotated}; "
+            f"use r_low >= {math.ceil(2e4 / rotary_dim) / 1e4}"
+        )
+    return pairs
+
+
+def low_pair_slices(rotary_dim: int, pairing: Pairing, pairs: int) -> tuple[slice, slice]:
+    """The (real, imaginary) dimensions of the last `pairs` pairs of a head.
+
+    Element j of the first slice and element j of the second form one pair. Slices, so that taking
+    them is a view.
+    """
+    if pairing == "halves":
+        half = rotary_dim // 2
+        return slice(half - pairs, half), slice(rotary_dim - pairs, rotary_dim)
+    start = rotary_dim - 2 * pairs
+    return slice(start, rotary_dim, 2), slice(start + 1, rotary_dim, 2)
