@@ -1,0 +1,28 @@
+"""DLS, dynamic layer selection: every `interval` steps choose the layers that are trained next.
+
+Importing this package loads neither PyTorch nor Transformers until a name below is used, so an
+adapter's configuration can embed a `DlsConfig` for free.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from rosa.dls.config import DlsConfig
+
+if TYPE_CHECKING:
+    from rosa.dls.callback import DlsCallback
+    from rosa.dls.selection import DynamicLayerSelection
+
+_HOME = {
+    "DlsCallback": "rosa.dls.callback",
+    "DynamicLayerSelection": "rosa.dls.selection",
+}
+__all__ = ["DlsCallback", "DlsConfig", "DynamicLayerSelection"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'rosa.dls' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

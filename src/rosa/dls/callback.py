@@ -1,0 +1,186 @@
+"""DLS for Transformers' Trainer and TRL's trainers: the same selection, as a callback.
+
+    Trainer(..., callbacks=[DlsCallback(DlsConfig(interval=40))])
+
+It attaches when training begins, selects before the Trainer clips, keeps its state in every
+checkpoint's `trainer_state.json`, and writes `dls_history.jsonl` into the output folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from torch.utils.hooks import RemovableHandle
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from rosa.dls.backward import at_end_of_backward
+from rosa.dls.config import DlsConfig
+from rosa.dls.selection import DynamicLayerSelection
+from rosa.errors import RosaError
+
+HISTORY_FILE = "dls_history.jsonl"
+
+
+class DlsCallback(TrainerCallback, ExportableState):
+    """Runs `DynamicLayerSelection` in a Trainer.
+
+    Args:
+        config: the settings; None takes those of the model's active adapter (`config.dls`), else
+            the defaults.
+
+    Attributes:
+        dls: the `DynamicLayerSelection` of the present or last run, None before the first.
+    """
+
+    def __init__(self, config: DlsConfig | Mapping[str, Any] | None = None) -> None:
+        self.config = None if config is None else DlsConfig.of(config)
+        self.dls: DynamicLayerSelection | None = None
+        self._end_of_backward: RemovableHandle | None = None
+        self._written = 0
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer stores in `trainer_state.json` (its `ExportableState` protocol)."""
+        return {
+            "args": {"config": None if self.config is None else self.config.to_dict()},
+            "attributes": {},
+            "dls": None if self.dls is None else self.dls.state_dict(),
+        }
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Attach to model and optimizer, and go on where a resumed checkpoint stopped."""
+        self._detach()  # from a run that was broken off
+        _refuse_settings(args)
+        config = self.config or adapter_config(model) or DlsConfig()
+        stored = _stored_state(state) if state.global_step else None
+        self.dls = DynamicLayerSelection(model, optimizer, config, total_steps=state.max_steps)
+        if stored is not None:
+            self.dls.load_state_dict(stored)
+        elif state.global_step:
+            warnings.warn(
+                f"the checkpoint of step {state.global_step} holds no DLS state: DLS starts anew "
+                "from here, with no layer chosen",
+                stacklevel=2,
+            )
+            self.dls.start_at(state.global_step)
+        # A checkpoint of a run without this callback has no place for its state.
+        _stored_states(state).setdefault(type(self).__name__, self.state())
+        self._select_before_clipping(self.dls, optimizer)
+        self._rewrite_history(args, state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Append this step's choice, if there was one, to `dls_history.jsonl`."""
+        if self.dls is None or len(self.dls.history) == self._written:
+            return
+        if state.is_world_process_zero:
+            with _history_path(args).open("a", encoding="utf-8") as file:
+                file.writelines(_line(record) for record in self.dls.history[self._written :])
+        self._written = len(self.dls.history)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add `dls_selected`, the layers that train, to the training logs."""
+        if self.dls is None or self.dls.selected is None or not logs or "loss" not in logs:
+            return
+        logs["dls_selected"] = list(self.dls.selected)
+        if state.log_history:
+            newest: dict[str, Any] = state.log_history[-1]
+            newest["dls_selected"] = list(self.dls.selected)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give model and optimizer back as they were."""
+        self._detach()
+
+    def _select_before_clipping(self, dls: DynamicLayerSelection, optimizer: Any) -> None:
+        """The Trainer clips between backward and the optimizer's hooks: select before it does."""
+        scaler = getattr(optimizer, "scaler", None)
+        accumulation = getattr(optimizer, "gradient_state", None)
+
+        def select() -> None:
+            if accumulation is None or accumulation.sync_gradients:  # the step's last backward
+                dls.select(loss_scale=1.0 if scaler is None else scaler.get_scale())
+
+        self._end_of_backward = at_end_of_backward(dls.layers_owner, select)
+
+    def _rewrite_history(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Start the file with exactly the choices up to here: none twice, none missing."""
+        assert self.dls is not None
+        self._written = len(self.dls.history)
+        if not state.is_world_process_zero:
+            return
+        path = _history_path(args)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(path.name + ".tmp")
+        draft.write_text("".join(map(_line, self.dls.history)), encoding="utf-8")
+        os.replace(draft, path)
+
+    def _detach(self) -> None:
+        if self._end_of_backward is not None:
+            self._end_of_backward.remove()
+            self._end_of_backward = None
+            assert self.dls is not None
+            self.dls.detach()
+
+
+def adapter_config(model: Any) -> DlsConfig | None:
+    """The `dls` of the model's active adapter; None where there is no adapter or no such key."""
+    configs = getattr(model, "peft_config", None)
+    if not isinstance(configs, Mapping):
+        return None
+    active = getattr(model, "active_adapters", None)
+    active = active() if callable(active) else active
+    for name in active or configs:
+        dls = getattr(configs.get(name), "dls", None)
+        if dls is not None:
+            return DlsConfig.of(dls)
+    return None
+
+
+def _refuse_settings(args: TrainingArguments) -> None:
+    for engine in ("deepspeed", "fsdp"):
+        if getattr(args, engine, None):
+            raise RosaError(
+                f"DLS does not work with {engine}={getattr(args, engine)!r}: train in one process "
+                "without it, or leave DlsCallback out"
+            )
+
+
+def _stored_state(state: TrainerState) -> dict[str, Any] | None:
+    stored = _stored_states(state).get(DlsCallback.__name__)
+    return stored.get("dls") if isinstance(stored, dict) else None
+
+
+def _stored_states(state: TrainerState) -> dict[str, Any]:
+    # Declared as a list of callbacks, but the Trainer keeps their states by class name.
+    return cast("dict[str, Any]", state.stateful_callbacks)
+
+
+def _history_path(args: TrainingArguments) -> Path:
+    return Path(args.output_dir or ".") / HISTORY_FILE
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record) + "\n"

@@ -1,0 +1,86 @@
+"""The settings of DLS. No PyTorch here: adapter configurations embed this class."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rosa.errors import RosaError
+
+
+@dataclasses.dataclass(frozen=True)
+class DlsConfig:
+    """Which share of the layers is trained, and how often and by what rule it is chosen.
+
+    Args:
+        k_ratio: share of the layers that is trained after the first choice, 0 < k_ratio <= 1.
+        interval: u, a choice is made at every u-th optimizer step.
+        p_exploit: probability of taking the layers with the best scores; else they are drawn.
+        warmup: no choice up to this step; below 1 it is a share of the run's steps, else steps.
+        seed: of DLS's own generator; nothing else in the run draws from it.
+
+    Raises:
+        RosaError: a value out of its range.
+    """
+
+    k_ratio: float = 0.5
+    interval: int = 40
+    p_exploit: float = 0.8
+    warmup: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check("k_ratio", self.k_ratio, lambda v: 0 < v <= 1, "a number above 0 and at most 1")
+        _check("interval", self.interval, lambda v: v >= 1, "a whole number from 1", whole=True)
+        _check("p_exploit", self.p_exploit, lambda v: 0 <= v <= 1, "a number from 0 to 1")
+        _check("warmup", self.warmup, lambda v: 0 <= v < math.inf, "a number from 0")
+        _check("seed", self.seed, lambda v: v >= 0, "a whole number from 0", whole=True)
+
+    @classmethod
+    def of(cls, value: DlsConfig | Mapping[str, Any] | None) -> DlsConfig:
+        """`value` as a `DlsConfig`: itself, made from its keys (as in a JSON file), or defaults."""
+        if value is None:
+            return cls()
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping):
+            raise RosaError(f"dls must be a DlsConfig or its keys, not {value!r}")
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in value:
+            if key not in known:
+                raise RosaError(f"dls has no key {key!r}; its keys are {', '.join(known)}")
+        return cls(**value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON-able keys and values."""
+        return dataclasses.asdict(self)
+
+    def warmup_steps(self, total_steps: int | None) -> int:
+        """T_warmup in optimizer steps: the last step at which no choice is made.
+
+        Raises:
+            RosaError: `warmup` is a share and the run's length is not known.
+        """
+        if self.warmup == 0 or self.warmup >= 1:
+            return math.floor(self.warmup)
+        if total_steps is None:
+            raise RosaError(
+                f"dls.warmup={self.warmup} is a share of the run, so total_steps is needed: pass "
+                "total_steps=..., or give warmup as a number of steps (0, or 1 and more)"
+            )
+        # Rounding first: 0.29 * 100 is 28.999999999999996, and the user means 29.
+        return math.floor(round(self.warmup * total_steps, 6))
+
+    def chooses_at(self, step: int, total_steps: int | None) -> bool:
+        """Whether optimizer step `step` (from 1) scores and chooses: Algorithm 1, line 7."""
+        return step > self.warmup_steps(total_steps) and step % self.interval == 0
+
+
+def _check(
+    name: str, value: Any, holds: Callable[[Any], bool], expected: str, whole: bool = False
+) -> None:
+    kind = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kind) or not holds(value):
+        raise RosaError(f"dls.{name} must be {expected}, not {value!r}")

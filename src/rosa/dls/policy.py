@@ -1,0 +1,70 @@
+"""The choice itself, as pure functions: scores in, layers out. No PyTorch, no state.
+
+One choice is a function of (scores, k, p_exploit, seed, step) alone. Its generator is seeded from
+the run's seed and the step, so nothing but these two must survive in a checkpoint, a step that
+was scored but skipped changes no later choice, and every process that sees the same scores makes
+the same choice.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+EXPLOIT = "exploit"
+EXPLORE = "explore"
+
+
+class Choice(NamedTuple):
+    """How the layers were chosen ("exploit" or "explore"), and which, in ascending order."""
+
+    mode: str
+    selected: list[int]
+
+
+def how_many(k_ratio: float, layers: int) -> int:
+    """k = max(1, round(k_ratio * L)); halves go to the even number, as Python's `round` does."""
+    return max(1, round(k_ratio * layers))
+
+
+def best(scores: Sequence[float], candidates: Sequence[int], k: int) -> list[int]:
+    """The `k` candidates with the highest scores, ascending; of equal ones the lower index."""
+    ranked = sorted(candidates, key=lambda layer: (-scores[layer], layer))
+    return sorted(ranked[:k])
+
+
+def drawn(candidates: Sequence[int], k: int, generator: random.Random) -> list[int]:
+    """`k` candidates drawn uniformly without replacement, ascending.
+
+    A partial Fisher-Yates shuffle on `Random.random()`, the one method whose sequence Python
+    promises to keep.
+    """
+    pool = list(candidates)
+    for i in range(k):
+        j = i + int(generator.random() * (len(pool) - i))
+        pool[i], pool[j] = pool[j], pool[i]
+    return sorted(pool[:k])
+
+
+def choose(
+    scores: Sequence[float],
+    candidates: Sequence[int],
+    k: int,
+    p_exploit: float,
+    seed: int,
+    step: int,
+) -> Choice:
+    """The choice of optimizer step `step`: Algorithm 1, line 9.
+
+    Args:
+        scores: one per layer of the model, indexed by layer.
+        candidates: the layers that may be chosen, ascending; at least `k`.
+        k: how many to choose.
+        p_exploit: probability of the best; else `k` of the candidates are drawn.
+        seed, step: seed the generator. Its first number decides the mode, the next `k` the draw.
+    """
+    generator = random.Random(f"rosa-dls/{seed}/{step}")
+    if generator.random() < p_exploit:
+        return Choice(EXPLOIT, best(scores, candidates, k))
+    return Choice(EXPLORE, drawn(candidates, k, generator))
