@@ -1,0 +1,259 @@
+"""Scoring a model on benchmarks under the `llm-adapters` protocol.
+
+    results = evaluate(model, tokenizer, ["boolq", "gsm8k"], data="dataset", out="runs/eval")
+    results["boolq"].accuracy
+
+Answers are written as they come. A run that was stopped goes on where it was: batches are cut
+from the whole task, never from what is left, so the answers are those of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from rosa.errors import RosaError
+from rosa.study.benchmarks import Example, Task, fingerprint, load_examples, resolve_tasks
+from rosa.study.evaluation_folder import EvaluationFolder
+from rosa.study.generate import Response, encode_prompts, generate, longest_first_batches
+from rosa.study.scores import Results, TaskScore
+from rosa.study.sources import sample
+
+PROTOCOL = "llm-adapters"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One task with the examples that are asked, out of `rows` in its test set."""
+
+    task: Task
+    examples: list[Example]
+    rows: int
+
+
+def prepare(
+    tasks: Sequence[str | Task],
+    *,
+    data: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    max_new_tokens: int | None = None,
+) -> list[Workload]:
+    """Load and check every task's examples; `limit` takes a seeded sample of each.
+
+    Raises RosaError for an unknown task, bad data or an unknown label: before any model is loaded.
+    """
+    for name, value in (("limit", limit), ("max_new_tokens", max_new_tokens)):
+        if value is not None and value < 1:
+            raise RosaError(f"{name} must be at least 1, found {value}")
+    work = []
+    for task in resolve_tasks(tasks):
+        if max_new_tokens is not None:
+            task = dataclasses.replace(task, max_new_tokens=max_new_tokens)
+        examples = load_examples(task, data)
+        work.append(Workload(task, sample(examples, limit, seed), len(examples)))
+    return work
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[str | Task] | Sequence[Workload],
+    *,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    batch_size: int = 16,
+    limit: int | None = None,
+    seed: int = 0,
+    num_beams: int = 1,
+    max_new_tokens: int | None = None,
+    run: dict[str, Any] | None = None,
+    trained_on: Sequence[str] = (),
+    progress: bool = False,
+) -> Results:
+    """Ask `model` every question of `tasks` and score its answers.
+
+    Args:
+        model: a Transformers causal model, adapted or not; its training mode is restored.
+        tasks: names, groups, YAML files or `Task`s; or what `prepare` gave.
+        data: folder with the test sets in LLM-Adapters' layout; the hub where it is None.
+        out: folder for answers and results, resumed where it holds this run; None keeps nothing.
+        limit: ask a seeded sample of this many examples per task.
+        num_beams: 1 is greedy; the published suite used 4.
+        run: what identifies the model (its name, adapter, ...); a folder with another is refused.
+        trained_on: names of the training sets, where they are known.
+        progress: show a progress bar with tokens per second.
+
+    Raises:
+        RosaError: bad tasks or data, or a folder that holds another run.
+    """
+    for name, value in (("batch_size", batch_size), ("num_beams", num_beams)):
+        if value < 1:
+            raise RosaError(f"{name} must be at least 1, found {value}")
+    work = _prepared(tasks, data=data, limit=limit, seed=seed, max_new_tokens=max_new_tokens)
+    identity = {"protocol": PROTOCOL, **(run or {})}
+    identity |= {"dtype": str(model.dtype).removeprefix("torch."), "num_beams": num_beams}
+    identity |= {"limit": limit, "seed": seed}
+    folder = EvaluationFolder(Path(out)) if out is not None else None
+    if folder:
+        folder.claim(identity, {w.task.name: fingerprint(w.task, w.examples) for w in work})
+    bench = _Bench(model, tokenizer, batch_size, num_beams, folder)
+    with _evaluating(model), _progress_bar(work, progress) as report:
+        scores = [bench.score(w, report) for w in work]
+    settings = {**identity, "batch_size": batch_size, **bench.speed()}
+    if trained_on:
+        settings["trained_on"] = list(trained_on)
+    results = Results(scores, settings, bench.notes)
+    if folder:
+        folder.write_results(results)
+    return results
+
+
+def _prepared(tasks: Sequence[Any], **options: Any) -> list[Workload]:
+    if tasks and all(isinstance(task, Workload) for task in tasks):
+        return list(tasks)
+    return prepare(tasks, **options)
+
+
+@dataclass
+class _Bench:
+    """A model and the way it is asked; counts tokens and seconds as it goes."""
+
+    model: Any
+    tokenizer: Any
+    batch_size: int
+    num_beams: int
+    folder: EvaluationFolder | None
+    tokens: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    def score(self, work: Workload, report: Callable[[str, int, float], None]) -> TaskScore:
+        task = work.task
+        done = self.folder.read_lines(task.name) if self.folder else {}
+        report(task.title, len(done), self.rate)
+        prompts = encode_prompts(self.tokenizer, [e.prompt for e in work.examples])
+        self._note_overlong(task, prompts)
+        with self.folder.open(task.name) if self.folder else contextlib.nullcontext() as file:
+            for batch in longest_first_batches([len(p) for p in prompts], self.batch_size):
+                missing = [i for i in batch if work.examples[i].index not in done]
+                if not missing:
+                    continue
+                # The whole batch again: padding, and so rounding, is as in an uninterrupted run.
+                responses = self._ask([prompts[i] for i in batch], task)
+                for i in missing:
+                    record = judge(task, work.examples[i], responses[batch.index(i)].text)
+                    done[record["index"]] = record
+                    _write_line(file, record)
+                report(task.title, len(missing), self.rate)
+        return tally(work, list(done.values()))
+
+    def _ask(self, prompts: list[list[int]], task: Task) -> list[Response]:
+        start = time.perf_counter()
+        responses = generate(
+            self.model,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=task.max_new_tokens,
+            num_beams=self.num_beams,
+        )
+        self.seconds += time.perf_counter() - start
+        self.tokens += sum(response.tokens for response in responses)
+        return responses
+
+    def _note_overlong(self, task: Task, prompts: list[list[int]]) -> None:
+        longest = getattr(self.model.config, "max_position_embeddings", None)
+        if longest is None:
+            return
+        over = sum(len(prompt) + task.max_new_tokens > longest for prompt in prompts)
+        if over:
+            self.notes.append(
+                f"{task.title}: {over} prompts with their response may be longer than the "
+                f"{longest} positions that this model was made for."
+            )
+
+    @property
+    def rate(self) -> float:
+        """New tokens per second so far, generation alone."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def speed(self) -> dict[str, float]:
+        """What goes into the results; nothing where every answer was there already."""
+        return {"tokens_per_second": round(self.rate, 1)} if self.tokens else {}
+
+
+def judge(task: Task, example: Example, response: str) -> dict[str, Any]:
+    """The line that an answered example leaves in the task's file."""
+    prediction = task.parse(response)
+    return {
+        "index": example.index,
+        "prompt": example.prompt,
+        "response": response,
+        "prediction": prediction,
+        "label": example.label,
+        "correct": task.is_correct(prediction, example.label),
+    }
+
+
+def tally(work: Workload, records: Sequence[dict[str, Any]]) -> TaskScore:
+    """Count the records of one task."""
+    return TaskScore(
+        name=work.task.name,
+        title=work.task.title,
+        suite=work.task.suite,
+        correct=sum(record["correct"] for record in records),
+        scored=len(records),
+        unparsable=sum(record["prediction"] is None for record in records),
+        rows=work.rows,
+        size=work.task.size,
+        seen_in_training=work.task.seen_in_training,
+    )
+
+
+def _write_line(file: TextIO | None, record: dict[str, Any]) -> None:
+    if file is not None:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.flush()
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextlib.contextmanager
+def _progress_bar(work: list[Workload], show: bool) -> Iterator[Callable[[str, int, float], None]]:
+    """Gives `report(title, answered, tokens_per_second)`, which moves the bar by `answered`."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.0f} tokens/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=not show) as bar:
+        total = bar.add_task("", total=sum(len(w.examples) for w in work), rate=0.0)
+
+        def report(title: str, answered: int, rate: float) -> None:
+            bar.update(total, description=title, advance=answered, rate=rate)
+
+        yield report

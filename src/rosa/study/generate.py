@@ -1,0 +1,92 @@
+"""Batched greedy (or beam) generation for evaluation, on Transformers' own `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rosa.errors import RosaError
+
+
+@dataclass(frozen=True)
+class Response:
+    """The text that a model added to one prompt, and how many tokens that took."""
+
+    text: str
+    tokens: int
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each prompt, as training sees them: without a closing end-of-text token."""
+    encoded = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    end = tokenizer.eos_token_id
+    return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in encoded]
+
+
+def longest_first_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Positions in batches of similar length, the longest first: too large a batch shows at once.
+
+    >>> longest_first_batches([3, 9, 5], batch_size=2)
+    [[1, 2], [0]]
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    num_beams: int = 1,
+) -> list[Response]:
+    """The responses to a batch of tokenised prompts, padded on the left, without sampling.
+
+    The penalties that some models' generation settings carry are turned off: the protocol is
+    plain greedy or beam search, the same for every model.
+    """
+    import torch
+
+    batch = tokenizer.pad(
+        {"input_ids": [list(ids) for ids in prompts]}, padding_side="left", return_tensors="pt"
+    ).to(model.device)
+    stops = end_tokens(model, tokenizer)
+    try:
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                max_new_tokens=max_new_tokens,
+                num_beams=num_beams,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                length_penalty=1.0,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=stops,
+            )
+    except torch.OutOfMemoryError as error:
+        raise RosaError(
+            f"out of memory with {len(prompts)} prompts of up to {batch['input_ids'].shape[1]} "
+            "tokens; lower --batch_size"
+        ) from error
+    new = output[:, batch["input_ids"].shape[1] :].tolist()
+    return [_response(tokenizer, ids, stops) for ids in new]
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Every token that ends a response: the tokenizer's and those of the model's settings."""
+    settings = model.generation_config.eos_token_id
+    stops = set(settings if isinstance(settings, list) else [settings])
+    return sorted(t for t in stops | {tokenizer.eos_token_id} if t is not None)
+
+
+def _response(tokenizer: Any, ids: list[int], stops: list[int]) -> Response:
+    length = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+    text = tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
+    return Response(text, min(length + 1, len(ids)))
