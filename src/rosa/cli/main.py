@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 
-from rosa.errors import RosaError
+from rosa.errors import RosaError, did_you_mean
 
 COMMANDS = {
     "demo": "fine-tune the embedded model with RoSA and score it before and after",
@@ -33,7 +33,7 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of the `rosa` script; returns the exit code (0, 2 for bad input, 130 for Ctrl-C)."""
+    """Entry point of `rosa`; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(usage() + "\n")
@@ -59,8 +59,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(command: str, rest: list[str]) -> int:
     if command not in COMMANDS:
-        from rosa.cli.parser import did_you_mean
-
         raise RosaError(
             f"there is no such command{did_you_mean(command, COMMANDS)}; "
             f"the commands are {', '.join(COMMANDS)}"

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import jsonargparse
 
-from rosa.errors import RosaError
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` for the nearest of `known`, or an empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean '{near[0]}'?)" if near else ""
+from rosa.errors import RosaError, did_you_mean
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -24,22 +18,40 @@ class Parser(jsonargparse.ArgumentParser):
     An option that does not exist is answered with the nearest that does.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(exit_on_error=False, **kwargs)
+    def __init__(self, nested_keys: Iterable[str] = (), **kwargs: Any) -> None:
+        """`nested_keys`: keys of optional groups (`dls.interval`), which argparse does not list."""
+        kwargs.setdefault("exit_on_error", False)  # jsonargparse sets it on nested parsers
+        super().__init__(**kwargs)
+        self._nested_keys = list(nested_keys)
 
     @property
     def option_names(self) -> list[str]:
         """Every long option, without the dashes: `lr`, `dls.interval`, ..."""
         strings = (s for action in self._actions for s in action.option_strings)
-        return [s.removeprefix("--") for s in strings if s.startswith("--")]
+        listed = [s.removeprefix("--") for s in strings if s.startswith("--")]
+        return [name for name in listed if not name.endswith(".help")] + self._nested_keys
 
-    def parse_args(self, args: list[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
         for word in args or []:
             name = word.removeprefix("--").split("=")[0]
-            if word.startswith("--") and name not in self.option_names:
+            if word.startswith("--") and name not in [*self.option_names, "help"]:
                 hint = did_you_mean(name, self.option_names)
                 raise RosaError(f"there is no option --{name}{hint}; --help lists them")
         try:
             return super().parse_args(args, *rest, **kwargs)
         except argparse.ArgumentError as error:
-            raise RosaError(" ".join(str(error).split())) from None
+            raise RosaError(_sentence(str(error))) from None
+
+
+def _sentence(message: str) -> str:
+    """A type error of jsonargparse as `learning_rate: expected a float, got abc`."""
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    expected = re.findall(r"Expected a (?:<class '([\w.]+)'>|typing\.(Literal\[.*?\]))", message)
+    kinds = [a.split(".")[-1] or b for a, b in expected if a != "NoneType"]
+    value = re.search(r"(?:val='|Got value: |Given value: )([^'\n]*)", message)
+    if not (keys and kinds and value):
+        return " ".join(message.split())
+    choices = kinds[0].removeprefix("Literal[").removesuffix("]")
+    article = "an" if kinds[0][0] in "aeiou" else "a"
+    what = f"{article} {kinds[0]}" if choices == kinds[0] else f"one of {choices}"
+    return f"{'.'.join(dict.fromkeys(keys))}: expected {what}, got {value.group(1)}"

@@ -1,0 +1,137 @@
+"""Reads `RECIPE.yaml --key value ...` into a `Recipe`, with errors that name the nearest key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rosa.cli.parser import Parser
+from rosa.dls.config import DlsConfig
+from rosa.errors import RosaError, did_you_mean
+from rosa.study.methods import Method, load_method
+from rosa.study.recipe import DEFAULT_METHOD, Recipe
+
+
+class RecipeParser:
+    """Parses `RECIPE.yaml [--key value ...]`; the keys under `adapter` depend on the method."""
+
+    def __init__(self, prog: str, flags: dict[str, str]) -> None:
+        """`flags`: extra switches of the command (name -> help), kept apart from the recipe."""
+        self._prog = prog
+        self._flags = flags
+
+    def parse_args(self, argv: list[str]) -> tuple[Recipe, dict[str, bool]]:
+        """The resolved recipe and the command's switches.
+
+        Raises:
+            RosaError: no recipe file, bad YAML, an unknown key (the nearest is named), a value of
+                the wrong type, or a missing key.
+        """
+        path = argv[0] if argv and not argv[0].startswith("-") else None
+        given = read_recipe_file(path) if path else {}
+        options = argv[1:] if path else argv
+        method = _option(options, "method") or given.get("method", DEFAULT_METHOD)
+        parser = self._parser(str(method))
+        if path:
+            reject_unknown_keys(given, parser, path)
+            options = ["--config", path, *options]
+        elif not {"-h", "--help"} & set(options):
+            raise RosaError(f"name a recipe: {self._prog} RECIPE.yaml [--key value]")
+        namespace = parser.parse_args(options)
+        switches = {name: bool(namespace.pop(name)) for name in self._flags}
+        namespace.pop("config", None)
+        values = namespace.as_dict()
+        if values["dls"] is not None:
+            values["dls"] = DlsConfig(**values["dls"])
+        values["adapter"] = said_values(
+            values["adapter"], parser.get_defaults().as_dict()["adapter"]
+        )
+        return Recipe(**values), switches
+
+    def _parser(self, method_name: str) -> Parser:
+        method = load_method(method_name)
+        parser = Parser(
+            nested_keys=[f"dls.{field.name}" for field in fields(DlsConfig)],
+            prog=self._prog,
+            description="Fine-tune a model from a recipe.",
+        )
+        parser.add_argument("--config", action="config", help="the recipe file (given first)")
+        for name, text in self._flags.items():
+            parser.add_argument(f"--{name}", action="store_true", help=text)
+        parser.add_class_arguments(Recipe, skip={"adapter"})
+        parser.add_class_arguments(
+            method.config_class, "adapter", skip=bookkeeping_keys(method), fail_untyped=False
+        )
+        parser.set_defaults({f"adapter.{key}": value for key, value in method.kwargs.items()})
+        return parser
+
+
+def said_values(adapter: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`adapter` without what says nothing: nulls, and PEFT's nested options left as they are."""
+    return {
+        key: value
+        for key, value in adapter.items()
+        if value is not None and not (isinstance(value, dict) and value == defaults.get(key))
+    }
+
+
+def bookkeeping_keys(method: Method) -> set[str]:
+    """Fields of a method's PEFT config that a recipe does not set under `adapter`.
+
+    They are PEFT's own (which base model, which task), and `dls`, which is a recipe key itself.
+    """
+    from peft import PeftConfig
+
+    own = {field.name for field in fields(method.config_class) if field.init}
+    return own & ({field.name for field in fields(PeftConfig)} | {"dls"})
+
+
+def read_recipe_file(path: str) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RosaError(f"there is no recipe '{path}'") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RosaError(f"the recipe '{path}' cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise RosaError(
+            f"the recipe '{path}' is not YAML: {' '.join(str(error).split())}"
+        ) from None
+    if not isinstance(content, dict):
+        raise RosaError(f"the recipe '{path}' must hold `key: value` lines")
+    return content
+
+
+def reject_unknown_keys(given: dict[str, Any], parser: Parser, path: str) -> None:
+    """An unknown key, also a nested one, is answered with the nearest valid one."""
+    for key in _flatten(given):
+        if key not in parser.option_names:
+            hint = did_you_mean(key, parser.option_names)
+            raise RosaError(f"{path}: there is no key '{key}'{hint}")
+
+
+def load_recipe(path: str, *overrides: str) -> Recipe:
+    """The recipe in `path` with `--key value` overrides: the Python way to `rosa train`."""
+    return RecipeParser("rosa train", {}).parse_args([path, *overrides])[0]
+
+
+def _flatten(mapping: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in mapping.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _option(argv: list[str], name: str) -> str | None:
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        if word == f"--{name}":
+            return following
+        if word.startswith(f"--{name}="):
+            return word.split("=", 1)[1]
+    return None

@@ -1,0 +1,43 @@
+"""`rosa train RECIPE.yaml [--key value] [--resume]`: fine-tune as a recipe says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rosa.cli.main import EXIT_INTERRUPTED
+from rosa.cli.recipe import RecipeParser
+
+if TYPE_CHECKING:
+    from rosa.study.recipe import Recipe
+
+FLAGS = {
+    "resume": "go on from the last checkpoint of this run's output_dir",
+    "dry_run": "print the resolved recipe and stop",
+}
+
+
+def build_parser() -> RecipeParser:
+    return RecipeParser("rosa train", FLAGS)
+
+
+def run(args: tuple[Recipe, dict[str, bool]]) -> int:
+    from rich.console import Console
+
+    from rosa.study.recipe import dump_recipe
+
+    recipe, flags = args
+    console = Console()
+    console.print(dump_recipe(recipe), highlight=False, end="")
+    if flags["dry_run"]:
+        return 0
+    from rosa.study.train import train
+
+    result = train(recipe, resume=flags["resume"], say=console.print)
+    if not result.finished:
+        console.print(
+            f"stopped after step {result.steps} of {result.total_steps}, saved; "
+            "the same command with --resume goes on"
+        )
+        return EXIT_INTERRUPTED
+    console.print(f"adapter, metrics and pictures are in {result.folder}")
+    return 0

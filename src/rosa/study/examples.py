@@ -1,0 +1,159 @@
+"""Training rows to token ids: which tokens are read, and which of them the loss sees.
+
+A row is one of LLM-Adapters' (`instruction`, `input`, `output`), a pair (`prompt`, `completion`),
+or a conversation (`messages`). The prompt's labels are masked unless the recipe trains on it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from rosa.errors import RosaError
+from rosa.study.prompts import instruction_prompt
+from rosa.study.records import text_field
+
+MASKED = -100
+KNOWN_FORMS = (
+    "`instruction` and `output` (LLM-Adapters), `prompt` and `completion`, or `messages` (chat)"
+)
+
+
+@dataclass
+class Examples:
+    """Tokenised rows, and what became of the others.
+
+    Attributes:
+        rows: dicts of `input_ids` and `labels`, lists of int of equal length.
+        truncated: number of rows cut at `max_length`.
+        dropped: number of rows left out: too long, or nothing to learn after the cut.
+    """
+
+    rows: list[dict[str, list[int]]] = field(default_factory=list)
+    truncated: int = 0
+    dropped: int = 0
+
+    def report(self) -> str:
+        """One line for the terminal."""
+        longest = max((len(row["input_ids"]) for row in self.rows), default=0)
+        return (
+            f"{len(self.rows)} rows, longest {longest} tokens; "
+            f"{self.truncated} truncated, {self.dropped} dropped"
+        )
+
+
+def tokenize_records(
+    rows: Iterable[tuple[str, int, dict[str, Any]]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    overlong: Literal["truncate", "drop"] = "truncate",
+    train_on_prompt: bool = False,
+) -> Examples:
+    """Token ids and labels of every (source, row number, record), cut or dropped at `max_length`.
+
+    Raises:
+        RosaError: a row has none of the known forms, an empty response, or a chat row meets a
+            tokenizer without a chat template; the sentence names the source and the row.
+    """
+    examples = Examples()
+    for source, number, record in rows:
+        ids, labels = _encode(record, tokenizer, source, number)
+        if train_on_prompt:
+            labels = list(ids)
+        if len(ids) > max_length:
+            ids, labels = ids[:max_length], labels[:max_length]
+            # A response that begins beyond the cut leaves nothing to learn from.
+            if overlong == "drop" or all(label == MASKED for label in labels):
+                examples.dropped += 1
+                continue
+            examples.truncated += 1
+        examples.rows.append({"input_ids": ids, "labels": labels})
+    return examples
+
+
+def _encode(
+    record: dict[str, Any], tokenizer: PreTrainedTokenizerBase, source: str, number: int
+) -> tuple[list[int], list[int]]:
+    where = f"{source}, row {number}"
+    if "messages" in record:
+        return _encode_chat(record["messages"], tokenizer, where)
+    if "instruction" in record:
+        prompt = instruction_prompt(
+            text_field(record, "instruction", source, number), record.get("input") or ""
+        )
+        response = text_field(record, "output", source, number)
+    elif "prompt" in record:
+        prompt = text_field(record, "prompt", source, number)
+        response = text_field(record, "completion", source, number)
+    else:
+        found = ", ".join(map(str, record)) or "nothing"
+        raise RosaError(f"{where}: a row needs {KNOWN_FORMS}; this one has {found}")
+    if not response.strip():
+        raise RosaError(f"{where}: the response is empty; remove the row or fill it in")
+    return _encode_pair(prompt, response, tokenizer)
+
+
+def _encode_pair(
+    prompt: str, response: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[int]]:
+    """The prompt exactly as generation will see it, then the response and the end of text."""
+    before = _without_end(tokenizer(prompt)["input_ids"], tokenizer)
+    whole = _without_end(tokenizer(prompt + response)["input_ids"], tokenizer)
+    if whole[: len(before)] == before:
+        after = whole[len(before) :]
+    else:  # a token spans the border: training must not see a prompt that generation never gives
+        after = tokenizer(response, add_special_tokens=False)["input_ids"]
+    after = [*after, tokenizer.eos_token_id]
+    return before + after, [MASKED] * len(before) + after
+
+
+def _without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def _encode_chat(
+    messages: Any, tokenizer: PreTrainedTokenizerBase, where: str
+) -> tuple[list[int], list[int]]:
+    """The conversation in the model's chat template; the loss is on every assistant turn."""
+    if not tokenizer.chat_template:
+        raise RosaError(
+            f"{where}: a chat row needs a tokenizer with a chat template, and this model has none; "
+            "use an instruct model or rows of `prompt` and `completion`"
+        )
+    _check_messages(messages, where)
+
+    def ids_of(turns: list[dict[str, str]], reply_follows: bool) -> list[int]:
+        encoded: Any = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=reply_follows, return_dict=True
+        )
+        return list(encoded["input_ids"])
+
+    ids = ids_of(messages, reply_follows=False)
+    labels = [MASKED] * len(ids)
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        start = len(ids_of(messages[:turn], reply_follows=True))
+        through = ids_of(messages[: turn + 1], reply_follows=False)
+        if ids[: len(through)] != through:
+            raise RosaError(
+                f"{where}: this chat template rewrites earlier turns, so the reply of turn "
+                f"{turn + 1} cannot be located; keep one assistant turn per row"
+            )
+        labels[start : len(through)] = ids[start : len(through)]
+    return ids, labels
+
+
+def _check_messages(messages: Any, where: str) -> None:
+    well_formed = isinstance(messages, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+        for m in messages
+    )
+    if not well_formed:
+        raise RosaError(f"{where}: `messages` must be a list of {{role, content}} texts")
+    if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
+        raise RosaError(f"{where}: no assistant turn has any text, so there is nothing to learn")

@@ -1,0 +1,95 @@
+"""A recipe: everything that decides a training run, as typed YAML keys.
+
+`rosa train RECIPE.yaml --key value` reads the file, applies the overrides, and prints and keeps the
+resolved recipe, so that a run folder alone is enough to repeat the run. A method's own keys stand
+under `adapter:` and are those of its PEFT config (`RosaConfig`, `LoraConfig`, ...).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+from rosa.dls.config import DlsConfig
+
+DEFAULT_METHOD = "rosa"
+
+
+@dataclass
+class Recipe:
+    """One training run. The defaults are the paper's where it gives a value.
+
+    What the paper omits (batch 2 x 2, cosine schedule, warm-up 0.05, weight decay 0, seed 2333)
+    comes from a later paper by the same authors.
+
+    Args:
+        model: hub id, local folder, or the built-in `rosa-tiny`.
+        data: training rows: a JSON or JSONL file, a built-in toy task, or a hub id; or a list.
+        output_dir: the run's folder; refused when it holds another run.
+        method: the PEFT method, by the name of its file in `study/methods`.
+        adapter: the method's own keys, those of its PEFT config.
+        dls: dynamic layer selection; `null` trains every layer at every step.
+        max_length: longest row in tokens, prompt and response together.
+        overlong: what happens to a longer row; a row whose response would be cut whole is dropped.
+        train_on_prompt: take the loss on the prompt too, as the published LLM-Adapters suite does.
+        limit: use this many rows only, a seeded sample; `null` uses all.
+        validation: rows held out for choosing the best checkpoint: a share below 1 or a count.
+        epochs: passes over the data; `max_steps` has precedence.
+        max_steps: optimizer steps; `null` leaves it to `epochs`.
+        batch_size: rows per device and micro-step.
+        gradient_accumulation: micro-steps per optimizer step.
+        learning_rate: peak of the schedule (AdamW).
+        schedule: shape of the learning rate after warm-up.
+        warmup: learning-rate warm-up: a share of the steps below 1, else steps.
+        weight_decay: AdamW's decoupled weight decay.
+        max_grad_norm: gradient clipping; 0 turns it off.
+        precision: `auto` is bf16 where the GPU has it, else float32.
+        gradient_checkpointing: recompute activations in the backward pass to save memory.
+        save_steps: optimizer steps between checkpoints and validations; `null`: a tenth of the run.
+        keep_checkpoints: how many checkpoints stay on disk (the best one always does).
+        log_steps: optimizer steps between two lines of metrics.
+        report_to: trackers by name: `tensorboard`, `wandb`, `trackio`; `[]` is none.
+        trust_remote_code: run Python code that comes with a hub model.
+        seed: seeds the weights, the data order and the samples.
+    """
+
+    model: str
+    data: str | list[str]
+    output_dir: str
+    method: str = DEFAULT_METHOD
+    adapter: dict[str, Any] = field(default_factory=dict)
+    dls: DlsConfig | None = field(default_factory=DlsConfig)
+    max_length: int = 512
+    overlong: Literal["truncate", "drop"] = "truncate"
+    train_on_prompt: bool = False
+    limit: int | None = None
+    validation: float = 0.02
+    epochs: float = 1.0
+    max_steps: int | None = None
+    batch_size: int = 2
+    gradient_accumulation: int = 2
+    learning_rate: float = 1e-3
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    gradient_checkpointing: bool = False
+    save_steps: int | None = None
+    keep_checkpoints: int = 2
+    log_steps: int = 10
+    report_to: list[str] = field(default_factory=lambda: ["tensorboard"])
+    trust_remote_code: bool = False
+    seed: int = 2333
+
+    @property
+    def data_sources(self) -> list[str]:
+        """`data` as a list."""
+        return [self.data] if isinstance(self.data, str) else list(self.data)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, in the order of its definition."""
+    return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,134 @@
+"""A run's folder: what is in it, whose it is, and where an interrupted run goes on.
+
+recipe.yaml          the resolved recipe; says which run the folder holds
+metrics.jsonl        one line per log: step, loss, learning_rate, tokens_per_second, ...
+dls_history.jsonl    one line per choice of layers: step, mode, scores, selected
+loss.png layers.png  the same, drawn
+adapter_*            the adapter, in PEFT's format; README.md is its model card
+checkpoint-N/        what `--resume` needs
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rosa.errors import RosaError
+from rosa.study.recipe import Recipe, dump_recipe
+
+# A resumed run may differ from its first part in how it reports, not in what it computes.
+FREE_KEYS = {"output_dir", "report_to", "log_steps", "keep_checkpoints", "trust_remote_code"}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one training run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def dls_history(self) -> Path:
+        return self.path / "dls_history.jsonl"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the adapter of the whole run has been written."""
+        return (self.path / "adapter_model.safetensors").is_file()
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        found = [c for c in self.path.glob("checkpoint-*") if _is_complete(c)]
+        return sorted(found, key=lambda c: int(c.name.split("-")[-1]))
+
+    def claim(self, recipe: Recipe, resume: bool) -> Path | None:
+        """Make the folder this run's, and return the checkpoint to go on from, if any.
+
+        Raises:
+            RosaError: the folder holds another run or other files, is not writable, or `--resume`
+                was asked for a run that does not match or is not there.
+        """
+        if resume:
+            return self._reopen(recipe)
+        if self.path.is_file():
+            raise RosaError(f"output_dir '{self.path}' is a file; name a folder")
+        if self.recipe.is_file():
+            raise RosaError(
+                f"output_dir '{self.path}' holds another run; go on with it by --resume, or name "
+                "another folder with --output_dir"
+            )
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise RosaError(
+                f"output_dir '{self.path}' is not empty and holds no run; name another folder"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
+        except OSError as error:
+            raise RosaError(
+                f"output_dir '{self.path}' cannot be written: {error.strerror}"
+            ) from None
+        return None
+
+    def _reopen(self, recipe: Recipe) -> Path | None:
+        if not self.recipe.is_file():
+            raise RosaError(
+                f"--resume: '{self.path}' holds no run (no recipe.yaml); start it without --resume"
+            )
+        if self.finished:
+            raise RosaError(f"--resume: the run in '{self.path}' is already finished")
+        before = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        key = first_difference(before, asdict(recipe))
+        if key:
+            raise RosaError(
+                f"--resume: the run in '{self.path}' was started with another {key}; use its own "
+                f"recipe ({self.recipe}) or name another folder"
+            )
+        checkpoints = self.checkpoints()
+        return checkpoints[-1] if checkpoints else None
+
+
+def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """The first recipe key whose value changed and matters, as `key (old, now new)`."""
+    for key, value in now.items():
+        if key not in FREE_KEYS and before.get(key) != value:
+            return f"`{key}` ({before.get(key)}, now {value})"
+    return None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """The Trainer writes its state last, so a checkpoint that has it whole is whole."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (
+        checkpoint.name == f"checkpoint-{state.get('global_step')}"
+        and (checkpoint / "optimizer.pt").is_file()
+    )
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Cut a JSONL file back to its records up to `step`: a resumed run writes the rest again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # torn by the kill
+        if record.get("step", 0) <= step:
+            kept.append(line)
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

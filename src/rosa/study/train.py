@@ -1,0 +1,313 @@
+"""`rosa train` in Python: a recipe in, a run folder with the adapter out, on TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import get_peft_model
+from transformers import TrainerCallback, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from rosa.dls import DlsCallback
+from rosa.errors import RosaError
+from rosa.study.card import write_model_card
+from rosa.study.examples import Examples, tokenize_records
+from rosa.study.methods import method_config
+from rosa.study.models import load_base_model, load_tokenizer, pick_device, pick_dtype
+from rosa.study.plots import draw_layers, draw_loss
+from rosa.study.progress import MetricsWriter, Progress, StopOnSignal
+from rosa.study.recipe import Recipe
+from rosa.study.run_folder import RunFolder, drop_lines_after
+from rosa.study.sources import hold_out, sample, training_records
+
+CHECKPOINTS_PER_RUN = 10
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a call of `train` left behind.
+
+    Attributes:
+        folder: the run's folder; holds the adapter if `finished`.
+        steps: optimizer steps done, of `total_steps`.
+        finished: False when a signal stopped the run; `--resume` goes on.
+        loss: the last logged training loss, in nats per response token.
+    """
+
+    folder: Path
+    steps: int
+    total_steps: int
+    finished: bool
+    loss: float | None
+
+
+class GuardedTrainer(SFTTrainer):
+    """SFTTrainer that stops at the first loss or weight that is not a number.
+
+    What is on disk then is the last good checkpoint.
+    """
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One forward and backward pass.
+
+        Raises:
+            RosaError: the loss is NaN or infinite.
+        """
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss).all():
+            self._stop_not_finite("the loss")
+        return loss
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
+            self._stop_not_finite("a trained weight")
+        super()._save_checkpoint(model, trial)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The run writes a card of its own (`rosa.study.card`)."""
+
+    def _stop_not_finite(self, what: str) -> None:
+        good = RunFolder(Path(str(self.args.output_dir))).checkpoints()
+        kept = (
+            f"the last good checkpoint is {good[-1]}" if good else "no checkpoint was written yet"
+        )
+        raise RosaError(
+            f"{what} is not a finite number after step {self.state.global_step}: {kept}; lower "
+            "learning_rate, or look at the data of that step"
+        )
+
+
+def train(
+    recipe: Recipe, *, resume: bool = False, say: Callable[[str], None] = print
+) -> TrainResult:
+    """Fine-tune as the recipe says; Ctrl-C saves a checkpoint and returns.
+
+    Args:
+        recipe: the run.
+        resume: go on from the folder's last checkpoint.
+        say: receives the lines a person reads (row counts, parameters).
+
+    Raises:
+        RosaError: bad model, data, keys or folder, or a loss that is not finite.
+    """
+    check_recipe(recipe)
+    # Read everything that may be wrong before the folder is claimed.
+    tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    train_set, validation_set = load_examples(recipe, tokenizer)
+    say(f"training rows: {train_set.report()}")
+    if validation_set.rows:
+        say(f"validation rows: {validation_set.report()}")
+    set_seed(recipe.seed)
+    model = build_model(recipe)
+    say(describe_parameters(model))
+
+    folder = RunFolder(Path(recipe.output_dir))
+    checkpoint = folder.claim(recipe, resume)
+    step = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
+    drop_lines_after(folder.metrics, step)
+    if resume:
+        say(f"resuming after step {step}")
+
+    # TRL and Transformers still call their own deprecated names; users can do nothing about it.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
+    stopper = StopOnSignal()
+    trainer = build_trainer(recipe, model, tokenizer, train_set, validation_set, stopper)
+    with stop_on_signals(stopper):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finished = not stopper.requested
+    if finished:
+        # Not `save_model`: it adds a pickle, and an adapter's folder holds none.
+        model.save_pretrained(folder.path)
+        tokenizer.save_pretrained(folder.path)
+    draw_loss(folder.metrics, folder.path / "loss.png")
+    draw_layers(folder.dls_history, folder.path / "layers.png")
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    result = TrainResult(
+        folder.path,
+        trainer.state.global_step,
+        trainer.state.max_steps,
+        finished,
+        losses[-1] if losses else None,
+    )
+    if finished:
+        write_model_card(recipe, result, trainer.state.log_history)
+    return result
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Values whose type is right and whose meaning is not.
+
+    Raises:
+        RosaError: names the key, its value and the range.
+    """
+    positive = ("max_length", "epochs", "batch_size", "gradient_accumulation", "learning_rate")
+    for key in (*positive, "log_steps", "keep_checkpoints"):
+        if getattr(recipe, key) <= 0:
+            raise RosaError(f"{key} must be above 0, not {getattr(recipe, key)}")
+    for key in ("limit", "max_steps", "save_steps"):
+        value = getattr(recipe, key)
+        if value is not None and value <= 0:
+            raise RosaError(f"{key} must be above 0 or null, not {value}")
+    for key in ("validation", "warmup", "weight_decay", "max_grad_norm"):
+        if getattr(recipe, key) < 0:
+            raise RosaError(f"{key} must be 0 or more, not {getattr(recipe, key)}")
+    check_trackers(recipe.report_to)
+
+
+def check_trackers(names: list[str]) -> None:
+    """Every tracker must be known to the Trainer and installed."""
+    from importlib.util import find_spec
+
+    known = ("tensorboard", "wandb", "trackio")
+    for name in names:
+        if name not in known:
+            raise RosaError(f"report_to: '{name}' is not one of {', '.join(known)}")
+        if find_spec(name) is None:
+            raise RosaError(f"report_to: {name} is not installed; `pip install {name}` or drop it")
+
+
+def load_examples(recipe: Recipe, tokenizer: Any) -> tuple[Examples, Examples]:
+    """Training and validation rows of every source, sampled, split and tokenised."""
+    rows = [
+        (source, number, record)
+        for source in recipe.data_sources
+        for number, record in enumerate(training_records(source), start=1)
+    ]
+    rows = sample(rows, recipe.limit, recipe.seed)
+    parts = []
+    for part in hold_out(rows, recipe.validation, recipe.seed):
+        parts.append(
+            tokenize_records(
+                part,
+                tokenizer,
+                max_length=recipe.max_length,
+                overlong=recipe.overlong,
+                train_on_prompt=recipe.train_on_prompt,
+            )
+        )
+    if not parts[0].rows:
+        raise RosaError(
+            f"max_length {recipe.max_length} dropped all {parts[0].dropped} rows; raise it"
+        )
+    return parts[0], parts[1]
+
+
+def build_model(recipe: Recipe) -> Any:
+    """The base model with the recipe's adapter, ready to train."""
+    model = load_base_model(
+        recipe.model,
+        dtype=recipe.precision,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+    config = method_config(recipe.method, recipe.adapter)
+    if hasattr(config, "dls"):
+        config.dls = recipe.dls
+    adapted = get_peft_model(model, config)
+    # A path in this machine's site-packages would mean nothing elsewhere.
+    config.base_model_name_or_path = recipe.model
+    return adapted
+
+
+def describe_parameters(model: Any) -> str:
+    """`trainable parameters: 1,234 of 5,678 (21.733 %)`, by PEFT's rule."""
+    trainable, total = model.get_nb_trainable_parameters()
+    return f"trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.3f} %)"
+
+
+def build_trainer(
+    recipe: Recipe,
+    model: Any,
+    tokenizer: Any,
+    train_set: Examples,
+    validation_set: Examples,
+    stopper: StopOnSignal,
+) -> GuardedTrainer:
+    """The trainer with the run's callbacks."""
+    progress = Progress()
+    callbacks: list[TrainerCallback] = [stopper, MetricsWriter(), progress]
+    if recipe.dls is not None:
+        callbacks.insert(0, DlsCallback(recipe.dls))
+    trainer = GuardedTrainer(
+        model=model,
+        args=trainer_arguments(recipe, len(train_set.rows), bool(validation_set.rows)),
+        train_dataset=Dataset.from_list(train_set.rows),
+        eval_dataset=Dataset.from_list(validation_set.rows) if validation_set.rows else None,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    for noisy in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(noisy)
+    return trainer
+
+
+def trainer_arguments(recipe: Recipe, rows: int, has_validation: bool) -> SFTConfig:
+    """The recipe in the Trainer's words."""
+    per_step = recipe.batch_size * recipe.gradient_accumulation
+    steps = recipe.max_steps or max(1, round(recipe.epochs * -(-rows // per_step)))
+    save_steps = recipe.save_steps or max(1, steps // CHECKPOINTS_PER_RUN)
+    device = pick_device()
+    half = pick_dtype(recipe.precision, device) == torch.bfloat16
+    return SFTConfig(
+        output_dir=recipe.output_dir,
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.max_steps or -1,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.schedule,
+        warmup_steps=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=half,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        eval_strategy="steps" if has_validation else "no",
+        eval_steps=save_steps,
+        save_strategy="steps",
+        save_steps=save_steps,
+        save_total_limit=recipe.keep_checkpoints,
+        load_best_model_at_end=has_validation,
+        metric_for_best_model="eval_loss" if has_validation else None,
+        greater_is_better=False if has_validation else None,
+        logging_steps=recipe.log_steps,
+        report_to=recipe.report_to or "none",
+        disable_tqdm=True,
+        use_cpu=device.type == "cpu",
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        max_length=None,  # rows are cut in `tokenize_records`, with a count
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_pin_memory=device.type == "cuda",
+    )
+
+
+@contextmanager
+def stop_on_signals(stopper: StopOnSignal) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the run after its step, saved; the second at once."""
+
+    def request(number: int, frame: Any) -> None:
+        if stopper.requested:
+            raise KeyboardInterrupt
+        stopper.requested = True
+
+    signals = [signal.SIGINT, signal.SIGTERM]
+    try:
+        before = [signal.signal(s, request) for s in signals]
+    except ValueError:  # not in the main thread: leave the caller's handlers alone
+        yield
+        return
+    try:
+        yield
+    finally:
+        for s, handler in zip(signals, before, strict=True):
+            signal.signal(s, handler)
