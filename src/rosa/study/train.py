@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from rosa.study.examples import Examples, tokenize_records
 from rosa.study.methods import method_config
 from rosa.study.models import load_base_model, load_tokenizer, pick_device, pick_dtype
 from rosa.study.plots import draw_layers, draw_loss
-from rosa.study.progress import MetricsWriter, Progress, StopOnSignal
+from rosa.study.progress import AdaLoraAllocation, MetricsWriter, Progress, StopOnSignal
 from rosa.study.recipe import Recipe
 from rosa.study.run_folder import RunFolder, drop_lines_after
 from rosa.study.sources import hold_out, sample, training_records
@@ -106,7 +107,8 @@ def train(
     if validation_set.rows:
         say(f"validation rows: {validation_set.report()}")
     set_seed(recipe.seed)
-    model = build_model(recipe)
+    total_steps = planned_steps(recipe, len(train_set.rows))
+    model = build_model(recipe, total_steps)
     say(describe_parameters(model))
 
     folder = RunFolder(Path(recipe.output_dir))
@@ -119,7 +121,8 @@ def train(
     # TRL and Transformers still call their own deprecated names; users can do nothing about it.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
     stopper = StopOnSignal()
-    trainer = build_trainer(recipe, model, tokenizer, train_set, validation_set, stopper)
+    arguments = trainer_arguments(recipe, total_steps, bool(validation_set.rows))
+    trainer = build_trainer(recipe, arguments, model, tokenizer, train_set, validation_set, stopper)
     with stop_on_signals(stopper):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finished = not stopper.requested
@@ -159,6 +162,11 @@ def check_recipe(recipe: Recipe) -> None:
     for key in ("validation", "warmup", "weight_decay", "max_grad_norm"):
         if getattr(recipe, key) < 0:
             raise RosaError(f"{key} must be 0 or more, not {getattr(recipe, key)}")
+    if recipe.method == "adalora" and recipe.dls is not None:
+        raise RosaError(
+            "adalora decides its ranks by the gradients of every layer, and dls leaves the frozen "
+            "layers without any; set dls: null"
+        )
     check_trackers(recipe.report_to)
 
 
@@ -200,14 +208,23 @@ def load_examples(recipe: Recipe, tokenizer: Any) -> tuple[Examples, Examples]:
     return parts[0], parts[1]
 
 
-def build_model(recipe: Recipe) -> Any:
+def planned_steps(recipe: Recipe, rows: int) -> int:
+    """Optimizer steps of the whole run, counted as the Trainer does."""
+    if recipe.max_steps is not None:
+        return recipe.max_steps
+    micro_steps = math.ceil(rows / recipe.batch_size)
+    per_epoch = max(1, math.ceil(micro_steps / recipe.gradient_accumulation))
+    return math.ceil(recipe.epochs * per_epoch)
+
+
+def build_model(recipe: Recipe, total_steps: int) -> Any:
     """The base model with the recipe's adapter, ready to train."""
     model = load_base_model(
         recipe.model,
         dtype=recipe.precision,
         trust_remote_code=recipe.trust_remote_code,
     )
-    config = method_config(recipe.method, recipe.adapter)
+    config = method_config(recipe.method, recipe.adapter, total_steps=total_steps)
     if hasattr(config, "dls"):
         config.dls = recipe.dls
     adapted = get_peft_model(model, config)
@@ -224,6 +241,7 @@ def describe_parameters(model: Any) -> str:
 
 def build_trainer(
     recipe: Recipe,
+    arguments: SFTConfig,
     model: Any,
     tokenizer: Any,
     train_set: Examples,
@@ -235,9 +253,11 @@ def build_trainer(
     callbacks: list[TrainerCallback] = [stopper, MetricsWriter(), progress]
     if recipe.dls is not None:
         callbacks.insert(0, DlsCallback(recipe.dls))
+    if recipe.method == "adalora":
+        callbacks.append(AdaLoraAllocation())
     trainer = GuardedTrainer(
         model=model,
-        args=trainer_arguments(recipe, len(train_set.rows), bool(validation_set.rows)),
+        args=arguments,
         train_dataset=Dataset.from_list(train_set.rows),
         eval_dataset=Dataset.from_list(validation_set.rows) if validation_set.rows else None,
         processing_class=tokenizer,
@@ -250,11 +270,9 @@ def build_trainer(
     return trainer
 
 
-def trainer_arguments(recipe: Recipe, rows: int, has_validation: bool) -> SFTConfig:
+def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) -> SFTConfig:
     """The recipe in the Trainer's words."""
-    per_step = recipe.batch_size * recipe.gradient_accumulation
-    steps = recipe.max_steps or max(1, round(recipe.epochs * -(-rows // per_step)))
-    save_steps = recipe.save_steps or max(1, steps // CHECKPOINTS_PER_RUN)
+    save_steps = recipe.save_steps or max(1, total_steps // CHECKPOINTS_PER_RUN)
     device = pick_device()
     half = pick_dtype(recipe.precision, device) == torch.bfloat16
     return SFTConfig(

@@ -1,0 +1,57 @@
+"""A warning for a configuration that asks for layer selection in a run that does not do it.
+
+`RosaConfig(dls=...)` only says how the adapter is to be trained: the selection itself acts on an
+optimizer and has to be attached to it. The first step of an optimizer that holds the adapter's
+parameters is the moment to notice that nobody did.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from functools import cache
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+# Set to True, by the selection, on the model it is attached to.
+ATTACHED = "_rosa_dls_attached"
+MESSAGE = (
+    "this RoSA adapter asks for dynamic layer selection (dls=...), but none is attached to the "
+    "optimizer: every layer is trained. Create rosa.DynamicLayerSelection(model, optimizer, ...) "
+    "before the first step, or give the Trainer a rosa.DlsCallback"
+)
+
+
+# One hook for all models: PyTorch iterates over its hooks while it calls them, so that a hook
+# must not remove itself.
+_watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def remind_of_selection(model: nn.Module) -> None:
+    """Watches for the first optimizer step on the model's trainable parameters, and warns once.
+
+    The model is held weakly; the watch ends with that step.
+    """
+    _install_hook()
+    _watched.add(model)
+
+
+@cache
+def _install_hook() -> None:
+    register_optimizer_step_pre_hook(_before_step)
+
+
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for model in [model for model in _watched if _trains(optimizer, model)]:
+        _watched.discard(model)
+        if not getattr(model, ATTACHED, False):
+            warnings.warn(MESSAGE, UserWarning, stacklevel=3)
+
+
+def _trains(optimizer: Optimizer, model: nn.Module) -> bool:
+    """Whether the optimizer holds a trainable parameter of the model."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return any(id(p) in held for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,225 @@
+"""`rosa train` end to end on a tiny model: what it writes, how it stops, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from rosa.cli.main import main
+from rosa.dls import DlsConfig
+from rosa.errors import RosaError
+from rosa.study.methods import load_method
+from rosa.study.models import load
+from rosa.study.recipe import Recipe
+from rosa.study.train import GuardedTrainer, train
+from tests.tiny_folder import write_model_folder
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model_folder(tmp_path_factory.mktemp("model"), layers=4)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, model_folder: Path) -> Recipe:
+    rows = [
+        {"instruction": f"question {i}", "input": "", "output": "the correct answer is answer2"}
+        for i in range(40)
+    ]
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps(rows))
+    return Recipe(
+        model=str(model_folder),
+        data=str(data),
+        output_dir=str(tmp_path / "run"),
+        adapter={"r": 4, "r_low": 1.0, "alpha": 1.0},
+        dls=DlsConfig(interval=3, warmup=2),
+        learning_rate=0.02,
+        validation=8,
+        max_steps=STEPS,
+        save_steps=4,
+        log_steps=1,
+        gradient_accumulation=2,
+        report_to=[],
+    )
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Ctrl-C in the middle of the given optimizer step."""
+    training_step = GuardedTrainer.training_step
+
+    def interrupted(self: GuardedTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.state.global_step == step - 1 and not kwargs.get("seen"):
+            monkeypatch.setattr(GuardedTrainer, "training_step", training_step)
+            signal.raise_signal(signal.SIGINT)
+        return training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(GuardedTrainer, "training_step", interrupted)
+
+
+def test_a_run_leaves_everything_it_promises(recipe: Recipe) -> None:
+    said: list[str] = []
+    result = train(recipe, say=said.append)
+    folder = result.folder
+    assert result.finished
+    assert result.steps == STEPS
+    losses = [line["loss"] for line in lines(folder / "metrics.jsonl") if "loss" in line]
+    assert losses[-1] < 0.7 * losses[0]
+    assert [line["step"] for line in lines(folder / "dls_history.jsonl")] == [3, 6, 9, 12]
+    assert all(len(line["selected"]) == 2 for line in lines(folder / "dls_history.jsonl"))
+    for name in ("loss.png", "layers.png", "README.md", "adapter_config.json"):
+        assert (folder / name).stat().st_size > 0, name
+    assert Recipe(
+        **{**yaml.safe_load((folder / "recipe.yaml").read_text()), "dls": recipe.dls}
+    ) == (recipe)
+    assert said[0] == "training rows: 32 rows, longest 36 tokens; 0 truncated, 0 dropped"
+    assert not list(folder.glob("*.bin"))  # no pickle beside the adapter
+    # The adapter loads by its own folder and gives the trained answer.
+    loaded = load(str(folder))
+    ids = loaded.tokenizer("question 3", return_tensors="pt")["input_ids"]
+    assert loaded.model(ids).logits.isfinite().all()
+
+
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = train(recipe, say=str).folder
+    parts = replace(recipe, output_dir=str(tmp_path / "parts"))
+    interrupt_at(monkeypatch, step=6)
+    stopped = train(parts, say=str)
+    assert (stopped.finished, stopped.steps) == (False, 6)
+    assert not (stopped.folder / "adapter_model.safetensors").exists()
+    resumed = train(parts, resume=True, say=str)
+    assert (resumed.finished, resumed.steps) == (True, STEPS)
+    one, two = adapter(whole), adapter(resumed.folder)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert (whole / "dls_history.jsonl").read_text() == (
+        resumed.folder / "dls_history.jsonl"
+    ).read_text()
+    steps = [line["step"] for line in lines(resumed.folder / "metrics.jsonl") if "loss" in line]
+    assert steps == list(range(1, STEPS + 1))
+
+
+def test_a_second_interrupt_ends_at_once(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(self: GuardedTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(GuardedTrainer, "training_step", twice)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, say=str)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute_loss = GuardedTrainer.compute_loss
+
+    def nan_after_step_6(self: GuardedTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = compute_loss(self, *args, **kwargs)
+        return loss * float("nan") if self.state.global_step >= 6 else loss
+
+    monkeypatch.setattr(GuardedTrainer, "compute_loss", nan_after_step_6)
+    with pytest.raises(
+        RosaError, match=r"loss is not a finite .* step 6: .*checkpoint-4.*learning"
+    ):
+        train(recipe, say=str)
+    kept = adapter(Path(recipe.output_dir) / "checkpoint-4")
+    assert all(tensor.isfinite().all() for tensor in kept.values())
+
+
+def test_a_folder_with_another_run_is_left_alone(recipe: Recipe) -> None:
+    folder = train(recipe, say=str).folder
+    before = (folder / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(RosaError, match="holds another run"):
+        train(replace(recipe, seed=1), say=str)
+    with pytest.raises(RosaError, match="already finished"):
+        train(recipe, resume=True, say=str)
+    assert (folder / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_resuming_another_recipe_is_refused(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_at(monkeypatch, step=2)
+    train(recipe, say=str)
+    with pytest.raises(RosaError, match=r"`learning_rate` \(0.02, now 0.5\)"):
+        train(replace(recipe, learning_rate=0.5), resume=True, say=str)
+
+
+def test_resuming_nothing_is_refused(recipe: Recipe) -> None:
+    with pytest.raises(RosaError, match="holds no run"):
+        train(recipe, resume=True, say=str)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch_size": 0}, "batch_size must be above 0"),
+        ({"validation": -1}, "validation must be 0 or more"),
+        ({"max_length": 1}, "max_length 1 dropped all 32 rows"),
+        ({"report_to": ["tensorbord"]}, "'tensorbord' is not one of"),
+        ({"validation": 40}, "leaves none to train on"),
+        ({"data": "absent.json"}, "no data file absent.json"),
+        ({"adapter": {"r_low": 0.01}}, "r_low"),
+        ({"adapter": {"target_modules": ["nothing"]}}, "nothing"),
+        ({"model": "./absent"}, "no folder ./absent"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    recipe: Recipe, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(RosaError, match=words):
+        train(replace(recipe, **changes), say=str)
+    assert not Path(recipe.output_dir).exists()
+
+
+def test_the_command_exits_with_2_and_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: ./absent\ndata: tiny-sums\noutput_dir: x\n")
+    assert main(["train", str(path)]) == 2
+    assert capsys.readouterr().err == (
+        "rosa train: there is no folder ./absent; give a model folder, a hub id or 'rosa-tiny'\n"
+    )
+
+
+@pytest.mark.parametrize("method", ["lora", "ln_tuning", "vera"])
+def test_other_methods_train_by_name_with_layer_selection(recipe: Recipe, method: str) -> None:
+    other = replace(recipe, method=method, adapter=load_method(method).kwargs, max_steps=4)
+    result = train(other, say=str)
+    assert result.finished
+    assert lines(result.folder / "dls_history.jsonl")[0]["step"] == 3
+
+
+def test_adalora_reallocates_its_ranks(recipe: Recipe) -> None:
+    keys = {**load_method("adalora").kwargs, "target_r": 2, "tinit": 2, "tfinal": 4, "deltaT": 1}
+    adalora = replace(recipe, method="adalora", adapter=keys)
+    with pytest.raises(RosaError, match="set dls: null"):
+        train(adalora, say=str)
+    folder = train(replace(adalora, dls=None), say=str).folder
+    pattern = json.loads((folder / "adapter_config.json").read_text())["rank_pattern"]
+    assert 0 < sum(map(sum, pattern.values())) < 12 * len(pattern)
