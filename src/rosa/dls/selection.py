@@ -27,6 +27,7 @@ from rosa.errors import RosaError
 
 ATTACHED = "_rosa_dls_attached"
 _STATE_VERSION = 1
+_RECORD = ("step", "mode", "scores", "selected")
 
 
 class DynamicLayerSelection:
@@ -149,7 +150,8 @@ class DynamicLayerSelection:
         self._seed = state["seed"]
         self.step = state["step"]
         self.selected = None if state["selected"] is None else list(state["selected"])
-        self.history = [dict(record) for record in state["history"]]
+        # In the order of a new record, so that a file written from them is the same to the byte.
+        self.history = [{key: record[key] for key in _RECORD} for record in state["history"]]
         self._prepare_step()
 
     def start_at(self, step: int) -> None:
@@ -181,10 +183,10 @@ class DynamicLayerSelection:
             self._optimizer.register_step_post_hook(self._after_step),
         ]
         self._prepare_step()
-        if self.total_steps is not None and not any(
-            self.config.chooses_at(t, self.total_steps) for t in range(1, self.total_steps + 1)
-        ):
-            warnings.warn(self._never(f"in {self.total_steps} steps"), stacklevel=4)
+        if self.total_steps is not None:
+            last = self.total_steps - self.total_steps % self.config.interval
+            if not self.config.chooses_at(last, self.total_steps):
+                warnings.warn(self._never(f"in {self.total_steps} steps"), stacklevel=4)
 
     def _prepare_step(self) -> None:
         """Switch gradients on where the next step needs them, and watch the scored ones."""
