@@ -65,6 +65,7 @@ def run(args: Any) -> None:
     )
     out = Path(args.out) if args.out else default_folder(args.model)
     console = Console()
+    console.print(f"answers go to {out}; stopped, the same command goes on", highlight=False)
     results = evaluate(
         loaded.model,
         loaded.tokenizer,
@@ -79,7 +80,7 @@ def run(args: Any) -> None:
         progress=console.is_terminal,
     )
     console.print(results.table())
-    console.print(f"answers and results are in {out}", highlight=False)
+    console.print(f"results are in {out}/results.md and results.json", highlight=False)
 
 
 def default_folder(name: str) -> Path:

@@ -8,10 +8,13 @@ templates bring the data set's own fields into the suite's wording.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +101,12 @@ class Example:
     label: str
 
 
-def task_names() -> list[str]:
-    """The built-in benchmarks, in the order of the paper's tables, the toy tasks last."""
-    tasks = [load_task(path.stem) for path in TASKS.glob("*.yaml")]
-    return [t.name for t in sorted(tasks, key=lambda t: (SUITES.index(t.suite), _rank(t)))]
-
-
-def _rank(task: Task) -> int:
-    return PAPER_ORDER.index(task.name) if task.name in PAPER_ORDER else len(PAPER_ORDER)
+@cache
+def built_in_tasks() -> dict[str, Task]:
+    """The package's benchmarks by name, in the order of the paper's tables, the toy tasks last."""
+    tasks = [read_task(path) for path in sorted(TASKS.glob("*.yaml"))]
+    order = {name: rank for rank, name in enumerate(PAPER_ORDER)}
+    return {t.name: t for t in sorted(tasks, key=lambda t: order.get(t.name, len(order)))}
 
 
 def resolve_tasks(names: Iterable[str | Task]) -> list[Task]:
@@ -124,9 +125,7 @@ def resolve_tasks(names: Iterable[str | Task]) -> list[Task]:
 
 
 def _expand(name: str) -> list[Task]:
-    if name.endswith((".yaml", ".yml")):
-        return [load_task(name)]
-    tasks = [load_task(n) for n in task_names()]
+    tasks = built_in_tasks().values()
     if name == "all":
         return [t for t in tasks if t.suite != "toy"]
     if name in SUITES:
@@ -135,20 +134,24 @@ def _expand(name: str) -> list[Task]:
 
 
 def _known() -> str:
-    return f"{', '.join(task_names())}; groups: {', '.join(SUITES)}, all"
+    return f"{', '.join(built_in_tasks())}; groups: {', '.join(SUITES)}, all"
 
 
 def load_task(name: str) -> Task:
-    """The benchmark `name`, or the one in the YAML file `name`; RosaError where it is not valid."""
-    is_file = name.endswith((".yaml", ".yml"))
-    path = Path(name) if is_file else TASKS / f"{name}.yaml"
-    if not path.is_file():
-        if is_file:
-            raise RosaError(f"there is no task file {path}; check the path")
-        from rosa.cli.parser import did_you_mean
-
-        hint = did_you_mean(name, [*task_names(), *SUITES, "all"])
+    """The built-in benchmark `name`, or the one in the YAML file `name`."""
+    if name.endswith((".yaml", ".yml")):
+        return read_task(Path(name))
+    if name not in built_in_tasks():
+        near = difflib.get_close_matches(name, [*built_in_tasks(), *SUITES, "all"], n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise RosaError(f"there is no task {name!r}{hint}; the tasks are {_known()}")
+    return built_in_tasks()[name]
+
+
+def read_task(path: Path) -> Task:
+    """The benchmark that a YAML file declares; RosaError names the file and the key that is bad."""
+    if not path.is_file():
+        raise RosaError(f"there is no task file {path}; check the path")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -170,12 +173,14 @@ def _build(kind: type, values: Any, path: Path, **extra: Any) -> Any:
         if key not in values and spec.default is dataclasses.MISSING:
             raise RosaError(f"{path}: the key {key!r} is missing")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    if isinstance(values.get("hub"), dict):
+    if values.get("hub") is not None and kind is Task:
         values["hub"] = _build(HubSource, values["hub"], path)
     return kind(**values, **extra)
 
 
 def _checked(task: Task, path: Path) -> Task:
+    if not isinstance(task.name, str) or not re.fullmatch(r"[\w.-]+", task.name):
+        raise RosaError(f"{path}: the name {task.name!r} must be letters, digits, '.', '-' and '_'")
     if task.filter not in FILTERS:
         raise RosaError(f"{path}: unknown filter {task.filter!r}; say one of {', '.join(FILTERS)}")
     if task.prompt not in PROMPTS:
@@ -219,9 +224,8 @@ def _local_file(task: Task, data: str | Path | None) -> Path | None:
 
 
 def _not_there(task: Task, file: Path) -> str:
-    known = [load_task(name) for name in task_names()]
     data = file.parents[len(Path(task.file).parts) - 1]
-    there = [t.name for t in known if (data / t.file).is_file()]
+    there = [t.name for t in built_in_tasks().values() if (data / t.file).is_file()]
     return f"there is no {file} for the task {task.name}; {data} holds " + (
         ", ".join(there) or "no test set that is known (LLM-Adapters' layout: <name>/test.json)"
     )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rosa.errors import RosaError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,15 @@ def generate(
     """
     import torch
 
-    batch = tokenizer.pad(
-        {"input_ids": [list(ids) for ids in prompts]}, padding_side="left", return_tensors="pt"
-    ).to(model.device)
+    ids = left_padded(prompts, tokenizer.pad_token_id).to(model.device)
+    real = left_padded([[1] * len(prompt) for prompt in prompts], 0).to(model.device)
     stops = end_tokens(model, tokenizer)
     try:
         with torch.inference_mode():
             output = model.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
+                input_ids=ids,
+                attention_mask=real,
+                use_cache=True,
                 max_new_tokens=max_new_tokens,
                 num_beams=num_beams,
                 do_sample=False,
@@ -72,11 +75,20 @@ def generate(
             )
     except torch.OutOfMemoryError as error:
         raise RosaError(
-            f"out of memory with {len(prompts)} prompts of up to {batch['input_ids'].shape[1]} "
+            f"out of memory with {len(prompts)} prompts of up to {ids.shape[1]} "
             "tokens; lower --batch_size"
         ) from error
-    new = output[:, batch["input_ids"].shape[1] :].tolist()
+    new = output[:, ids.shape[1] :].tolist()
     return [_response(tokenizer, ids, stops) for ids in new]
+
+
+def left_padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Rows of ids as one (rows, longest) int64 tensor; short ones get `value` on the left."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    tensors = [torch.tensor(list(row)) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side="left")
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:

@@ -110,7 +110,10 @@ def load_base_model(
     except RosaError:
         raise
     except Exception as error:
-        raise RosaError(f"cannot load the model {name!r}: {_first_line(error)}") from error
+        where_from = "" if Path(path).is_dir() else " (no folder of that name, so from the hub)"
+        raise RosaError(
+            f"cannot load the model {name!r}{where_from}: {_first_line(error)}"
+        ) from error
     model, info = loaded
     for key, in_file, expected in sorted(info["mismatched_keys"]):
         raise RosaError(
@@ -187,7 +190,15 @@ def adapter_base(name: str, config_file: Path) -> str:
         raise RosaError(f"cannot read {config_file}: {_first_line(error)}") from error
     if not base:
         raise RosaError(f"{config_file} names no base_model_name_or_path; add the base model there")
-    return base if base in BUILT_IN else resolve_name(base, relative_to=Path(name))
+    base = resolve_name(base, relative_to=Path(name)) if base not in BUILT_IN else base
+    if _looks_local(base) and not Path(base).is_dir():
+        if Path(base).name in BUILT_IN:  # trained on another machine, where the package lay there
+            return Path(base).name
+        raise RosaError(
+            f"the base model {base} of the adapter {name!r} is not there; correct "
+            f"base_model_name_or_path in {config_file}"
+        )
+    return base
 
 
 def load_adapter(model: PreTrainedModel, name: str, *, is_trainable: bool = False) -> PeftModel:
@@ -208,6 +219,11 @@ def load_adapter(model: PreTrainedModel, name: str, *, is_trainable: bool = Fals
             )
     except RosaError:
         raise
+    except KeyError as error:  # how PEFT meets a trained norm that the file does not hold
+        raise RosaError(
+            f"the adapter {name!r} does not fit the base model {_name_of(model)}: its weights lack "
+            f"{error.args[0]}"
+        ) from error
     except Exception as error:
         raise RosaError(
             f"cannot attach the adapter {name!r} to {_name_of(model)}: {_first_line(error)}"
@@ -268,9 +284,12 @@ def safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 def _check_exists(name: str, path: str) -> None:
     """A name that looks like a path must exist: the hub would only give a confusing answer."""
-    looks_local = name in BUILT_IN or Path(path).is_absolute() or path.startswith((".", "~"))
-    if not Path(path).is_dir() and (looks_local or path.count("/") > 1):
+    if not Path(path).is_dir() and (name in BUILT_IN or _looks_local(path)):
         raise RosaError(f"there is no folder {path}; give a model folder, a hub id or 'rosa-tiny'")
+
+
+def _looks_local(path: str) -> bool:
+    return Path(path).is_absolute() or path.startswith((".", "~")) or path.count("/") > 1
 
 
 def _check_folder(name: str, path: str) -> None:
