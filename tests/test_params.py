@@ -119,6 +119,7 @@ def test_every_builtin_shape_has_a_published_family_name():
         *BASE_PARAMETERS,
         *ROSA_ELSEWHERE,
         "Gemma2-2B",
+        "rosa-tiny",
     }
 
 
@@ -211,6 +212,22 @@ def test_unknown_model_names_the_nearest(capsys):
 
 def test_folder_without_config(capsys, tmp_path):
     assert "has no config.json" in complaint(capsys, str(tmp_path))
+
+
+def test_folder_of_an_adapter(capsys, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "holds an adapter; give its base model" in complaint(capsys, str(tmp_path))
+
+
+def test_a_model_whose_layers_a_method_does_not_know(capsys, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    argv = ["params", str(tmp_path), "--methods", "lora,bone,rosa", "--json"]
+    assert cli.main(argv) == 0
+    lora, bone, rosa = json.loads(capsys.readouterr().out)
+    assert lora["trainable"] > 0
+    assert "Conv1D" in bone["note"]
+    assert rosa["trainable"] is None
+    assert "RoPE" in rosa["note"] or "rotary" in rosa["note"]
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,8 @@ def run(args: Any) -> int:
         budgets.append(count(shape, method.name, overrides))
     label = builtin_name(args.model) or args.model
     if all(budget.trainable is None for budget in budgets):
-        raise RosaError(f"nothing to count in '{label}': {budgets[0].method} is {budgets[0].note}")
+        first = budgets[0]
+        raise RosaError(f"nothing to count in '{label}': {first.title} is {first.note}")
     # The paper's figures belong to the paper's ranks.
     as_paper = args.r is None and args.r_low is None
     paper = {m.name: m.paper_percent.get(label) for m in methods} if as_paper else {}

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from rosa.errors import RosaError, did_you_mean
-from rosa.study.methods import load_method, method_config
+from rosa.study.methods import load_method, method_config, one_line
+from rosa.study.models import BUILT_IN, resolve_name
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -49,9 +50,9 @@ class Budget:
 
 
 def builtin_models() -> list[str]:
-    """Names of the models whose shape the package knows."""
+    """Names of the models whose shape the package knows, the embedded model included."""
     names = [file.name for file in _shapes().iterdir()]
-    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
+    return sorted([*BUILT_IN, *(n.removesuffix(".json") for n in names if n.endswith(".json"))])
 
 
 def builtin_name(model: str) -> str | None:
@@ -79,7 +80,7 @@ def model_shape(model: str) -> PretrainedConfig:
     try:
         return CONFIG_MAPPING[kind].from_dict(values)
     except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise RosaError(
             f"config.json of '{model}' is not a valid {kind} model: {reason}"
         ) from error
@@ -101,8 +102,8 @@ def count(config: PretrainedConfig, method: str, overrides: dict[str, Any] | Non
         base = _empty_model(config)
         try:
             model = get_peft_model(base, peft_config, low_cpu_mem_usage=True)
-        except ValueError as error:
-            reason = " ".join(str(error).split())
+        except (ValueError, TypeError, NotImplementedError) as error:
+            reason = one_line(error)
             return Budget(chosen.name, chosen.title, None, None, f"not applicable: {reason}")
     trainable, total = model.get_nb_trainable_parameters()
     return Budget(chosen.name, chosen.title, trainable, total, chosen.note)
@@ -123,7 +124,7 @@ def _empty_model(config: PretrainedConfig) -> nn.Module:
     try:
         return AutoModelForCausalLM.from_config(config)
     except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise RosaError(
             f"no causal language model can be built from this {config.model_type} configuration: "
             f"{reason}"
@@ -151,17 +152,18 @@ def _without_boft_buffers() -> Iterator[None]:
 
 
 def _shapes() -> Traversable:
-    """The folder with one config.json per built-in name."""
+    """The folder with the config.json of every model that is built in by shape alone."""
     return resources.files("rosa") / "assets" / "models"
 
 
 def _config_values(model: str) -> dict[str, Any]:
     """The content of config.json, wherever it lies."""
     known = builtin_name(model)
-    if known:
+    if known and known not in BUILT_IN:
         return json.loads((_shapes() / f"{known}.json").read_text("utf-8"))
-    if Path(model).is_dir():
-        return _folder_config(Path(model))
+    folder = Path(resolve_name(known or model)).expanduser()
+    if folder.is_dir():
+        return _folder_config(folder)
     if _HUB_ID.fullmatch(model):
         return _hub_config(model)
     raise RosaError(
@@ -173,6 +175,8 @@ def _config_values(model: str) -> dict[str, Any]:
 def _folder_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise RosaError(f"the folder '{folder}' holds an adapter; give its base model")
         raise RosaError(f"the folder '{folder}' has no config.json, so it holds no model")
     try:
         values = json.loads(path.read_text("utf-8"))
@@ -191,6 +195,6 @@ def _hub_config(model: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         short = builtin_name(model.split("/")[1])
         cure = f"; '{short}' without owner is built in" if short else ""
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].rstrip(".")
         raise RosaError(f"config.json of '{model}' can't be fetched: {reason}{cure}") from error
     return values

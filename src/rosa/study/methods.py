@@ -43,7 +43,7 @@ class Method:
 
 
 def method_names() -> list[str]:
-    """Names of all methods, in alphabetical order with `rosa` last, as in the paper's tables."""
+    """Names of all methods, in alphabetical order, `rosa` last."""
     names = [file.name for file in (resources.files("rosa.study") / "methods").iterdir()]
     methods = [name.removesuffix(".yaml") for name in names if name.endswith(".yaml")]
     return sorted(methods, key=lambda name: (name == "rosa", name))
@@ -89,5 +89,10 @@ def method_config(
     try:
         return method.config_class(task_type="CAUSAL_LM", **{**method.kwargs, **overrides})
     except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise RosaError(f"the method '{method.name}' can't be set up: {reason}") from error
+
+
+def one_line(error: Exception) -> str:
+    """The message of a library's exception without its line breaks."""
+    return " ".join(str(error).split())
