@@ -70,6 +70,8 @@ class RosaConfig(PeftConfig):
         self.peft_type = ROSA
         if isinstance(self.dls, dict):
             self.dls = _read_dls(self.dls)
+        if isinstance(self.layers_to_transform, (tuple, range)):
+            self.layers_to_transform = list(self.layers_to_transform)
         self._validate()
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]
@@ -83,6 +85,8 @@ class RosaConfig(PeftConfig):
             raise RosaError(f"r_low must be above 0 and at most 1, not {self.r_low!r}")
         if self.rope_stage not in ("post", "pre"):
             raise RosaError(f"rope_stage must be 'post' or 'pre', not {self.rope_stage!r}")
+        if self.dls is not None and not dataclasses.is_dataclass(self.dls):
+            raise RosaError(f"dls must be a rosa.DlsConfig or None, not {self.dls!r}")
         for name in ("train_norms", "init_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise RosaError(f"{name} must be True or False, not {getattr(self, name)!r}")
@@ -92,7 +96,7 @@ class RosaConfig(PeftConfig):
         layers = self.layers_to_transform
         if layers is None:
             return
-        indices = layers if isinstance(layers, (list, tuple)) else [layers]
+        indices = layers if isinstance(layers, list) else [layers]
         if not indices or not all(_is_int(index) and index >= 0 for index in indices):
             raise RosaError(
                 f"layers_to_transform must hold layer indices of at least 0, not {layers!r}; "
@@ -107,13 +111,13 @@ class RosaConfig(PeftConfig):
 
 def _read_dls(saved: dict[str, Any]) -> DlsConfig:
     """The selection out of an adapter file, which a later version may have written."""
-    from rosa.dls import DlsConfig
+    from rosa.dls.config import DlsConfig
 
     known = {field.name for field in dataclasses.fields(DlsConfig)}
     unknown = sorted(set(saved) - known)
     if unknown:
         warnings.warn(f"ignoring unknown fields of dls: {', '.join(unknown)}", stacklevel=4)
-    return DlsConfig(**{name: value for name, value in saved.items() if name in known})
+    return DlsConfig.of({name: value for name, value in saved.items() if name in known})
 
 
 def _is_int(value: Any) -> bool:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from rosa.errors import RosaError
 from rosa.ops import modulate_post_rotation, modulate_pre_rotation
 from rosa.roae.config import RosaConfig
+from rosa.roae.norms import NormWrapper
 from rosa.rope import RopeLayout, Tap, low_pair_count, low_pair_slices
 
 NO_MERGE = (
@@ -101,6 +102,7 @@ class RosaLayer(nn.Module, BaseTunerLayer):
         self.alpha: dict[str, float] = {}
         self.rope_stage: dict[str, str] = {}
         self.low_pairs: dict[str, tuple[slice, slice]] = {}
+        self.norms: list[NormWrapper] = []  # of the same decoder layer; a list owns no modules
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
@@ -154,6 +156,12 @@ class RosaLayer(nn.Module, BaseTunerLayer):
                 "activate one of them"
             )
         super().set_adapter(names, inference_mode=inference_mode)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """PEFT's, with the norms: Transformers' own `enable_adapters` passes those over."""
+        super().enable_adapters(enabled)
+        for norm in self.norms:
+            norm.enable_adapters(enabled)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The attention's own forward, with its queries and keys modulated on the way."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -13,7 +14,8 @@ from rosa.errors import RosaError
 from rosa.roae.config import RosaConfig
 from rosa.roae.layer import NO_MERGE, RosaLayer
 from rosa.roae.norms import NormWrapper, norms_of
-from rosa.rope import KNOWN_MODEL_TYPES, has_rope, layout_of
+from rosa.roae.reminder import remind_of_selection
+from rosa.rope import KNOWN_MODEL_TYPES, RopeLayout, has_rope, layout_of, low_pair_count
 
 
 class RosaModel(BaseTuner):
@@ -37,7 +39,24 @@ class RosaModel(BaseTuner):
         matched = [name for name in sites if self._check_target_module_exists(peft_config, name)]
         if not matched:
             raise RosaError(_nothing_matched(peft_config, sites))
+        self._check_layers(peft_config, matched)
+        for name in matched:  # before anything is wrapped: a refused model stays as it was
+            layout = _layout(self.model.get_submodule(name))
+            low_pair_count(layout.head_dim, layout.rotary_dim, peft_config.r_low)
         return peft_config
+
+    def _check_layers(self, config: RosaConfig, matched: list[str]) -> None:
+        """An index beyond the last layer would be passed over in silence."""
+        asked = config.layers_to_transform
+        if asked is None:
+            return
+        for index in asked if isinstance(asked, list) else [asked]:
+            only = dataclasses.replace(config, layers_to_transform=index)
+            if not any(check_target_module_exists(only, name) for name in matched):
+                raise RosaError(
+                    f"layers_to_transform names layer {index}, but no attention module that is "
+                    f"targeted has that index; those targeted end with {matched[-1]}"
+                )
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> Any:  # type: ignore[override]
         """PEFT's matching by name, among attention modules that rotate: a vision tower does not."""
@@ -58,27 +77,14 @@ class RosaModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         """Wraps one attention module, or adds an adapter to its wrapper; then its layer's norms."""
-        if isinstance(target, RosaLayer):
-            target.update_layer(adapter_name, peft_config)
-        else:
-            layout = layout_of(target)
-            assert layout is not None
-            layer = RosaLayer(target, layout)
-            layer.update_layer(adapter_name, peft_config)
+        layer = target
+        if not isinstance(layer, RosaLayer):
+            layer = RosaLayer(target, _layout(target))
             self._replace_module(parent, target_name, layer, target)
+        layer.update_layer(adapter_name, peft_config)
         if peft_config.train_norms:
-            self._train_norms(peft_config, adapter_name, parent, current_key.rpartition(".")[0])
-
-    def _train_norms(
-        self, config: RosaConfig, adapter_name: str, decoder_layer: nn.Module, key: str
-    ) -> None:
-        for name, norm in list(norms_of(decoder_layer)):
-            if _excluded(config, f"{key}.{name}"):
-                continue
-            if isinstance(norm, ModulesToSaveWrapper):
-                norm.update(adapter_name)
-            else:
-                setattr(decoder_layer, name, NormWrapper(norm, adapter_name))
+            key = current_key.rpartition(".")[0]
+            layer.norms = _train_norms(peft_config, adapter_name, parent, key)
 
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
@@ -94,6 +100,10 @@ class RosaModel(BaseTuner):
                 if isinstance(module, NormWrapper):
                     module.upcast(adapter_name)
 
+    def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        if config.dls is not None and not config.inference_mode:
+            remind_of_selection(model)
+
     def _check_merge_allowed(self) -> None:
         raise RosaError(NO_MERGE)
 
@@ -106,6 +116,27 @@ def _attention_modules(model: nn.Module) -> list[str]:
         if not name.endswith(".base_layer")
         and (isinstance(module, RosaLayer) or layout_of(module) is not None)
     ]
+
+
+def _layout(module: nn.Module) -> RopeLayout:
+    """The layout of one of `_attention_modules`."""
+    layout = module.layout if isinstance(module, RosaLayer) else layout_of(module)
+    assert layout is not None
+    return layout
+
+
+def _train_norms(
+    config: RosaConfig, adapter_name: str, decoder_layer: nn.Module, key: str
+) -> list[NormWrapper]:
+    """Gives the adapter a copy of each norm of the layer named `key`; returns all wrapped norms."""
+    for name, norm in list(norms_of(decoder_layer)):
+        if _excluded(config, f"{key}.{name}"):
+            continue
+        if isinstance(norm, ModulesToSaveWrapper):
+            norm.update(adapter_name)
+        else:
+            setattr(decoder_layer, name, NormWrapper(norm, adapter_name))
+    return [norm for _, norm in norms_of(decoder_layer) if isinstance(norm, NormWrapper)]
 
 
 def _excluded(config: RosaConfig, key: str) -> bool:

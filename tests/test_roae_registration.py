@@ -1,0 +1,88 @@
+"""`import rosa` is light, and yet PEFT knows ROSA, whichever is imported first."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftConfig
+from peft.utils import PeftType
+
+from rosa import RosaConfig
+from rosa.dls.config import DlsConfig
+from tests.adapters import adapted
+from tests.tiny_models import random_tokens
+
+LOAD = "from peft import PeftConfig; print(type(PeftConfig.from_pretrained({folder!r})).__name__)"
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_rosa_loads_neither_torch_nor_peft() -> None:
+    loaded = run("import rosa, sys; print([m for m in ('torch', 'peft') if m in sys.modules])")
+    assert loaded == "[]"
+
+
+def test_a_saved_adapter_is_known_where_peft_came_first(tmp_path: Path) -> None:
+    RosaConfig(r=4).save_pretrained(str(tmp_path))
+    assert run(f"import peft, rosa; {LOAD.format(folder=str(tmp_path))}") == "RosaConfig"
+
+
+def test_a_saved_adapter_is_known_where_rosa_came_first(tmp_path: Path) -> None:
+    """And PEFT's spec may be looked up in between, as Transformers does, without harm."""
+    RosaConfig(r=4).save_pretrained(str(tmp_path))
+    code = (
+        "import rosa, sys, importlib.util as u; assert u.find_spec('peft').origin; import peft; "
+        "assert type(peft.__loader__).__name__ == 'SourceFileLoader'; "
+        "assert not any('rosa' in type(finder).__module__ for finder in sys.meta_path); "
+    )
+    assert run(code + LOAD.format(folder=str(tmp_path))) == "RosaConfig"
+
+
+def test_the_type_is_a_full_member_of_pefts_enum() -> None:
+    member = PeftType("ROSA")
+    assert member is PeftType.ROSA is PeftType["ROSA"]  # type: ignore[attr-defined]
+    assert member in PeftType
+    assert member in list(PeftType)
+    assert (member.name, member.value, member == "ROSA") == ("ROSA", "ROSA", True)
+    assert {member: 1}["ROSA"] == 1
+    assert isinstance(RosaConfig(), PeftConfig)
+
+
+def one_step(model: torch.nn.Module) -> None:
+    tokens = random_tokens()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+
+
+def test_a_selection_that_nobody_attached_is_told_once() -> None:
+    model = adapted("llama-gqa", dls=DlsConfig())
+    one_step(adapted("qwen2"))  # another model's optimizer says nothing
+    with pytest.warns(UserWarning, match="asks for dynamic layer selection.*none is attached"):
+        one_step(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*layer selection")
+        one_step(model)
+
+
+def test_an_attached_selection_is_not_warned_about() -> None:
+    model = adapted("llama-gqa", dls=DlsConfig())
+    model.get_base_model()._rosa_dls_attached = True
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*layer selection")
+        one_step(model)
+
+
+def test_no_warning_without_dls() -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*layer selection")
+        one_step(adapted("llama-gqa"))
