@@ -32,7 +32,7 @@ def test_a_model_is_scored_and_the_files_are_there(model, tmp_path, monkeypatch,
     assert [t["scored"] for t in results["tasks"]] == [5, 5]
     assert results["settings"]["model"] == model
     assert results["settings"]["protocol"] == "llm-adapters"
-    assert (out / "results.md").read_text().startswith("| task | accuracy % |")
+    assert (out / "results.md").read_text().startswith("| task | acc. % |")
 
 
 def test_an_adapter_is_scored_inside_its_own_folder(model, tmp_path, capsys):

@@ -69,7 +69,7 @@ def test_suites_are_not_averaged_together():
         ("commonsense", 100.0),
         ("arithmetic", 0.0),
     ]
-    assert "micro-average arithmetic | 0.0" in results.markdown()
+    assert "arithmetic micro | 0.0" in results.markdown()
 
 
 def test_the_markdown_table_by_hand():
@@ -79,7 +79,7 @@ def test_the_markdown_table_by_hand():
     ]
     table = Results(scores, {"seed": 5}).markdown().split("\n\n")
     assert table[0] == (
-        "| task | accuracy % | correct | scored | unparsable |\n"
+        "| task | acc. % | correct | scored | unparsable |\n"
         "| --- | ---: | ---: | ---: | ---: |\n"
         "| BoolQ | 75.0 | 3 | 4 | 1 |\n"
         "| PIQA † | 50.0 | 1 | 2 of 9, seed 5 | 1 |\n"

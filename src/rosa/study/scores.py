@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-HEADER = ("task", "accuracy %", "correct", "scored", "unparsable")
+HEADER = ("task", "acc. %", "correct", "scored", "unparsable")
 SEEN_MARK = "†"
 
 
@@ -77,9 +77,10 @@ class Results:
         sampled_seed = self.settings.get("seed", 0)
         body = [_row(score, sampled_seed) for score in self.scores]
         for average in self.averages:
-            label = f" {average.suite}" if len(self.averages) > 1 else ""
-            body.append((f"micro-average{label}", f"{average.micro:.1f}", "", "", ""))
-            body.append((f"macro-average{label}", f"{average.macro:.1f}", "", "", ""))
+            several = len(self.averages) > 1
+            for kind, value in (("micro", average.micro), ("macro", average.macro)):
+                name = f"{average.suite} {kind}" if several else f"{kind}-average"
+                body.append((name, f"{value:.1f}", "", "", ""))
         return body
 
     def footnotes(self) -> list[str]:
@@ -114,7 +115,7 @@ class Results:
 
         table = Table(caption="\n".join(self.footnotes()) or None, caption_justify="left")
         for i, name in enumerate(HEADER):
-            table.add_column(name, justify="right" if i else "left", no_wrap=True)
+            table.add_column(name, justify="right" if i else "left", no_wrap=i == 0)
         for i, row in enumerate(self.rows()):
             table.add_row(*row, end_section=i == len(self.scores) - 1)
         return table
