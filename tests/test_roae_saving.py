@@ -86,6 +86,14 @@ def test_loading_beside_another_adapter_and_going_on_with_training(tmp_path: Pat
     assert all(".second." in name for name in trainable)
 
 
+def test_round_trip_on_a_half_precision_base_keeps_float32_weights(tmp_path: Path) -> None:
+    model = adapted("gemma2", dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    assert {tensor.dtype for tensor in load_file(tmp_path / WEIGHTS).values()} == {torch.float32}
+    loaded = PeftModel.from_pretrained(tiny_model("gemma2", dtype=torch.bfloat16), tmp_path)
+    assert torch.equal(logits_of(loaded), logits_of(model))
+
+
 def test_state_dict_round_trip() -> None:
     model, other = adapted("llama-gqa"), adapted("llama-gqa", random=False)
     result = set_peft_model_state_dict(other, get_peft_model_state_dict(model))
@@ -200,6 +208,16 @@ def test_missing_and_broken_files(folder: Path, tmp_path: Path) -> None:
     (folder / WEIGHTS).unlink()
     with pytest.raises(RosaError, match=r"there is no adapter_model\.safetensors"):
         load_adapter_checked(model, folder)
+
+
+def test_modules_of_the_base_that_were_saved_along_are_checked_too(tmp_path: Path) -> None:
+    model = adapted("llama-gqa", modules_to_save=["lm_head"])
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    assert any("embed_tokens" in key for key in load_file(tmp_path / WEIGHTS))
+    loaded = load_adapter_checked(tiny_model("llama-gqa"), tmp_path)
+    assert torch.equal(logits_of(loaded), logits_of(model))
+    with pytest.raises(RosaError, match=r"(lm_head|embed_tokens)\.weight is \(128, 48\)"):
+        load_adapter_checked(other_llama(vocab_size=64), tmp_path)
 
 
 def test_the_check_serves_other_methods(tmp_path: Path) -> None:

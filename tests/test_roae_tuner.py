@@ -207,6 +207,22 @@ def test_layers_to_transform_limits_attention_and_norms() -> None:
     assert sum("modules_to_save" in name for name in names) == 2
 
 
+def test_layers_are_found_in_a_model_without_a_head() -> None:
+    """Whose names, "layers.1.self_attn", PEFT's own rule does not read."""
+    model = get_peft_model(
+        tiny_model("llama-gqa").model, RosaConfig(**SMALL, layers_to_transform=1)
+    )
+    assert trainable(model)
+    assert all("model.layers.1." in name for name in trainable(model))
+
+
+def test_an_unloaded_model_can_be_adapted_again() -> None:
+    plain = adapted("gemma3").unload()
+    again = get_peft_model(plain, RosaConfig(**SMALL)).eval()
+    randomise(again)
+    assert torch.equal(logits_of(again), logits_of(adapted("gemma3")))
+
+
 def test_excluded_modules_are_left_alone() -> None:
     names = trainable(
         adapted("llama-gqa", exclude_modules=["layers.0.self_attn", "post_attention_layernorm"])

@@ -48,21 +48,20 @@ class _Modulation(NamedTuple):
 
     def __call__(self, output: Tensor) -> Tensor:
         """The tapped output, modulated, in its own shape and dtype."""
-        z = self._by_head(output)
+        axes = self.tap.axes
+        z = output  # (b, l, heads, head_dim), as a view
+        if axes == "flat":
+            z = output.unflatten(-1, (self.tap.heads, self.head_dim))
+        elif axes == "heads_first":
+            z = output.transpose(1, 2)
         if self.rotation is None:
-            modulated = modulate_pre_rotation(z, self.signal, self.alpha, self.pairs)
+            z = modulate_pre_rotation(z, self.signal, self.alpha, self.pairs)
         else:
             cos, sin = (turn.unsqueeze(-2) for turn in self.rotation)
-            modulated = modulate_post_rotation(z, self.signal, self.alpha, self.pairs, cos, sin)
-        if self.tap.axes == "heads_first":
-            modulated = modulated.transpose(1, 2)
-        return modulated.view(output.shape)
-
-    def _by_head(self, output: Tensor) -> Tensor:
-        """(b, l, heads, head_dim), a view."""
-        if self.tap.axes == "flat":
-            return output.view(*output.shape[:-1], self.tap.heads, self.head_dim)
-        return output.transpose(1, 2) if self.tap.axes == "heads_first" else output
+            z = modulate_post_rotation(z, self.signal, self.alpha, self.pairs, cos, sin)
+        if axes == "flat":
+            return z.flatten(-2)
+        return z.transpose(1, 2) if axes == "heads_first" else z
 
 
 def _modulate_output(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:

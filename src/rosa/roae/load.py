@@ -44,7 +44,7 @@ def check_adapter(model: nn.Module, folder: str | Path) -> None:
     folder = Path(folder)
     config = _read_config(folder)
     found = read_shapes(folder / WEIGHTS_FILE)
-    expected = _expected_shapes(model, config)
+    expected = _expected_shapes(model, config, found)
     for key in sorted(found.keys() | expected.keys()):
         if found.get(key) != expected.get(key):
             base = config.base_model_name_or_path or "the one it was trained on"
@@ -84,12 +84,19 @@ def _read_config(folder: Path) -> PeftConfig:
         ) from error
 
 
-def _expected_shapes(model: nn.Module, config: PeftConfig) -> dict[str, Shape]:
+def _expected_shapes(
+    model: nn.Module, config: PeftConfig, found: dict[str, Shape]
+) -> dict[str, Shape]:
+    """Of the adapter's tensors, and of the embeddings where the file holds them as well."""
+    if isinstance(model, PeftModel):
+        model = model.get_base_model()
     with torch.device("meta"):
         empty = type(model)(copy.deepcopy(model.config))
         adapted = get_peft_model(empty, copy.deepcopy(config), low_cpu_mem_usage=True)
     state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+    with_embeddings = get_peft_model_state_dict(adapted, save_embedding_layers=True)
+    saved_along = {key: tensor for key, tensor in with_embeddings.items() if key in found}
+    return {key: tuple(tensor.shape) for key, tensor in (saved_along | state).items()}
 
 
 def _shape(shapes: dict[str, Shape], key: str, absent: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import re
 from typing import Any
 
@@ -47,24 +47,28 @@ class RosaModel(BaseTuner):
 
     def _check_layers(self, config: RosaConfig, matched: list[str]) -> None:
         """An index beyond the last layer would be passed over in silence."""
-        asked = config.layers_to_transform
-        if asked is None:
-            return
-        for index in asked if isinstance(asked, list) else [asked]:
-            only = dataclasses.replace(config, layers_to_transform=index)
-            if not any(check_target_module_exists(only, name) for name in matched):
-                raise RosaError(
-                    f"layers_to_transform names layer {index}, but no attention module that is "
-                    f"targeted has that index; those targeted end with {matched[-1]}"
-                )
+        found = {self.model.get_submodule(name).layer_idx for name in matched}
+        missing = sorted(set(_chosen_layers(config) or ()) - found)
+        if missing:
+            raise RosaError(
+                f"layers_to_transform names layer {missing[0]}, but no attention module that is "
+                f"targeted has that index; those targeted end with {matched[-1]}"
+            )
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> Any:  # type: ignore[override]
-        """PEFT's matching by name, among attention modules that rotate: a vision tower does not."""
-        found = check_target_module_exists(peft_config, key)
+        """PEFT's matching by name, among attention modules that rotate: a vision tower does not.
+
+        A layer's index is what its attention says; PEFT reads it off the name, which fails for a
+        model without a head ("layers.0.self_attn").
+        """
+        by_name = copy.copy(peft_config)
+        by_name.layers_to_transform = None
+        found = check_target_module_exists(by_name, key)
         if isinstance(found, _ExcludedModule) or not found:
             return found
         module = self.model.get_submodule(key)
-        return isinstance(module, RosaLayer) or layout_of(module) is not None
+        layers = _chosen_layers(peft_config)
+        return _is_site(module) and (layers is None or module.layer_idx in layers)
 
     def _create_and_replace(
         self,
@@ -113,9 +117,17 @@ def _attention_modules(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if not name.endswith(".base_layer")
-        and (isinstance(module, RosaLayer) or layout_of(module) is not None)
+        if not name.endswith(".base_layer") and _is_site(module)
     ]
+
+
+def _is_site(module: nn.Module) -> bool:
+    return isinstance(module, RosaLayer) or layout_of(module) is not None
+
+
+def _chosen_layers(config: RosaConfig) -> list[int] | None:
+    layers = config.layers_to_transform
+    return [layers] if isinstance(layers, int) else layers
 
 
 def _layout(module: nn.Module) -> RopeLayout:
