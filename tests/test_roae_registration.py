@@ -12,7 +12,7 @@ import torch
 from peft import PeftConfig
 from peft.utils import PeftType
 
-from rosa import RosaConfig
+from rosa import DynamicLayerSelection, RosaConfig
 from rosa.dls.config import DlsConfig
 from tests.adapters import adapted
 from tests.tiny_models import random_tokens
@@ -76,7 +76,8 @@ def test_a_selection_that_nobody_attached_is_told_once() -> None:
 
 def test_an_attached_selection_is_not_warned_about() -> None:
     model = adapted("llama-gqa", dls=DlsConfig())
-    model.get_base_model()._rosa_dls_attached = True
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    DynamicLayerSelection(model, optimizer, model.peft_config["default"].dls, total_steps=100)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*layer selection")
         one_step(model)
