@@ -6,9 +6,9 @@
                        k_proj ─ (k_norm) ─▶ modulate with S_k ─▶ rotation ─▶ cache ...
 
 The attention's own forward runs unchanged: the layer computes the signal from the module's input,
-lays it on the two modules before rotation (`_pending`), and their forward hooks apply it. Nothing
-outlives the call, so recomputation under gradient checkpointing and an exception in between leave
-no trace; the hook is a plain function that reads from its own module, so copies, pickles and
+lays it on the last module before rotation of each (`_PENDING`), and their forward hooks apply it.
+Nothing outlives the call, so recomputation under gradient checkpointing and an exception in between
+leave no trace; the hook is a plain function that reads from its own module, so copies, pickles and
 replicas of a model stay independent.
 """
 

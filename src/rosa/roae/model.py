@@ -68,7 +68,7 @@ class RosaModel(BaseTuner):
             return found
         module = self.model.get_submodule(key)
         layers = _chosen_layers(peft_config)
-        return _is_site(module) and (layers is None or module.layer_idx in layers)
+        return layout_of(module) is not None and (layers is None or module.layer_idx in layers)
 
     def _create_and_replace(
         self,
@@ -113,16 +113,12 @@ class RosaModel(BaseTuner):
 
 
 def _attention_modules(model: nn.Module) -> list[str]:
-    """Names of the attention modules that rotate, wrapped already or not."""
+    """Names of the attention modules that rotate; of those wrapped already, the wrapper's."""
     return [
         name
         for name, module in model.named_modules()
-        if not name.endswith(".base_layer") and _is_site(module)
+        if layout_of(module) is not None and not name.endswith(".base_layer")
     ]
-
-
-def _is_site(module: nn.Module) -> bool:
-    return isinstance(module, RosaLayer) or layout_of(module) is not None
 
 
 def _chosen_layers(config: RosaConfig) -> list[int] | None:
@@ -132,7 +128,7 @@ def _chosen_layers(config: RosaConfig) -> list[int] | None:
 
 def _layout(module: nn.Module) -> RopeLayout:
     """The layout of one of `_attention_modules`."""
-    layout = module.layout if isinstance(module, RosaLayer) else layout_of(module)
+    layout = layout_of(module)
     assert layout is not None
     return layout
 
