@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 LAYERS = 6
 VOCABULARY = 64
@@ -68,3 +69,10 @@ def optimizer_state(
 def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
     """Whether two lists of tensors are equal bit for bit."""
     return len(left) == len(right) and all(map(torch.equal, left, right))
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """The words w0, w1, ... as tokens."""
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w1"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w2")

@@ -6,13 +6,14 @@ import copy
 import json
 import random
 import warnings
+from collections import Counter
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from rosa import DlsConfig, DynamicLayerSelection
+from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 from rosa.dls.selection import ATTACHED
 from rosa.errors import RosaError
 from tests.dls_models import (
@@ -44,7 +45,12 @@ def lora_and_norms() -> nn.Module:
     return get_peft_model(tiny_llama(), config)
 
 
-MODELS = pytest.mark.parametrize("make", [full, lora, lora_and_norms])
+def rosa() -> nn.Module:
+    torch.manual_seed(0)
+    return get_peft_model(tiny_llama(), RosaConfig(r=4, r_low=0.5, alpha=1.0))
+
+
+MODELS = pytest.mark.parametrize("make", [full, lora, lora_and_norms, rosa])
 
 
 def adamw(model: nn.Module, **changes: object) -> torch.optim.AdamW:
@@ -112,7 +118,7 @@ def algorithm_1(model: nn.Module, config: DlsConfig, steps: int) -> list[dict]:
 
 @MODELS
 def test_trajectory_is_that_of_algorithm_1(make) -> None:
-    steps = 24
+    steps = 15
     reference = make()
     expected = algorithm_1(reference, EVERY_THIRD, steps)
 
@@ -174,7 +180,7 @@ def test_frozen_layers_and_their_state_do_not_change_by_a_bit(kind: str, set_to_
     dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
     layers = decoder_layers(model)
     frozen_steps = 0
-    for t in range(1, 16):
+    for t in range(1, 9):
         before = [snapshot(layer) for layer in layers]
         state = [dict(optimizer_state(optimizer, layer)) for layer in layers]
         embedding = model.get_input_embeddings().weight.detach().clone()
@@ -190,7 +196,7 @@ def test_frozen_layers_and_their_state_do_not_change_by_a_bit(kind: str, set_to_
                 assert list(now) == list(state[i])
                 assert all(torch.equal(now[key], state[i][key]) for key in now)
         assert not torch.equal(embedding, model.get_input_embeddings().weight)
-    assert frozen_steps == 3 * 13  # half of six layers, in steps 3 to 15
+    assert frozen_steps == 3 * 6  # half of six layers, in steps 3 to 8
 
 
 def test_norms_that_are_only_scored_are_never_updated() -> None:
@@ -216,7 +222,7 @@ def test_the_user_s_frozen_parameters_stay_frozen_and_come_back_as_they_were() -
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
     optimizer = adamw(model)
     dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
-    for t in range(1, 9):
+    for t in range(1, 8):
         train_step(model, optimizer, t)
         for name, parameter in model.named_parameters():
             assert wanted[name] or not parameter.requires_grad
@@ -232,34 +238,33 @@ def test_the_user_s_frozen_parameters_stay_frozen_and_come_back_as_they_were() -
 def test_weight_gradients_of_frozen_layers_are_not_computed_between_scoring_steps(make) -> None:
     model = make()
     optimizer = adamw(model)
+    layers = decoder_layers(model)
+    trainable = [sum(p.requires_grad for p in layer.parameters()) for layer in layers]
+    only_scored = 2 if make is lora else 0
     dls = DynamicLayerSelection(model, optimizer, DlsConfig(interval=4, warmup=0))
-    trainable = [
-        [p for p in layer.parameters() if p.requires_grad] for layer in decoder_layers(model)
+    for t in range(1, 10):
+        if dls.scoring:
+            expected = [n + only_scored for n in trainable]
+        else:
+            trains = range(LAYERS) if dls.selected is None else dls.selected
+            expected = [n if i in trains else 0 for i, n in enumerate(trainable)]
+        assert gradients_computed(model, optimizer, t) == expected
+    assert [record["step"] for record in dls.history] == [4, 8]
+
+
+def gradients_computed(model: nn.Module, optimizer: torch.optim.Optimizer, t: int) -> list[int]:
+    """How many weight gradients the engine computes per layer in one training step."""
+    counts = Counter()
+    handles = [
+        parameter.register_post_accumulate_grad_hook(lambda _, i=i: counts.update([i]))
+        for i, layer in enumerate(decoder_layers(model))
+        for parameter in layer.parameters()
+        if parameter.requires_grad
     ]
-    for t in range(1, 13):
-        selected, scoring = dls.selected, dls.scoring
-        counts = [0] * LAYERS
-        handles = []
-        for i, layer in enumerate(decoder_layers(model)):
-            for p in layer.parameters():
-                if p.requires_grad:
-
-                    def count(_p: torch.Tensor, i: int = i) -> None:
-                        counts[i] += 1
-
-                    handles.append(p.register_post_accumulate_grad_hook(count))
-        train_step(model, optimizer, t)
-        for handle in handles:
-            handle.remove()
-        only_scored = 2 if make is lora else 0
-        for i in range(LAYERS):
-            if scoring:
-                assert counts[i] == len(trainable[i]) + only_scored
-            elif selected is None or i in selected:
-                assert counts[i] == len(trainable[i])
-            else:
-                assert counts[i] == 0
-    assert [record["step"] for record in dls.history] == [4, 8, 12]
+    train_step(model, optimizer, t)
+    for handle in handles:
+        handle.remove()
+    return [counts[i] for i in range(LAYERS)]
 
 
 # ---- loops -------------------------------------------------------------------------------------
@@ -314,7 +319,7 @@ def test_gradient_accumulation_equals_the_big_batch() -> None:
         model = full()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
-        for t in range(1, 11):
+        for t in range(1, 7):
             tokens = batch(t)["input_ids"].chunk(parts)
             for part in tokens:
                 (model(input_ids=part, labels=part).loss / parts).backward()
@@ -323,9 +328,9 @@ def test_gradient_accumulation_equals_the_big_batch() -> None:
         return model, dls
 
     whole, one = run(1)
-    summed, four = run(4)
-    assert [r["selected"] for r in one.history] == [r["selected"] for r in four.history]
-    for a, b in zip(one.history, four.history, strict=True):
+    summed, two = run(2)
+    assert [r["selected"] for r in one.history] == [r["selected"] for r in two.history]
+    for a, b in zip(one.history, two.history, strict=True):
         assert a["scores"] == pytest.approx(b["scores"], rel=1e-4)
     for a, b in zip(whole.parameters(), summed.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)  # norms compute in float32 inside
@@ -336,7 +341,7 @@ def test_a_closure_is_scored_after_it_ran() -> None:
         model = full()
         optimizer = adamw(model)
         dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
-        for t in range(1, 10):
+        for t in range(1, 7):
             optimizer.zero_grad()
 
             def closure(t: int = t) -> torch.Tensor:
@@ -353,7 +358,7 @@ def test_a_closure_is_scored_after_it_ran() -> None:
 
     (one, one_history), (two, two_history) = run(True), run(False)
     assert one_history == two_history
-    assert len(one_history) == 3
+    assert len(one_history) == 2
     assert same(snapshot(one), snapshot(two))
 
 
@@ -367,7 +372,7 @@ def test_a_step_that_the_scaler_skips_does_not_count(fused: bool, unscale: bool)
         optimizer = adamw(model, fused=fused)
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=10**6)
         dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
-        for t in range(1, 8):
+        for t in range(1, 6):
             for attempt in range(1 + (overflows if t == 3 else 0)):
                 scaler.scale(model(**batch(t)).loss).backward()
                 if t == 3 and attempt < overflows:
@@ -384,7 +389,7 @@ def test_a_step_that_the_scaler_skips_does_not_count(fused: bool, unscale: bool)
         warnings.simplefilter("error")
         clean_model, clean = run(0)
         model, dls = run(2)
-    assert dls.step == clean.step == 7
+    assert dls.step == clean.step == 5
     assert dls.selected == clean.selected
     # Another power of two as scale changes no bit of the unscaled gradients.
     assert dls.history == clean.history
@@ -432,12 +437,57 @@ def test_only_layers_with_trainable_parameters_are_chosen() -> None:
     optimizer = adamw(model)
     settings = DlsConfig(interval=1, warmup=0, p_exploit=0.5)
     dls = DynamicLayerSelection(model, optimizer, settings)
-    for t in range(1, 20):
+    for t in range(1, 9):
         train_step(model, optimizer, t)
         assert dls.selected is not None
         assert len(dls.selected) == 2
         assert set(dls.selected) <= {1, 3, 4, 5}
         assert len(dls.history[-1]["scores"]) == LAYERS
+
+
+@pytest.mark.parametrize("make", [lora, lora_and_norms, rosa])
+def test_asking_the_base_model_in_between_thaws_nothing(make) -> None:
+    """PEFT's `disable_adapter` leaves every adapter parameter with requires_grad=True."""
+    reference = make()
+    expected = algorithm_1(reference, EVERY_THIRD, 9)
+    model = make()
+    optimizer = adamw(model)
+    dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
+    for t in range(1, 10):
+        with model.disable_adapter(), torch.no_grad():
+            model(**batch(t))
+        train_step(model, optimizer, t)
+    assert [r["selected"] for r in dls.history] == [r["selected"] for r in expected]
+    assert same(snapshot(model), snapshot(reference))
+
+
+def test_in_an_accelerate_loop() -> None:
+    """`accumulate` decides when the optimizer steps; the loop selects on the last part."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    def run(select: bool) -> tuple[nn.Module, DynamicLayerSelection]:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        accelerator = Accelerator(gradient_accumulation_steps=2, cpu=True)
+        model = full()
+        model, optimizer = accelerator.prepare(model, adamw(model))
+        dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
+        for micro in range(2 * 6):
+            with accelerator.accumulate(model):
+                accelerator.backward(model(**batch(micro)).loss)
+                if select and accelerator.sync_gradients:
+                    dls.select()
+                optimizer.step()
+                optimizer.zero_grad()
+        return model, dls
+
+    model, dls = run(select=True)
+    other, without = run(select=False)
+    assert dls.step == 6
+    assert [record["step"] for record in dls.history] == [3, 6]
+    assert dls.history == without.history
+    assert same(snapshot(model), snapshot(other))
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -447,7 +497,7 @@ def test_gradient_checkpointing_changes_nothing(use_reentrant: bool) -> None:
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
             model.enable_input_require_grads()
-        dls, _ = clipped_run(model, 10, EVERY_THIRD, clip=0.5)
+        dls, _ = clipped_run(model, 6, EVERY_THIRD, clip=0.5)
         return model, dls.history
 
     (one, one_history), (two, two_history) = run(False), run(True)
@@ -458,17 +508,17 @@ def test_gradient_checkpointing_changes_nothing(use_reentrant: bool) -> None:
 # ---- state -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 5, 6, 8])
+@pytest.mark.parametrize("stop", [2, 3, 5, 6])
 def test_saved_and_resumed_equals_uninterrupted(stop: int, tmp_path) -> None:
     whole = full()
     optimizer = adamw(whole)
-    uninterrupted = DynamicLayerSelection(whole, optimizer, EVERY_THIRD, total_steps=14)
-    for t in range(1, 15):
+    uninterrupted = DynamicLayerSelection(whole, optimizer, EVERY_THIRD, total_steps=9)
+    for t in range(1, 10):
         train_step(whole, optimizer, t)
 
     model = full()
     optimizer = adamw(model)
-    dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD, total_steps=14)
+    dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD, total_steps=9)
     for t in range(1, stop + 1):
         train_step(model, optimizer, t)
     (tmp_path / "dls.json").write_text(json.dumps(dls.state_dict()))
@@ -481,9 +531,9 @@ def test_saved_and_resumed_equals_uninterrupted(stop: int, tmp_path) -> None:
     model.load_state_dict(rest["model"])
     optimizer = adamw(model)
     optimizer.load_state_dict(rest["optimizer"])
-    dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD, total_steps=14)
+    dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD, total_steps=9)
     dls.load_state_dict(json.loads((tmp_path / "dls.json").read_text()))
-    for t in range(stop + 1, 15):
+    for t in range(stop + 1, 10):
         train_step(model, optimizer, t)
     assert dls.history == uninterrupted.history
     assert dls.state_dict() == uninterrupted.state_dict()
@@ -493,7 +543,7 @@ def test_saved_and_resumed_equals_uninterrupted(stop: int, tmp_path) -> None:
 
 def test_the_seed_is_part_of_the_state() -> None:
     def choices(dls: DynamicLayerSelection, model: nn.Module, optimizer) -> list:
-        for t in range(1, 25):
+        for t in range(1, 13):
             train_step(model, optimizer, t)
         return [record["selected"] for record in dls.history]
 
@@ -591,7 +641,7 @@ def test_an_optimizer_of_other_parameters_is_refused() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "sentence"),
     [
-        ("WORLD_SIZE", "2", "one process and this run has 2"),
+        ("WORLD_SIZE", "2", "one process without DDP, and this run has 2"),
         ("ACCELERATE_USE_DEEPSPEED", "true", "under DeepSpeed"),
         ("ACCELERATE_USE_FSDP", "true", "under FSDP"),
     ],

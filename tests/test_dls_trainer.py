@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import GradientState
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -18,7 +20,15 @@ from rosa import DlsCallback, DlsConfig, DynamicLayerSelection
 from rosa.dls.callback import HISTORY_FILE
 from rosa.dls.selection import ATTACHED
 from rosa.errors import RosaError
-from tests.dls_models import LAYERS, VOCABULARY, decoder_layers, same, snapshot, tiny_llama
+from tests.dls_models import (
+    LAYERS,
+    VOCABULARY,
+    decoder_layers,
+    same,
+    snapshot,
+    tiny_llama,
+    word_tokenizer,
+)
 
 NORMS = ["input_layernorm", "post_attention_layernorm"]
 CONFIG = DlsConfig(interval=3, warmup=2, p_exploit=0.5, seed=1)
@@ -151,6 +161,24 @@ def test_the_callback_selects_before_the_trainer_clips(
         # The bound is what remains: the divisor was the norm of these layers alone.
         assert recorder.norms[t - 1] == pytest.approx(0.05, rel=1e-4)
     assert min(logged(trainer, "grad_norm")) > 0.05
+
+
+def test_scores_under_a_loss_scale_are_those_of_the_unscaled_loss() -> None:
+    """fp16: when the Trainer's backward ends, gradients still carry the scaler's factor."""
+    histories = []
+    for scale in (1.0, 1024.0):
+        model, callback = lora(), DlsCallback(DlsConfig(interval=1, warmup=0))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        callback.dls = DynamicLayerSelection(model, optimizer, callback.config)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        wrapper = SimpleNamespace(scaler=scaler, gradient_state=GradientState())
+        callback._select_before_clipping(callback.dls, wrapper)
+        row = rows(1)[0]
+        loss = model(**{key: value[None] for key, value in row.items()}).loss
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        histories.append(callback.dls.history)
+    assert histories[0] == histories[1]
 
 
 def test_recorded_scores_do_not_depend_on_clipping(tmp_path: Path) -> None:
@@ -329,7 +357,7 @@ def test_in_trl_s_sft_trainer(tmp_path: Path) -> None:
         tiny_llama(torch.float32),
         args=args,
         train_dataset=data,
-        processing_class=tokenizer(),
+        processing_class=word_tokenizer(),
         peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
         callbacks=[callback, recorder],
     )
@@ -337,13 +365,3 @@ def test_in_trl_s_sft_trainer(tmp_path: Path) -> None:
     choices = {record["step"]: record["selected"] for record in history(tmp_path)}
     assert list(choices) == [3, 6, 9]
     assert recorder.with_gradient[2:] == [choices[t] for t in (3, 3, 3, 6, 6, 6, 9)]
-
-
-def tokenizer() -> Any:
-    """Words w0, w1, ... as tokens."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w1"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w2")

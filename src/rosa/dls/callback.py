@@ -65,7 +65,8 @@ class DlsCallback(TrainerCallback, ExportableState):
         self._detach()  # from a run that was broken off
         _refuse_settings(args)
         config = self.config or adapter_config(model) or DlsConfig()
-        stored = _stored_state(state) if state.global_step else None
+        states = _stored_states(state)
+        stored = self._of_checkpoint(states) if state.global_step else None
         self.dls = DynamicLayerSelection(model, optimizer, config, total_steps=state.max_steps)
         if stored is not None:
             self.dls.load_state_dict(stored)
@@ -77,7 +78,7 @@ class DlsCallback(TrainerCallback, ExportableState):
             )
             self.dls.start_at(state.global_step)
         # A checkpoint of a run without this callback has no place for its state.
-        _stored_states(state).setdefault(type(self).__name__, self.state())
+        states.setdefault(type(self).__name__, self.state())
         self._select_before_clipping(self.dls, optimizer)
         self._rewrite_history(args, state)
 
@@ -113,6 +114,10 @@ class DlsCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Give model and optimizer back as they were."""
         self._detach()
+
+    def _of_checkpoint(self, states: Mapping[str, Any]) -> dict[str, Any] | None:
+        stored = states.get(type(self).__name__)
+        return stored.get("dls") if isinstance(stored, dict) else None
 
     def _select_before_clipping(self, dls: DynamicLayerSelection, optimizer: Any) -> None:
         """The Trainer clips between backward and the optimizer's hooks: select before it does."""
@@ -166,11 +171,6 @@ def _refuse_settings(args: TrainingArguments) -> None:
                 f"DLS does not work with {engine}={getattr(args, engine)!r}: train in one process "
                 "without it, or leave DlsCallback out"
             )
-
-
-def _stored_state(state: TrainerState) -> dict[str, Any] | None:
-    stored = _stored_states(state).get(DlsCallback.__name__)
-    return stored.get("dls") if isinstance(stored, dict) else None
 
 
 def _stored_states(state: TrainerState) -> dict[str, Any]:

@@ -40,15 +40,17 @@ def refuse_engines(model: nn.Module, optimizer: Any) -> None:
             "DLS does not work under DeepSpeed, which keeps gradients and steps to itself: train "
             "in one process without it, or set dls to none"
         )
-    if _uses_fsdp(model):
+    if _switched_on("ACCELERATE_USE_FSDP") or _wrapped_in(
+        model, "FullyShardedDataParallel", "FSDPModule"
+    ):
         raise RosaError(
             "DLS does not work under FSDP, which shards the layers' parameters: train in one "
             "process without it, or set dls to none"
         )
-    if processes() > 1:
+    if processes() > 1 or _wrapped_in(model, "DistributedDataParallel"):
         raise RosaError(
-            f"DLS works in one process and this run has {processes()}: start it without torchrun "
-            "or accelerate launch, or set dls to none"
+            f"DLS works in one process without DDP, and this run has {processes()}: start it "
+            "without torchrun or accelerate launch, or set dls to none"
         )
 
 
@@ -82,11 +84,10 @@ def _uses_deepspeed(model: nn.Module, optimizer: Any) -> bool:
     )
 
 
-def _uses_fsdp(model: nn.Module) -> bool:
-    return _switched_on("ACCELERATE_USE_FSDP") or any(
-        base.__name__ in ("FullyShardedDataParallel", "FSDPModule")
-        for module in model.modules()
-        for base in type(module).__mro__
+def _wrapped_in(model: nn.Module, *names: str) -> bool:
+    """Whether any module of the model is of a class of one of these names."""
+    return any(
+        base.__name__ in names for module in model.modules() for base in type(module).__mro__
     )
 
 
