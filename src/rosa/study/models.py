@@ -38,6 +38,11 @@ class Loaded:
     adapter: str | None
 
 
+def tiny_model_path() -> str:
+    """The folder of `rosa-tiny`, the toy model that comes with the package."""
+    return str(ASSETS / "rosa-tiny")
+
+
 def resolve_name(name: str, relative_to: Path | None = None) -> str:
     """The folder of a built-in model, or the given folder or hub id unchanged.
 
@@ -98,7 +103,7 @@ def load_base_model(
     _check_folder(name, path)
     where = pick_device(device)
     try:
-        with _quiet():
+        with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=pick_dtype(dtype, where),
@@ -213,7 +218,7 @@ def load_adapter(model: PreTrainedModel, name: str, *, is_trainable: bool = Fals
 
     shapes = _adapter_shapes(name)
     try:
-        with _quiet():
+        with quiet():
             adapted = PeftModel.from_pretrained(
                 model, name, is_trainable=is_trainable, ignore_mismatched_sizes=True
             )
@@ -310,7 +315,7 @@ def _check_folder(name: str, path: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the libraries' progress bars and reports: what matters in them is raised here."""
     from transformers.utils import logging
 
