@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint nightly clean
+.PHONY: install demo test lint nightly real clean
 
 install: .venv/installed
 
@@ -25,6 +25,10 @@ test: lint
 
 nightly: install
 	$(BIN)/python -m pytest -q -n 2 -m "slow or not slow"
+
+# Converts, trains and scores on real data: make real DATA=/path/to/data (docs/real_input.md)
+real: install
+	ROSA_TEST_DATA=$(DATA) $(BIN)/python -m pytest -q -m "slow or not slow" tests/test_real_input.py
 
 clean:
 	rm -rf .venv build dist

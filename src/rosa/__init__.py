@@ -14,6 +14,7 @@ from rosa._register import register_with_peft
 if TYPE_CHECKING:
     from rosa.dls import DlsCallback, DlsConfig, DynamicLayerSelection
     from rosa.roae import RosaConfig, RosaModel
+    from rosa.study.models import tiny_model_path
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ _HOME = {
     "DlsConfig": "rosa.dls",
     "DlsCallback": "rosa.dls",
     "DynamicLayerSelection": "rosa.dls",
+    "tiny_model_path": "rosa.study.models",
 }
 __all__ = [
     "DlsCallback",
@@ -31,6 +33,7 @@ __all__ = [
     "RosaConfig",
     "RosaModel",
     "__version__",
+    "tiny_model_path",
 ]
 
 

@@ -99,6 +99,8 @@ def train(
     Raises:
         RosaError: bad model, data, keys or folder, or a loss that is not finite.
     """
+    # TRL and Transformers still call their own deprecated names; users can do nothing about it.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
     check_recipe(recipe)
     # Read everything that may be wrong before the folder is claimed.
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
@@ -118,8 +120,6 @@ def train(
     if resume:
         say(f"resuming after step {step}")
 
-    # TRL and Transformers still call their own deprecated names; users can do nothing about it.
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
     stopper = StopOnSignal()
     arguments = trainer_arguments(recipe, total_steps, bool(validation_set.rows))
     trainer = build_trainer(recipe, arguments, model, tokenizer, train_set, validation_set, stopper)
