@@ -42,10 +42,11 @@ def test_the_readmes_commands_run(in_a_copy: Path, capsys: pytest.CaptureFixture
     commands = rosa_commands(README)
     assert [command[0] for command in commands] == ["params", "train", "evaluate", "demo"]
     for command in commands:
-        try:
+        if "--help" in command:
+            with pytest.raises(SystemExit, match="0"):
+                main(command)
+        else:
             assert main(command) == 0, command
-        except SystemExit as done:  # --help
-            assert done.code == 0, command
     assert (in_a_copy / "runs" / "tiny" / "layers.png").is_file() is False  # 20 steps: no choice
     assert (in_a_copy / "runs" / "tiny" / "loss.png").is_file()
 
