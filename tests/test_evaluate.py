@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,10 @@ from rosa.study.generate import end_tokens, generate, left_padded, longest_first
 from tests.tiny_folder import tiny_llama, word_tokenizer
 
 WORDS = ["Please", "choose", "the", "correct", "answer", "question", "How", "many", "has", "is"]
+
+
+NEW_TOKENS = 8
+ROWS = 15
 
 
 def question(i: int) -> str:
@@ -31,7 +36,7 @@ def data(tmp_path_factory):
         "gsm8k": ("4", "9.0"),
     }
     for name, answers in labels.items():
-        rows = [{"instruction": question(i), "answer": answers[i % 2]} for i in range(21)]
+        rows = [{"instruction": question(i), "answer": answers[i % 2]} for i in range(ROWS)]
         (folder / name).mkdir()
         (folder / name / "test.json").write_text(json.dumps(rows))
     return folder
@@ -47,42 +52,48 @@ def tokenizer():
     return word_tokenizer()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def score(model, tokenizer, data):
-    """`evaluate` on the tiny model: 12 new tokens, batches of 4."""
+    """`evaluate` on the tiny model: 8 new tokens, batches of 4."""
 
     def run(tasks=("boolq", "gsm8k"), **options):
-        options = {"data": data, "max_new_tokens": 12, "batch_size": 4, **options}
+        options = {"data": data, "max_new_tokens": NEW_TOKENS, "batch_size": 4, **options}
         return evaluate(model, tokenizer, list(tasks), **options)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def whole(score, tmp_path_factory):
+    """The folder of an uninterrupted run, and its results."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return folder, score(out=folder)
 
 
 def lines(folder, task):
     return [json.loads(line) for line in (folder / f"{task}.jsonl").read_text().splitlines()]
 
 
-def test_every_example_leaves_one_line_and_the_counts_follow_from_them(score, tmp_path):
-    results = score(out=tmp_path / "out")
+def test_every_example_leaves_one_line_and_the_counts_follow_from_them(whole):
+    folder, results = whole
     for name in ("boolq", "gsm8k"):
-        task, records = built_in_tasks()[name], lines(tmp_path / "out", name)
-        assert sorted(r["index"] for r in records) == list(range(21))
+        task, records = built_in_tasks()[name], lines(folder, name)
+        assert sorted(r["index"] for r in records) == list(range(ROWS))
         for r in records:
             assert r["prediction"] == task.parse(r["response"])
             assert r["correct"] == task.is_correct(r["prediction"], r["label"])
         assert results[name].correct == sum(r["correct"] for r in records)
         assert results[name].unparsable == sum(r["prediction"] is None for r in records)
-        assert results[name].scored == results[name].rows == 21
-    assert 0 < results["boolq"].correct < 21  # the tiny model's answers vary: the test can tell
+        assert results[name].scored == results[name].rows == ROWS
+    assert 0 < results["boolq"].correct < ROWS  # the tiny model's answers vary: the test can tell
 
 
-def test_answers_are_those_of_plain_greedy_decoding(score, model, tokenizer, tmp_path):
+def test_answers_are_those_of_plain_greedy_decoding(whole, model, tokenizer):
     """An independent loop: one prompt at a time, no cache, no padding."""
-    score(["boolq"], out=tmp_path / "out")
-    for record in lines(tmp_path / "out", "boolq")[:6]:
+    for record in lines(whole[0], "boolq")[:6]:
         ids = tokenizer(record["prompt"], return_tensors="pt")["input_ids"]
         new: list[int] = []
-        while len(new) < 12:
+        while len(new) < NEW_TOKENS:
             with torch.no_grad():
                 token = int(model(ids).logits[0, -1].argmax())
             if token == tokenizer.eos_token_id:
@@ -93,36 +104,36 @@ def test_answers_are_those_of_plain_greedy_decoding(score, model, tokenizer, tmp
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_batch_size_changes_no_answer(score, tmp_path, batch_size):
-    score(out=tmp_path / "four")
+def test_batch_size_changes_no_answer(score, whole, tmp_path, batch_size):
     score(out=tmp_path / "other", batch_size=batch_size)
     for name in ("boolq", "gsm8k"):
-        assert lines(tmp_path / "four", name) == lines(tmp_path / "other", name)
+        assert lines(whole[0], name) == lines(tmp_path / "other", name)
 
 
-def test_without_a_folder_the_scores_are_the_same(score, tmp_path):
-    assert score().scores == score(out=tmp_path / "out").scores
+def test_without_a_folder_the_scores_are_the_same(score, whole):
+    assert score().scores == whole[1].scores
 
 
-@pytest.mark.parametrize("kept", [0, 1, 250, 2000, -7])
-def test_a_torn_file_resumes_to_the_same_bytes(score, tmp_path, kept):
-    whole = score(out=tmp_path / "whole")
-    content = (tmp_path / "whole" / "boolq.jsonl").read_bytes()
+@pytest.mark.parametrize(("whole_lines", "torn_bytes"), [(0, 0), (4, 1), (6, 50), (7, 0)])
+def test_a_torn_file_resumes_to_the_same_bytes(score, whole, tmp_path, whole_lines, torn_bytes):
+    """Killed before, between and inside batches of 4, at and inside a line."""
+    folder, results = whole
     torn = tmp_path / "torn"
-    score(["boolq"], out=torn)
-    (torn / "boolq.jsonl").write_bytes(content[:kept])
-    assert score(out=torn).scores == whole.scores
-    for name in ("boolq", "gsm8k"):
-        both = [(tmp_path / run / f"{name}.jsonl").read_bytes() for run in ("whole", "torn")]
-        assert both[0] == both[1]
+    shutil.copytree(folder, torn)
+    (torn / "results.json").unlink()
+    written = (folder / "boolq.jsonl").read_bytes().splitlines(keepends=True)
+    kept = [*written[:whole_lines], written[whole_lines][:torn_bytes]]
+    (torn / "boolq.jsonl").write_bytes(b"".join(kept))
+    assert score(out=torn).scores == results.scores
+    for name in ("boolq.jsonl", "gsm8k.jsonl"):
+        assert (torn / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_ctrl_c_loses_nothing_and_the_same_call_goes_on(score, tmp_path, monkeypatch):
-    whole = score(out=tmp_path / "whole")
+def test_ctrl_c_loses_nothing_and_the_same_call_goes_on(score, whole, tmp_path, monkeypatch):
     calls = []
 
     def interrupted(*args, **kwargs):
-        if len(calls) == 8:
+        if len(calls) == 6:
             raise KeyboardInterrupt
         calls.append(args)
         return generate(*args, **kwargs)
@@ -130,26 +141,26 @@ def test_ctrl_c_loses_nothing_and_the_same_call_goes_on(score, tmp_path, monkeyp
     monkeypatch.setattr("rosa.study.evaluate.generate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         score(out=tmp_path / "cut")
-    assert len(lines(tmp_path / "cut", "boolq")) == 21
-    assert len(lines(tmp_path / "cut", "gsm8k")) == 8  # two of six batches
+    assert len(lines(tmp_path / "cut", "boolq")) == ROWS
+    assert len(lines(tmp_path / "cut", "gsm8k")) == 8  # two of four batches
     assert not (tmp_path / "cut" / "results.json").exists()
 
     calls.clear()
-    assert score(out=tmp_path / "cut").scores == whole.scores
-    assert len(calls) == 4  # the batches that were missing, and no other
+    assert score(out=tmp_path / "cut").scores == whole[1].scores
+    assert len(calls) == 2  # the batches that were missing, and no other
     for name in ("boolq", "gsm8k"):
-        assert lines(tmp_path / "cut", name) == lines(tmp_path / "whole", name)
+        assert lines(tmp_path / "cut", name) == lines(whole[0], name)
 
 
-def test_a_finished_run_asks_nothing_again(score, tmp_path, monkeypatch):
-    first = score(out=tmp_path / "out")
+def test_a_finished_run_asks_nothing_again(score, whole, monkeypatch):
+    folder, results = whole
     monkeypatch.setattr("rosa.study.evaluate.generate", None)
-    assert score(out=tmp_path / "out").scores == first.scores
+    assert score(out=folder).scores == results.scores
 
 
 def test_more_tasks_may_join_a_run(score, tmp_path):
-    score(["boolq"], out=tmp_path / "out")
-    results = score(["boolq", "hellaswag"], out=tmp_path / "out")
+    score(["boolq"], limit=3, out=tmp_path / "out")
+    results = score(["boolq", "hellaswag"], limit=3, out=tmp_path / "out")
     assert [s.name for s in results.scores] == ["boolq", "hellaswag"]
     assert set(json.loads((tmp_path / "out" / "run.json").read_text())["tasks"]) == {
         "boolq",
@@ -160,7 +171,7 @@ def test_more_tasks_may_join_a_run(score, tmp_path):
 @pytest.mark.parametrize(
     ("other", "complaint"),
     [
-        ({"limit": 5}, "its limit is None, now 5"),
+        ({"limit": 5}, "its limit is 3, now 5"),
         ({"seed": 1}, "its seed is 0, now 1"),
         ({"num_beams": 2}, "its num_beams is 1, now 2"),
         ({"run": {"model": "b"}}, "its model is 'a', now 'b'"),
@@ -169,20 +180,20 @@ def test_more_tasks_may_join_a_run(score, tmp_path):
 )
 def test_a_folder_of_another_run_is_refused_untouched(score, tmp_path, other, complaint):
     out = tmp_path / "out"
-    score(["boolq"], out=out, run={"model": "a"})
+    score(["boolq"], out=out, limit=3, run={"model": "a"})
     before = {file: file.read_bytes() for file in out.iterdir()}
     with pytest.raises(RosaError, match=complaint):
-        score(["boolq"], out=out, **{"run": {"model": "a"}, **other})
+        score(["boolq"], out=out, **{"run": {"model": "a"}, "limit": 3, **other})
     assert {file: file.read_bytes() for file in out.iterdir()} == before
 
 
 def test_changed_data_is_another_run(score, data, tmp_path):
-    score(["boolq"], out=tmp_path / "out")
+    score(["boolq"], limit=ROWS - 1, out=tmp_path / "out")
     rows = json.loads((data / "boolq" / "test.json").read_text())
     (tmp_path / "boolq").mkdir()
     (tmp_path / "boolq" / "test.json").write_text(json.dumps(rows[:-1]))
     with pytest.raises(RosaError, match="other questions of the task boolq"):
-        score(["boolq"], data=tmp_path, out=tmp_path / "out")
+        score(["boolq"], data=tmp_path, limit=ROWS - 1, out=tmp_path / "out")
 
 
 def test_a_folder_with_other_files_or_a_file_is_refused(tmp_path):
@@ -197,30 +208,30 @@ def test_a_folder_with_other_files_or_a_file_is_refused(tmp_path):
 
 
 def test_a_damaged_line_in_the_middle_is_named(score, tmp_path):
-    score(["boolq"], out=tmp_path / "out")
+    score(["boolq"], limit=6, out=tmp_path / "out")
     file = tmp_path / "out" / "boolq.jsonl"
     rows = file.read_text().splitlines()
     rows[4] = rows[4][:30]
     file.write_text("\n".join(rows) + "\n")
     with pytest.raises(RosaError, match=r"boolq\.jsonl, row 5 is damaged"):
-        score(["boolq"], out=tmp_path / "out")
+        score(["boolq"], limit=6, out=tmp_path / "out")
 
 
 def test_limit_is_a_seeded_sample_and_the_table_says_so(data):
     def indices(**options):
         (work,) = prepare(["boolq"], data=data, **options)
-        assert work.rows == 21
+        assert work.rows == ROWS
         return [e.index for e in work.examples]
 
     assert indices(limit=6) == indices(limit=6, seed=0)
     assert indices(limit=6) != indices(limit=6, seed=1)
     assert len(set(indices(limit=6))) == 6
-    assert indices(limit=99) == indices() == list(range(21))
+    assert indices(limit=99) == indices() == list(range(ROWS))
 
 
 def test_the_table_states_sample_and_seed(score):
     results = score(["boolq"], limit=6, seed=3)
-    assert "6 of 21, seed 3" in results.markdown()
+    assert f"6 of {ROWS}, seed 3" in results.markdown()
     assert results["boolq"].scored == 6
 
 
@@ -266,16 +277,16 @@ def test_sampling_settings_and_penalties_of_a_model_do_not_change_greedy(model, 
 
 def test_a_response_ends_at_any_end_token_of_the_model(model, tokenizer):
     prompts = [tokenizer(question(3))["input_ids"]]
-    (whole,) = generate(model, tokenizer, prompts, max_new_tokens=12)
-    assert whole.tokens == 12
-    third = tokenizer.convert_tokens_to_ids(whole.text.split()[2])
+    (response,) = generate(model, tokenizer, prompts, max_new_tokens=12)
+    assert response.tokens == 12
+    third = tokenizer.convert_tokens_to_ids(response.text.split()[2])
     model.generation_config.eos_token_id = [2, third]
     try:
         assert end_tokens(model, tokenizer) == sorted({2, third})
         (cut,) = generate(model, tokenizer, prompts, max_new_tokens=12)
     finally:
         model.generation_config.eos_token_id = 2
-    words = whole.text.split()
+    words = response.text.split()
     assert cut.text.split() == words[: words.index(words[2])]
 
 
