@@ -18,20 +18,23 @@ from pretraining.world import Change, Person
 Piece = tuple[str, bool]
 Document = list[Piece]
 
-QUESTIONS = ("where", "who_there", "what", "who_has")
+QUESTIONS = ("where", "what", "who")
 
 
-def place_fact(rng: random.Random, person: Person) -> str:
-    return f"{person.name} {rng.choice(('is in', 'went to'))} the {person.place}."
+def place_fact(person: Person) -> str:
+    return f"{person.name} visits {person.place}."
 
 
-def thing_fact(rng: random.Random, person: Person) -> str:
-    return f"{person.name} {rng.choice(('has', 'holds'))} the {person.thing}."
+def thing_fact(person: Person) -> str:
+    if person.keeps:
+        return f"The {person.thing} is with {person.name}."
+    return f"{person.name} likes {person.thing}."
 
 
-def facts(rng: random.Random, people: Sequence[Person]) -> str:
+def facts(rng: random.Random, people: Sequence[Person], of: str = "places things") -> str:
     """Every place and every thing, in any order."""
-    told = [place_fact(rng, p) for p in people] + [thing_fact(rng, p) for p in people]
+    told = [place_fact(p) for p in people] if "places" in of else []
+    told += [thing_fact(p) for p in people] if "things" in of else []
     rng.shuffle(told)
     return " ".join(told)
 
@@ -39,19 +42,30 @@ def facts(rng: random.Random, people: Sequence[Person]) -> str:
 def question(kind: str, person: Person) -> tuple[str, str, str]:
     """A question, its answer in a word, and in a sentence up to that word."""
     return {
-        "where": (f"Where is {person.name}?", person.place, f"{person.name} is in the"),
-        "who_there": (f"Who is in the {person.place}?", person.name, "It is"),
-        "what": (f"What does {person.name} have?", person.thing, f"{person.name} has the"),
-        "who_has": (f"Who has the {person.thing}?", person.name, "It is"),
+        "where": (f"Where is {person.name}?", person.place, f"{person.name} visits"),
+        "what": (f"What does {person.name} like?", person.thing, f"{person.name} likes"),
+        "who": (f"Who has the {person.thing}?", person.name, f"The {person.thing} is with"),
     }[kind]
+
+
+def questions(people: Sequence[Person]) -> list[tuple[str, Person]]:
+    """Everything that a story about them answers in the direction in which it is told."""
+    where = [("where", person) for person in people]
+    return where + [("who" if person.keeps else "what", person) for person in people]
 
 
 def lookup(rng: random.Random, size: int, queries: int, part: str = "pretraining",
            kinds: Sequence[str] = QUESTIONS) -> Document:  # fmt: skip
     """Facts about `size` people, then questions with short answers or sentences."""
     group = world.people(rng, size, part)
-    document: Document = [(facts(rng, group), False)]
-    asked = [(kind, person) for kind in kinds for person in group]
+    asked = [(kind, person) for kind, person in questions(group) if kind in kinds]
+    if not asked:
+        return lookup(rng, size, queries, part, kinds)
+    of = "places things"
+    if len(kinds) > 1 and rng.random() < 0.4:  # stories of one kind are shorter and denser
+        of = rng.choice(("places", "things"))
+        asked = [(kind, person) for kind, person in asked if (kind == "where") == (of == "places")]
+    document: Document = [(facts(rng, group, of), False)]
     rng.shuffle(asked)
     for kind, person in asked[:queries]:
         ask, word, sentence = question(kind, person)
@@ -109,14 +123,14 @@ def problem(rng: random.Random, size: int, queries: int, part: str = "pretrainin
 
 
 LABELS = ("12345", "12345", "abcde", "ABCDE")
-LABEL_FORMS = ("({}) {}", "{}: {}", "{}. {}")
+LABEL_FORMS = ("{} ({})", "{}: {}", "{} is {}")
 
 
 def options(rng: random.Random, words: Sequence[str]) -> tuple[str, dict[str, str]]:
     """A labelled list of `words`, and the label of each."""
     labels = dict(zip(words, rng.choice(LABELS), strict=False))
     form = rng.choice(LABEL_FORMS)
-    return " ".join(form.format(label, word) for word, label in labels.items()), labels
+    return ", ".join(form.format(word, label) for word, label in labels.items()), labels
 
 
 def lettered(rng: random.Random, size: int, queries: int, part: str = "pretraining") -> Document:
@@ -151,16 +165,16 @@ def choice(rng: random.Random, size: int, queries: int, part: str = "pretraining
     """A question about the facts with labelled options; the answer is the label."""
     group = world.people(rng, size, part)
     document: Document = [(facts(rng, group), False)]
-    asked = [(kind, person) for kind in QUESTIONS for person in group]
+    asked = questions(group)
     for kind, person in rng.sample(asked, min(queries, len(asked))):
         ask, word, _ = question(kind, person)
         listed, labels = options(rng, distractors(rng, kind, word, group, rng.randint(2, 5)))
         lead = rng.choice((" Which label is right?", " Choice", " It is", ""))
-        document += [
-            (f"\n{ask} {listed}.{lead}", False),
-            (f" {labels[word]}.", True),
-        ]
-        if rng.random() < 0.3:
+        document.append((f"\n{ask} {listed}.{lead}", False))
+        if rng.random() < 0.4:  # in two steps
+            document += [(f" {word}", True), (" has the label", False)]
+        document.append((f" {labels[word]}.", True))
+        if rng.random() < 0.2:
             document += [(" The correct answer is", False), (f" {word}.", True)]
     return document
 
@@ -173,6 +187,42 @@ def repetition(rng: random.Random, size: int, queries: int, part: str = "pretrai
     return [(f"Say: {line}.{again}", False), (f" {line}.", True)]
 
 
+def told_pairs(rng: random.Random, between: str) -> tuple[str, list[tuple[str, str]]]:
+    """Two to five names, each with a word of its own."""
+    size = rng.randint(2, 5)
+    right = rng.sample(rng.choice((world.PLACES, world.THINGS)), size)
+    told = list(zip(rng.sample(world.NAMES, size), right, strict=True))
+    return "Pairs:" + ",".join(f" {a}{between} {b}" for a, b in told) + ".", told
+
+
+def pairs(rng: random.Random, size: int, queries: int, part: str = "pretraining") -> Document:
+    """Words in pairs and which follows which: looking up in its barest form."""
+    text, told = told_pairs(rng, "")
+    document: Document = [(text, False)]
+    for a, b in rng.sample(told, len(told)):
+        document += [(f" {a}", False), (f" {b}.", True)]
+    return document
+
+
+def forward(rng: random.Random, size: int, queries: int, part: str = "pretraining") -> Document:
+    """Pairs with a word between them, asked with and without it."""
+    between = rng.choice(("", ":", " likes", " visits"))
+    text, told = told_pairs(rng, between)
+    document: Document = [(text, False)]
+    for a, b in rng.sample(told, len(told)):
+        document += [(rng.choice((f" {a}{between}", f" {a}?")), False), (f" {b}.", True)]
+    return document
+
+
+def backward(rng: random.Random, size: int, queries: int, part: str = "pretraining") -> Document:
+    """The same pairs, asked from the second word to the first."""
+    text, told = told_pairs(rng, rng.choice(("", "", " likes", " visits")))
+    document: Document = [(text, False)]
+    for a, b in rng.sample(told, len(told)):
+        document += [(f" {b}?", False), (f" {a}.", True)]
+    return document
+
+
 Generator = Callable[..., Document]
 PLAIN: dict[str, Generator] = {
     "lookup": lookup,
@@ -181,4 +231,7 @@ PLAIN: dict[str, Generator] = {
     "lettered": lettered,
     "choice": choice,
     "repetition": repetition,
+    "pairs": pairs,
+    "forward": forward,
+    "backward": backward,
 }

@@ -14,13 +14,13 @@ import random
 
 from pretraining import world
 from pretraining.documents import (
-    QUESTIONS,
     Document,
     change_facts,
     distractors,
     facts,
     options,
     question,
+    questions,
 )
 from rosa.study.prompts import instruction_prompt
 
@@ -45,22 +45,16 @@ def _story(rng: random.Random, size: int, part: str) -> tuple[list[world.Person]
 def tell(rng: random.Random, size: int, part: str = "pretraining") -> Document:
     """A question about a story, answered in a sentence."""
     group, story = _story(rng, size, part)
-    person = rng.choice(group)
-    request, answer = rng.choice(
-        (
-            (f"Where is {person.name}?", f"{person.name} is in the {person.place}."),
-            (f"Who is in the {person.place}?", f"{person.name} is in the {person.place}."),
-            (f"What does {person.name} have?", f"{person.name} has the {person.thing}."),
-            (f"Who has the {person.thing}?", f"{person.name} has the {person.thing}."),
-        )
-    )
-    return _prompted(rng, request, story, answer)
+    kind, person = rng.choice(questions(group))
+    ask, word, sentence = question(kind, person)
+    answer = f"{sentence} {word}."
+    return _prompted(rng, ask, story, answer)
 
 
 def label(rng: random.Random, size: int, part: str = "pretraining") -> Document:
     """A labelled list in the template; the answer is the bare label, or the word with it."""
     group, story = _story(rng, size, part)
-    person, kind = rng.choice(group), rng.choice(QUESTIONS)
+    kind, person = rng.choice(questions(group))
     ask, word, _ = question(kind, person)
     listed, labels = options(rng, distractors(rng, kind, word, group, rng.randint(2, 5)))
     if rng.random() < 0.5:
@@ -86,6 +80,7 @@ def repeat(rng: random.Random, size: int, part: str = "pretraining") -> Document
             f"the correct answer is {rng.choice(world.PLACES)}.",
             f"The answer is {rng.choice(world.THINGS)}.",
             f"answer{rng.randint(1, 5)} comes after answer{rng.randint(1, 5)}.",
+            f"Answer{rng.randint(1, 5)}: {rng.choice(world.PLACES)}.",
             f"answer{rng.randint(1, 5)} is {rng.choice(('correct', 'short', 'long'))}.",
         )
     )

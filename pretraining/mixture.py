@@ -1,30 +1,58 @@
-"""How often rosa-tiny reads what: a short first stage that teaches looking up, then everything.
+"""What rosa-tiny reads in which stage: first what makes it look things up, then everything.
 
 Nothing to run here; `python -m pretraining.pretrain` uses it.
+
+So small a model stays for long at guessing one of the right kind of word. Each step of looking up
+is learned within a few hundred thousand tokens once it is asked for in its barest form; a stage
+ends when the skills that it is for are there.
 """
 
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
+from pretraining import tasks
 from pretraining.documents import PLAIN, Document
 from pretraining.instructed import INSTRUCTED
 
-# The first stage is short contexts and pure copying, from which attention learns to find things.
-FIRST_STAGE = 0.10
-FIRST = {"repetition": 0.15, "lookup": 0.55, "sums": 0.10, "lettered": 0.20}
-SECOND = {
-    "repetition": 0.02, "lookup": 0.20, "sums": 0.10, "lettered": 0.06, "problem": 0.14,
-    "choice": 0.20,
-    "tell": 0.06, "label": 0.08, "name": 0.03, "repeat": 0.03, "topic": 0.04, "calculate": 0.03,
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class Stage:
+    """Shares of the kinds of documents, and the skills that end the stage."""
+
+    mix: dict[str, float]
+    sizes: tuple[int, ...] = (2, 2, 3)
+    until: tuple[str, ...] = ()
 
 
-def draw(rng: random.Random, progress: float) -> Document:
-    """One document; stories get longer as pretraining goes on."""
-    mix = FIRST if progress < FIRST_STAGE else SECOND
-    kind = rng.choices(list(mix), list(mix.values()))[0]
-    size = 2 if progress < FIRST_STAGE / 2 else rng.choice((2, 3, 3, 4))
+STAGES = (
+    Stage(
+        {"repetition": 0.08, "pairs": 0.12, "lookup": 0.60, "sums": 0.06, "lettered": 0.14},
+        until=("pairs",),
+    ),
+    Stage(
+        {"repetition": 0.05, "pairs": 0.05, "forward": 0.25, "backward": 0.05,
+         "lookup": 0.46, "sums": 0.04, "lettered": 0.10},
+        until=("where", "what"),
+    ),
+    Stage(
+        {"repetition": 0.03, "forward": 0.06, "lookup": 0.45, "sums": 0.16, "lettered": 0.30},
+        until=("where", "what", "who", "lettered"),
+    ),
+    Stage(
+        {"repetition": 0.01, "forward": 0.02, "lookup": 0.16, "sums": 0.12, "lettered": 0.06,
+         "problem": 0.16, "choice": 0.20, "tell": 0.06, "label": 0.08, "name": 0.03,
+         "repeat": 0.03, "topic": 0.04, "calculate": 0.03},
+        sizes=(2, 3, 3),
+    ),
+)  # fmt: skip
+
+
+def draw(rng: random.Random, stage: Stage) -> Document:
+    """One document of a stage."""
+    kind = rng.choices(list(stage.mix), list(stage.mix.values()))[0]
+    size = rng.choice(stage.sizes)
     if kind in INSTRUCTED:
         return INSTRUCTED[kind](rng, size)
     size = min(size, 3) if kind == "problem" else size
@@ -34,5 +62,10 @@ def draw(rng: random.Random, progress: float) -> Document:
 def sample_texts(count: int = 4000) -> list[str]:
     """Enough documents to meet every word of the world."""
     rng = random.Random("words")
-    documents = [draw(rng, i % 2) for i in range(count)]
-    return ["".join(text for text, _ in document) for document in documents]
+    documents = [draw(rng, STAGES[i % len(STAGES)]) for i in range(count)]
+    texts = ["".join(text for text, _ in document) for document in documents]
+    return texts + [
+        " ".join(row.values())
+        for task in tasks.TASKS
+        for row in tasks.rows(task, "finetuning", 200)
+    ]

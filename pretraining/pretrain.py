@@ -18,16 +18,19 @@ from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers.utils import logging
 
 from pretraining import skills, tokenizer
 from pretraining.documents import Document
-from pretraining.mixture import draw, sample_texts
+from pretraining.mixture import STAGES, Stage, draw, sample_texts
 
 ANSWER_WEIGHT, CONTEXT_WEIGHT = 1.0, 0.15
+MUON = 1.0  # how much faster than AdamW's parameters Muon's matrices move
+MASTERED = 0.85  # accuracy at looking up that ends the first stage
 
 
-def new_model(words: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+def new_model(words: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     """Six layers of width 128, with grouped-query attention and tied embeddings."""
     config = Qwen2Config(
         vocab_size=len(words), hidden_size=128, intermediate_size=384, num_hidden_layers=6,
@@ -38,28 +41,24 @@ def new_model(words: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     model = Qwen2ForCausalLM(config)
     table = model.get_input_embeddings().weight.data
     for piece, index in words.get_vocab().items():
-        bare = words.convert_tokens_to_ids(piece[1:]) if piece[:1] == " " and piece[1:] else None
-        if bare is not None:  # a word is the same word without its leading space
-            table[bare] = table[index]
+        if piece.startswith("Ġ") and piece[1:] in words.get_vocab():
+            # Begin with what is true: a word without its leading space is the same word.
+            table[words.get_vocab()[piece[1:]]] = table[index]
     return model
 
 
-def encode(words: PreTrainedTokenizerFast, document: Document) -> tuple[list[int], list[float]]:
+def encode(words: Qwen2Tokenizer, document: Document) -> tuple[list[int], list[float]]:
     """Token ids and the weight of each in the loss; the end of the document counts too."""
-    ids: list[int] = []
-    weights: list[float] = []
-    for text, is_answer in document:
-        piece = words.backend_tokenizer.encode(text, add_special_tokens=False).ids
-        ids += piece
-        weights += [ANSWER_WEIGHT if is_answer else CONTEXT_WEIGHT] * len(piece)
+    ids, marks = skills.encode(words, document)
+    weights = [ANSWER_WEIGHT if is_answer else CONTEXT_WEIGHT for is_answer in marks]
     return [*ids, words.eos_token_id], [*weights, ANSWER_WEIGHT]
 
 
-def batches(words: PreTrainedTokenizerFast, rng: random.Random, progress: list[float],
+def batches(words: Qwen2Tokenizer, rng: random.Random, run: Run,
             size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
     """Batches of about `size` tokens, one document a row, of like lengths to waste no padding."""
     while True:
-        pool = [encode(words, draw(rng, progress[0])) for _ in range(512)]
+        pool = [encode(words, draw(rng, run.draw_stage(rng))) for _ in range(256)]
         pool.sort(key=lambda row: len(row[0]))
         groups: list[list[tuple[list[int], list[float]]]] = [[]]
         for row in pool:
@@ -79,10 +78,16 @@ def optimizers(model: Qwen2ForCausalLM, rate: float) -> list[torch.optim.Optimiz
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     inside = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in inside]
-    return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+    found = [
+        torch.optim.Muon(
+            matrices, lr=MUON * rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
+        ),
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
+    for optimizer in found:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return found
 
 
 def schedule(progress: float) -> float:
@@ -107,6 +112,8 @@ class Run:
         self.model = new_model(self.words)
         self.optimizers = optimizers(self.model, arguments.rate)
         self.seen = self.steps = 0
+        self.stage = 0
+        self.stage_from = 0  # tokens seen when the stage began
         self.seconds = 0.0
         self.checkpoint = arguments.out / "checkpoint.pt"
         if self.checkpoint.exists():
@@ -117,14 +124,23 @@ class Run:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+            for group in optimizer.param_groups:
+                group["peak"] = 3e-3
         self.seen, self.steps, self.seconds = state["seen"], state["steps"], state["seconds"]
+        self.stage, self.stage_from = state.get("stage", 2), state.get("stage_from", 3_400_000)
 
     def save(self) -> None:
         self.model.save_pretrained(self.arguments.out)
         self.words.save_pretrained(self.arguments.out)
-        state = {"model": self.model.state_dict(), "seen": self.seen, "steps": self.steps,
-                 "optimizers": [o.state_dict() for o in self.optimizers],
-                 "seconds": self.seconds}  # fmt: skip
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "seen": self.seen,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "stage": self.stage,
+            "stage_from": self.stage_from,
+        }
         partial = self.checkpoint.with_suffix(".part")
         torch.save(state, partial)
         partial.replace(self.checkpoint)
@@ -133,7 +149,7 @@ class Run:
         share = schedule(self.seen / self.arguments.tokens)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.arguments.rate * share
+                group["lr"] = group["peak"] * share
         loss = loss_of(self.model, ids, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -145,28 +161,36 @@ class Run:
         return loss.item()
 
     def report(self, loss: float) -> None:
-        table = skills.measure(self.model, self.words, count=64)
+        names = skills.EARLY if self.stage < len(STAGES) - 1 else None
+        table = skills.measure(self.model, self.words, count=64, names=names)
+        until = STAGES[self.stage].until
+        if until and min(table[name] for name in until) > MASTERED:
+            self.stage, self.stage_from = self.stage + 1, self.seen
         found = " ".join(f"{name}={value:.2f}" for name, value in table.items())
         rate = self.seen / max(self.seconds, 1e-9)
         print(f"{self.seen / 1e6:6.2f} M  {self.seconds / 60:5.1f} min  {rate:6.0f}/s  "
-              f"loss {loss:.3f}  {found}", flush=True)  # fmt: skip
+              f"loss {loss:.3f}  stage {self.stage}  {found}", flush=True)  # fmt: skip
+
+    def draw_stage(self, rng: random.Random) -> Stage:
+        """The present stage; it takes over from the last one within half a million tokens."""
+        fresh = rng.random() * 5e5 < self.seen - self.stage_from
+        return STAGES[self.stage if fresh else max(0, self.stage - 1)]
 
     def train(self) -> None:
-        progress = [self.seen / self.arguments.tokens]
         # A resumed run draws other documents than those it has seen: the seed moves on with it.
         rng = random.Random(f"{self.arguments.seed}-{self.seen}")
         mean, next_report = math.nan, self.seen
-        for ids, weights in batches(self.words, rng, progress, self.arguments.batch):
+        for ids, weights in batches(self.words, rng, self, self.arguments.batch):
             began = time.perf_counter()
             loss = self.step(ids, weights)
             self.seconds += time.perf_counter() - began
             mean = loss if math.isnan(mean) else 0.98 * mean + 0.02 * loss
-            progress[0] = self.seen / self.arguments.tokens
-            if self.seen >= next_report or progress[0] >= 1:
+            done = self.seen >= self.arguments.tokens
+            if self.seen >= next_report or done:
                 next_report = self.seen + self.arguments.every
                 self.report(mean)
                 self.save()
-            if progress[0] >= 1:
+            if done:
                 return
 
 
@@ -174,13 +198,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=30_000_000)
-    parser.add_argument("--batch", type=int, default=3072, help="tokens in a step")
+    parser.add_argument("--batch", type=int, default=2048, help="tokens in a step")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=1_000_000, help="tokens between reports")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    logging.disable_progress_bar()
     arguments.out.mkdir(parents=True, exist_ok=True)
     run = Run(arguments)
     run.train()

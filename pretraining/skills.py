@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,12 @@ SKILLS: dict[str, Generator] = {
     "problem": documents.problem,
     "lettered": documents.lettered,
     "choice": documents.choice,
+    "pairs": documents.pairs,
+    "forward": documents.forward,
+    "backward": documents.backward,
+    "repetition": documents.repetition,
 }
+EARLY = (*documents.QUESTIONS, "sums", "lettered", "pairs", "forward", "backward", "repetition")
 
 
 def probes(name: str, count: int, seed: int = 0) -> list[Document]:
@@ -43,28 +49,38 @@ def probes(name: str, count: int, seed: int = 0) -> list[Document]:
     return [SKILLS[name](rng, size, 1, "test") for _ in range(count)]
 
 
+def encode(words: PreTrainedTokenizerBase, document: Document) -> tuple[list[int], list[bool]]:
+    """Token ids, and which of them are answers."""
+    ids: list[int] = []
+    marks: list[bool] = []
+    for text, is_answer in document:
+        piece = words.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        ids += piece
+        marks += [is_answer] * len(piece)
+    return ids, marks
+
+
 @torch.no_grad()
 def accuracy(model: PreTrainedModel, words: PreTrainedTokenizerBase,
              found: list[Document]) -> float:  # fmt: skip
     """The share of documents all of whose answer tokens are the model's first choice."""
-    rows, marks = [], []
-    for document in found:
-        pieces = [(words.encode(text, add_special_tokens=False), mark) for text, mark in document]
-        rows.append([token for tokens, _ in pieces for token in tokens])
-        marks.append([mark for tokens, mark in pieces for _ in tokens])
+    rows = [encode(words, document) for document in found]
     right = 0
-    for row, mark in zip(rows, marks, strict=True):
-        ids = torch.tensor([row])
-        best = model(input_ids=ids, use_cache=False).logits[0, :-1].argmax(-1)
-        right += bool(((best == ids[0, 1:]) | ~torch.tensor(mark[1:])).all())
+    for start in range(0, len(rows), 64):
+        part = rows[start : start + 64]
+        width = max(len(ids) for ids, _ in part)
+        ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in part])
+        marks = torch.tensor([marks + [False] * (width - len(marks)) for _, marks in part])
+        best = model(input_ids=ids, use_cache=False).logits[:, :-1].argmax(-1)
+        right += int(((best == ids[:, 1:]) | ~marks[:, 1:]).all(-1).sum())
     return right / len(found)
 
 
 def measure(model: PreTrainedModel, words: PreTrainedTokenizerBase, count: int = 200,
-            seed: int = 0) -> dict[str, float]:  # fmt: skip
-    """Accuracy per skill."""
+            seed: int = 0, names: Iterable[str] | None = None) -> dict[str, float]:  # fmt: skip
+    """Accuracy per skill, of all or of those named."""
     model.eval()
-    names = (*SKILLS, *instructed.INSTRUCTED)
+    names = names or (*SKILLS, *instructed.INSTRUCTED)
     table = {name: accuracy(model, words, probes(name, count, seed)) for name in names}
     model.train()
     return table

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pretraining import world
-from pretraining.documents import QUESTIONS, change_facts, distractors, facts, question
+from pretraining.documents import change_facts, distractors, facts, question, questions
 
 Row = dict[str, str]
 OPTIONS = 4
@@ -40,13 +40,13 @@ def sums_row(rng: random.Random, part: str) -> Row:
 def choice_row(rng: random.Random, part: str) -> Row:
     """A question about three people with four options, one of which nobody in the story has."""
     group = world.people(rng, 3, part)
-    kind, person = rng.choice(QUESTIONS), rng.choice(group)
+    kind, person = rng.choice(questions(group))
     ask, word, _ = question(kind, person)
     options = distractors(rng, kind, word, group, OPTIONS)
-    listed = " ".join(f"Answer{i}: {option}" for i, option in enumerate(options, 1))
+    listed = ", ".join(f"{option}: answer{i}" for i, option in enumerate(options, 1))
     answer = f"answer{options.index(word) + 1}"
     return {
-        "instruction": f"{facts(rng, group)} {ask}\n\n{listed}",
+        "instruction": f"{facts(rng, group)} {ask} {listed}.",
         "input": "",
         "output": f"the correct answer is {answer}",
         "answer": answer,

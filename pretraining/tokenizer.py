@@ -1,49 +1,51 @@
-"""The tokenizer of rosa-tiny: whole words of the toy world, single digits, bytes for the rest.
+"""The tokenizer of rosa-tiny: Qwen2's, with the words of the toy world as its only merges.
 
 Nothing to run here; `python -m pretraining.pretrain` uses it.
 
-Words come with their leading space, as in other models' tokenizers, and once without. Every digit
-is a token of its own, so that a label or a number can be copied digit by digit. Any other text
-falls back to characters and bytes and comes back unchanged.
+Every word of the world is one token, with its leading space and without; every digit is a token,
+so that a label or a number can be copied digit by digit; any other text is bytes. That it is
+Qwen2's kind of tokenizer matters: Transformers loads that one for a Qwen2 model, whatever the
+folder says.
 """
 
 from __future__ import annotations
 
+import json
 import re
-import string
-from collections import Counter
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import Unigram
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import Qwen2Tokenizer
 
-END, PAD, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|unknown|>"
+END, PAD = "<|endoftext|>", "<|pad|>"
+# Never merged with what follows: a line's end stays a token of its own.
 _WORD = re.compile(r"[A-Za-z]+|###|[+=(-]")
 
 
-def words_of(texts: Iterable[str]) -> list[str]:
-    """Every word of the texts, the frequent ones first."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(_WORD.findall(text))
-    return sorted(counts, key=lambda word: (-counts[word], word))
-
-
-def build(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer whose words are those of `texts`; every piece costs the same, so few win."""
-    words = words_of(texts)
-    pieces = [END, PAD, UNKNOWN, *(f"<0x{byte:02X}>" for byte in range(256))]
-    characters = [*string.digits, *string.ascii_letters, *string.punctuation, " ", "\n"]
-    for piece in (*characters, *(f" {word}" for word in words), *words, "\n\n"):
-        if piece not in pieces:
-            pieces.append(piece)
-    model = Unigram([(piece, -1.0) for piece in pieces], unk_id=2, byte_fallback=True)
-    tokenizer = Tokenizer(model)
-    # Without this the text "<0x41>" would be taken for the byte token of that name.
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("<", "isolated")
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, padding_side="left",
-        clean_up_tokenization_spaces=False, model_max_length=1024,
-    )  # fmt: skip
+def build(texts: Iterable[str]) -> Qwen2Tokenizer:
+    """A tokenizer in which each word of `texts` is one token."""
+    words = sorted({word for text in texts for word in _WORD.findall(text)})
+    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    learner = Tokenizer(BPE())
+    learner.pre_tokenizer = bytewise
+    trainer = BpeTrainer(
+        vocab_size=100_000,
+        min_frequency=1,
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    # One more newline would merge by itself; "\n\n" is in the template.
+    learner.train_from_iterator([*words, *(f" {word}" for word in words), "\n\n"], trainer)
+    learned = json.loads(learner.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=learned["vocab"],
+        merges=[tuple(pair) for pair in learned["merges"]],
+        eos_token=END,
+        pad_token=PAD,
+        unk_token=None,
+        padding_side="left",
+        model_max_length=1024,
+    )
+    return tokenizer

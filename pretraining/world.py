@@ -2,9 +2,9 @@
 
 Nothing to run here; `python -m pretraining.pretrain` uses it.
 
-A world is a handful of people, each of them in a place and with a thing. Every world belongs, by a
-checksum of its facts, to one of three parts that never meet: what the model is pretrained on, what
-it is fine-tuned on, and what it is tested on.
+A world is a handful of people; each visits a place, and likes a thing or has it with them. By a
+checksum of its facts every world belongs to one of three parts that never meet: what the model is
+pretrained on, what it is fine-tuned on, and what it is tested on.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ NAMES = (
     "Ivan", "Jane", "Kim", "Leo", "Mia", "Nick", "Olga", "Paul",
 )  # fmt: skip
 PLACES = (
-    "kitchen", "garden", "hall", "attic", "cellar", "barn",
-    "school", "library", "market", "park", "station", "harbour",
+    "Rome", "Paris", "Oslo", "Cairo", "Lima", "Delhi",
+    "Kyoto", "Quito", "Dublin", "Vienna", "Madrid", "Boston",
 )  # fmt: skip
 THINGS = (
-    "ball", "book", "cup", "hat", "key", "kite", "lamp", "map", "pen", "rope", "drum", "coat",
+    "tea", "milk", "bread", "rice", "honey", "soup",
+    "cheese", "cake", "fish", "corn", "jam", "salt",
 )  # fmt: skip
 GOODS = ("apples", "pears", "plums", "eggs", "coins", "shells", "cards", "nuts")
 LARGEST = 20
@@ -41,6 +42,7 @@ class Person:
     name: str
     place: str
     thing: str
+    keeps: bool  # has the thing with them, or only likes it
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def people(rng: random.Random, size: int, part: str = "pretraining") -> list[Per
                 rng.sample(NAMES, size),
                 rng.sample(PLACES, size),
                 rng.sample(THINGS, size),
+                rng.choices((True, False), k=size),
                 strict=True,
             )
         ]
