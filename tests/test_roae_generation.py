@@ -97,3 +97,22 @@ def test_generate_takes_its_input_by_position_too() -> None:
     tokens = random_tokens()
     by_keyword = model.generate(input_ids=tokens, max_new_tokens=4, do_sample=False)
     assert torch.equal(model.generate(tokens, max_new_tokens=4, do_sample=False), by_keyword)
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "gemma3"])
+@torch.no_grad()
+def test_caches_beams_and_attention_kernels_agree(name: str) -> None:
+    model = adapted(name)
+    tokens = random_tokens()
+
+    def generated(**options: object) -> Tensor:
+        mask = torch.ones_like(tokens)
+        return model.generate(
+            input_ids=tokens, attention_mask=mask, max_new_tokens=6, do_sample=False, **options
+        )
+
+    expected = generated()
+    assert torch.equal(generated(cache_implementation="static", disable_compile=True), expected)
+    assert torch.equal(generated(num_beams=3), generated(num_beams=3, use_cache=False))
+    model.get_base_model().set_attn_implementation("eager")
+    assert torch.equal(generated(), expected)
