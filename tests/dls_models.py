@@ -1,16 +1,22 @@
-"""What the DLS tests train: a tiny Llama of six layers, and batches for it."""
+"""What the DLS tests train: a tiny Llama of six layers, adapters on it, and batches for it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rosa import DlsConfig, RosaConfig
+
 LAYERS = 6
 VOCABULARY = 64
+NORMS = ["input_layernorm", "post_attention_layernorm"]
+EVERY_THIRD = DlsConfig(interval=3, warmup=2, p_exploit=0.5, seed=1)
 
 
 def tiny_llama(dtype: torch.dtype = torch.float64, layers: int = LAYERS) -> LlamaForCausalLM:
@@ -76,3 +82,47 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w1"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w2")
+
+
+def full() -> nn.Module:
+    return tiny_llama()
+
+
+def lora() -> nn.Module:
+    torch.manual_seed(0)
+    return get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
+
+
+def lora_and_norms() -> nn.Module:
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=NORMS)
+    return get_peft_model(tiny_llama(), config)
+
+
+def rosa() -> nn.Module:
+    torch.manual_seed(0)
+    return get_peft_model(tiny_llama(), RosaConfig(r=4, r_low=0.5, alpha=1.0))
+
+
+MODELS = pytest.mark.parametrize("make", [full, lora, lora_and_norms, rosa])
+
+
+def adamw(model: nn.Module, **changes: object) -> torch.optim.AdamW:
+    return torch.optim.AdamW(model.parameters(), **{"lr": 0.01, "weight_decay": 0.1, **changes})
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, t: int) -> None:
+    model(**batch(t)).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def norm_gradients(model: nn.Module) -> list[list[torch.Tensor]]:
+    """Gradients of the two norms of each layer, whoever wraps them."""
+    return [
+        [
+            getattr(layer, name).weight.grad.clone()  # a PEFT wrapper hands on its active copy's
+            for name in NORMS
+        ]
+        for layer in decoder_layers(model)
+    ]

@@ -1,11 +1,8 @@
-"""DLS in a plain loop: what is chosen, what frozen means, what is saved, what is refused."""
+"""DLS against Algorithm 1: what is chosen, what frozen means, which work is skipped."""
 
 from __future__ import annotations
 
 import copy
-import json
-import random
-import warnings
 from collections import Counter
 
 import pytest
@@ -13,107 +10,25 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
-from rosa.dls.selection import ATTACHED
-from rosa.errors import RosaError
+from rosa import DlsConfig, DynamicLayerSelection
 from tests.dls_models import (
+    EVERY_THIRD,
     LAYERS,
+    MODELS,
+    NORMS,
+    adamw,
     batch,
     decoder_layers,
+    full,
+    lora,
+    norm_gradients,
     optimizer_state,
     same,
     snapshot,
     tiny_llama,
+    train_step,
 )
-
-NORMS = ["input_layernorm", "post_attention_layernorm"]
-EVERY_THIRD = DlsConfig(interval=3, warmup=2, p_exploit=0.5, seed=1)
-
-
-def full() -> nn.Module:
-    return tiny_llama()
-
-
-def lora() -> nn.Module:
-    torch.manual_seed(0)
-    return get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
-
-
-def lora_and_norms() -> nn.Module:
-    torch.manual_seed(0)
-    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=NORMS)
-    return get_peft_model(tiny_llama(), config)
-
-
-def rosa() -> nn.Module:
-    torch.manual_seed(0)
-    return get_peft_model(tiny_llama(), RosaConfig(r=4, r_low=0.5, alpha=1.0))
-
-
-MODELS = pytest.mark.parametrize("make", [full, lora, lora_and_norms, rosa])
-
-
-def adamw(model: nn.Module, **changes: object) -> torch.optim.AdamW:
-    return torch.optim.AdamW(model.parameters(), **{"lr": 0.01, "weight_decay": 0.1, **changes})
-
-
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, t: int) -> None:
-    model(**batch(t)).loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def norm_gradients(model: nn.Module) -> list[list[torch.Tensor]]:
-    """Gradients of the two norms of each layer, whoever wraps them."""
-    return [
-        [
-            getattr(layer, name).weight.grad.clone()  # a PEFT wrapper hands on its active copy's
-            for name in NORMS
-        ]
-        for layer in decoder_layers(model)
-    ]
-
-
-# ---- Algorithm 1 written plainly -------------------------------------------------------------
-
-
-def algorithm_1(model: nn.Module, config: DlsConfig, steps: int) -> list[dict]:
-    """The paper's loop with one AdamW per layer: a layer that is masked is not stepped at all."""
-    layers = decoder_layers(model)
-    trained = [[p for p in layer.parameters() if p.requires_grad] for layer in layers]
-    inside = {p for layer in trained for p in layer}
-    outside = [p for p in model.parameters() if p.requires_grad and p not in inside]
-    for layer in layers:  # norms need gradients to be scored, trained or not
-        for name in NORMS:
-            getattr(layer, name).weight.requires_grad_(True)
-    optimizers = [torch.optim.AdamW(p, lr=0.01, weight_decay=0.1) for p in trained]
-    others = torch.optim.AdamW(outside, lr=0.01, weight_decay=0.1) if outside else None
-    selected, history = list(range(LAYERS)), []
-    k = max(1, round(config.k_ratio * LAYERS))
-    for t in range(1, steps + 1):
-        model.zero_grad()
-        model(**batch(t)).loss.backward()
-        if t > config.warmup and t % config.interval == 0:
-            scores = [
-                (sum(float((g.double() ** 2).sum()) for g in pair)) ** 0.5
-                for pair in norm_gradients(model)
-            ]
-            generator = random.Random(f"rosa-dls/{config.seed}/{t}")
-            if generator.random() < config.p_exploit:
-                mode = "exploit"
-                selected = sorted(sorted(range(LAYERS), key=lambda i: -scores[i])[:k])
-            else:
-                mode, pool = "explore", list(range(LAYERS))
-                for i in range(k):
-                    j = i + int(generator.random() * (LAYERS - i))
-                    pool[i], pool[j] = pool[j], pool[i]
-                selected = sorted(pool[:k])
-            history.append({"step": t, "mode": mode, "scores": scores, "selected": selected})
-        for i in selected:
-            optimizers[i].step()
-        if others is not None:
-            others.step()
-    return history
+from tests.dls_reference import algorithm_1
 
 
 @MODELS
@@ -158,8 +73,6 @@ def test_scores_are_equation_5(make) -> None:
     assert dls.selected == record["selected"]
     assert all(type(score) is float for score in record["scores"])
 
-
-# ---- frozen means frozen -----------------------------------------------------------------------
 
 OPTIMIZERS = {
     "adamw": adamw,
@@ -231,9 +144,6 @@ def test_the_user_s_frozen_parameters_stay_frozen_and_come_back_as_they_were() -
     assert {name: p.requires_grad for name, p in model.named_parameters()} == wanted
 
 
-# ---- work that is skipped ----------------------------------------------------------------------
-
-
 @MODELS
 def test_weight_gradients_of_frozen_layers_are_not_computed_between_scoring_steps(make) -> None:
     model = make()
@@ -267,136 +177,6 @@ def gradients_computed(model: nn.Module, optimizer: torch.optim.Optimizer, t: in
     return [counts[i] for i in range(LAYERS)]
 
 
-# ---- loops -------------------------------------------------------------------------------------
-
-
-def clipped_run(model: nn.Module, steps: int, config: DlsConfig, clip: float) -> tuple:
-    optimizer = adamw(model)
-    dls = DynamicLayerSelection(model, optimizer, config)
-    norms = []
-    for t in range(1, steps + 1):
-        model(**batch(t)).loss.backward()
-        dls.select()
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item())
-        optimizer.step()
-        optimizer.zero_grad()
-    return dls, norms
-
-
-def test_clipping_after_select_sees_the_chosen_layers_only() -> None:
-    model = full()
-    reference = copy.deepcopy(model)
-    config = DlsConfig(interval=1, warmup=0, p_exploit=1)
-    dls, norms = clipped_run(model, 1, config, clip=0.1)
-
-    reference(**batch(1)).loss.backward()
-    gradients = norm_gradients(reference)
-    scores = [(a.norm() ** 2 + f.norm() ** 2).sqrt().item() for a, f in gradients]
-    assert dls.history[0]["scores"] == pytest.approx(scores, rel=1e-12)  # not clipped
-    for i, layer in enumerate(decoder_layers(reference)):
-        if i not in dls.history[0]["selected"]:
-            layer.requires_grad_(False)
-            layer.zero_grad()
-    expected = torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.1).item()
-    assert norms == [pytest.approx(expected, rel=1e-12)]
-    adamw(reference).step()
-    assert same(snapshot(model), snapshot(reference))
-
-
-def test_select_twice_is_select_once() -> None:
-    model = full()
-    optimizer = adamw(model)
-    dls = DynamicLayerSelection(model, optimizer, DlsConfig(interval=1, warmup=0, p_exploit=1))
-    model(**batch(1)).loss.backward()
-    dls.select()
-    dls.select()
-    optimizer.step()
-    assert min(dls.history[0]["scores"]) > 0  # not scored again without the dropped gradients
-
-
-def test_gradient_accumulation_equals_the_big_batch() -> None:
-    def run(parts: int) -> tuple[nn.Module, DynamicLayerSelection]:
-        model = full()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-        dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
-        for t in range(1, 7):
-            tokens = batch(t)["input_ids"].chunk(parts)
-            for part in tokens:
-                (model(input_ids=part, labels=part).loss / parts).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        return model, dls
-
-    whole, one = run(1)
-    summed, two = run(2)
-    assert [r["selected"] for r in one.history] == [r["selected"] for r in two.history]
-    for a, b in zip(one.history, two.history, strict=True):
-        assert a["scores"] == pytest.approx(b["scores"], rel=1e-4)
-    for a, b in zip(whole.parameters(), summed.parameters(), strict=True):
-        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)  # norms compute in float32 inside
-
-
-def test_a_closure_is_scored_after_it_ran() -> None:
-    def run(with_closure: bool) -> tuple[nn.Module, list]:
-        model = full()
-        optimizer = adamw(model)
-        dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
-        for t in range(1, 7):
-            optimizer.zero_grad()
-
-            def closure(t: int = t) -> torch.Tensor:
-                loss = model(**batch(t)).loss
-                loss.backward()
-                return loss
-
-            if with_closure:
-                optimizer.step(closure)
-            else:
-                closure()
-                optimizer.step()
-        return model, dls.history
-
-    (one, one_history), (two, two_history) = run(True), run(False)
-    assert one_history == two_history
-    assert len(one_history) == 2
-    assert same(snapshot(one), snapshot(two))
-
-
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("unscale", [False, True])
-def test_a_step_that_the_scaler_skips_does_not_count(fused: bool, unscale: bool) -> None:
-    """Step 3 scores; its first two attempts overflow. The choices are those of a clean run."""
-
-    def run(overflows: int) -> tuple[nn.Module, DynamicLayerSelection]:
-        model = tiny_llama(torch.float32)
-        optimizer = adamw(model, fused=fused)
-        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=10**6)
-        dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
-        for t in range(1, 6):
-            for attempt in range(1 + (overflows if t == 3 else 0)):
-                scaler.scale(model(**batch(t)).loss).backward()
-                if t == 3 and attempt < overflows:
-                    model.lm_head.weight.grad.fill_(torch.inf)
-                if unscale:
-                    scaler.unscale_(optimizer)
-                    dls.select()
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad()
-        return model, dls
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        clean_model, clean = run(0)
-        model, dls = run(2)
-    assert dls.step == clean.step == 5
-    assert dls.selected == clean.selected
-    # Another power of two as scale changes no bit of the unscaled gradients.
-    assert dls.history == clean.history
-    assert max(dls.history[0]["scores"]) < 100  # unscaled
-    assert same(snapshot(model), snapshot(clean_model))
-
-
 def test_gradients_that_are_not_finite_leave_the_choice_and_warn() -> None:
     model = full()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
@@ -416,18 +196,36 @@ def test_gradients_that_are_not_finite_leave_the_choice_and_warn() -> None:
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_parameters_shared_with_the_rest_of_the_model_always_train() -> None:
+def test_a_parameter_shared_with_the_rest_of_the_model_always_trains() -> None:
     model = full()
-    for layer in decoder_layers(model):
-        layer.post_attention_layernorm.weight = model.model.norm.weight
+    shared = model.model.norm.weight
+    decoder_layers(model)[5].post_attention_layernorm.weight = shared
     optimizer = adamw(model)
-    dls = DynamicLayerSelection(model, optimizer, DlsConfig(interval=1, warmup=0))
-    for t in range(1, 4):
-        before = model.model.norm.weight.detach().clone()
+    dls = DynamicLayerSelection(model, optimizer, DlsConfig(interval=1, warmup=0, p_exploit=0))
+    for t in range(1, 7):
+        before = shared.detach().clone()
         train_step(model, optimizer, t)
-        assert model.model.norm.weight.requires_grad
-        assert not torch.equal(before, model.model.norm.weight)
-    assert len(dls.history) == 3
+        assert not torch.equal(before, shared)
+    assert any(5 not in record["selected"] for record in dls.history)
+
+
+def test_a_parameter_that_layers_share_trains_when_one_of_them_is_chosen() -> None:
+    model = full()
+    first, second, *_ = layers = decoder_layers(model)
+    second.mlp.up_proj.weight = first.mlp.up_proj.weight
+    optimizer = adamw(model)
+    config = DlsConfig(interval=1, warmup=0, p_exploit=0, k_ratio=0.3)
+    dls = DynamicLayerSelection(model, optimizer, config)
+    seen = set()
+    for t in range(1, 9):
+        before, alone = first.mlp.up_proj.weight.detach().clone(), snapshot(layers[0].self_attn)
+        train_step(model, optimizer, t)
+        assert dls.selected is not None
+        chosen = {0, 1} & set(dls.selected)
+        seen.add(frozenset(chosen))
+        assert torch.equal(before, first.mlp.up_proj.weight) == (not chosen)
+        assert same(alone, snapshot(layers[0].self_attn)) == (0 not in chosen)
+    assert {frozenset(), frozenset({0}), frozenset({1})} <= seen
 
 
 def test_only_layers_with_trainable_parameters_are_chosen() -> None:
@@ -443,222 +241,6 @@ def test_only_layers_with_trainable_parameters_are_chosen() -> None:
         assert len(dls.selected) == 2
         assert set(dls.selected) <= {1, 3, 4, 5}
         assert len(dls.history[-1]["scores"]) == LAYERS
-
-
-@pytest.mark.parametrize("make", [lora, lora_and_norms, rosa])
-def test_asking_the_base_model_in_between_thaws_nothing(make) -> None:
-    """PEFT's `disable_adapter` leaves every adapter parameter with requires_grad=True."""
-    reference = make()
-    expected = algorithm_1(reference, EVERY_THIRD, 9)
-    model = make()
-    optimizer = adamw(model)
-    dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
-    for t in range(1, 10):
-        with model.disable_adapter(), torch.no_grad():
-            model(**batch(t))
-        train_step(model, optimizer, t)
-    assert [r["selected"] for r in dls.history] == [r["selected"] for r in expected]
-    assert same(snapshot(model), snapshot(reference))
-
-
-def test_in_an_accelerate_loop() -> None:
-    """`accumulate` decides when the optimizer steps; the loop selects on the last part."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState
-
-    def run(select: bool) -> tuple[nn.Module, DynamicLayerSelection]:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        accelerator = Accelerator(gradient_accumulation_steps=2, cpu=True)
-        model = full()
-        model, optimizer = accelerator.prepare(model, adamw(model))
-        dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
-        for micro in range(2 * 6):
-            with accelerator.accumulate(model):
-                accelerator.backward(model(**batch(micro)).loss)
-                if select and accelerator.sync_gradients:
-                    dls.select()
-                optimizer.step()
-                optimizer.zero_grad()
-        return model, dls
-
-    model, dls = run(select=True)
-    other, without = run(select=False)
-    assert dls.step == 6
-    assert [record["step"] for record in dls.history] == [3, 6]
-    assert dls.history == without.history
-    assert same(snapshot(model), snapshot(other))
-
-
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing_changes_nothing(use_reentrant: bool) -> None:
-    def run(checkpointing: bool) -> tuple[nn.Module, list]:
-        model = lora_and_norms()
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-            model.enable_input_require_grads()
-        dls, _ = clipped_run(model, 6, EVERY_THIRD, clip=0.5)
-        return model, dls.history
-
-    (one, one_history), (two, two_history) = run(False), run(True)
-    assert one_history == two_history
-    assert same(snapshot(one), snapshot(two))
-
-
-# ---- state -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stop", [2, 3, 5, 6])
-def test_saved_and_resumed_equals_uninterrupted(stop: int, tmp_path) -> None:
-    whole = full()
-    optimizer = adamw(whole)
-    uninterrupted = DynamicLayerSelection(whole, optimizer, EVERY_THIRD, total_steps=9)
-    for t in range(1, 10):
-        train_step(whole, optimizer, t)
-
-    model = full()
-    optimizer = adamw(model)
-    dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD, total_steps=9)
-    for t in range(1, stop + 1):
-        train_step(model, optimizer, t)
-    (tmp_path / "dls.json").write_text(json.dumps(dls.state_dict()))
-    torch.save(
-        {"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "rest"
-    )
-
-    model = full()
-    rest = torch.load(tmp_path / "rest", weights_only=True)
-    model.load_state_dict(rest["model"])
-    optimizer = adamw(model)
-    optimizer.load_state_dict(rest["optimizer"])
-    dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD, total_steps=9)
-    dls.load_state_dict(json.loads((tmp_path / "dls.json").read_text()))
-    for t in range(stop + 1, 10):
-        train_step(model, optimizer, t)
-    assert dls.history == uninterrupted.history
-    assert dls.state_dict() == uninterrupted.state_dict()
-    assert json.dumps(dls.history) == json.dumps(uninterrupted.history)
-    assert same(snapshot(model), snapshot(whole))
-
-
-def test_the_seed_is_part_of_the_state() -> None:
-    def choices(dls: DynamicLayerSelection, model: nn.Module, optimizer) -> list:
-        for t in range(1, 13):
-            train_step(model, optimizer, t)
-        return [record["selected"] for record in dls.history]
-
-    def fresh(seed: int) -> tuple:
-        model = full()
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-        config = DlsConfig(interval=2, warmup=0, p_exploit=0, seed=seed)
-        return DynamicLayerSelection(model, optimizer, config), model, optimizer
-
-    first, same_seed, other = fresh(0), fresh(0), fresh(1)
-    start = first[0].state_dict()
-    expected = choices(*first)
-    assert choices(*same_seed) == expected
-    assert choices(*other) != expected
-    resumed = fresh(1)
-    with pytest.warns(UserWarning, match="seed 0 -> 1"):
-        resumed[0].load_state_dict(start)
-    assert choices(*resumed) == expected
-
-
-def test_state_of_another_model_or_format_is_refused() -> None:
-    model = full()
-    dls = DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
-    with pytest.raises(RosaError, match="4 layers and this one has 6"):
-        dls.load_state_dict({**dls.state_dict(), "layers": 4})
-    with pytest.raises(RosaError, match="format 99"):
-        dls.load_state_dict({**dls.state_dict(), "version": 99})
-
-
-def test_history_is_a_copy_in_the_state() -> None:
-    model = full()
-    optimizer = adamw(model)
-    dls = DynamicLayerSelection(model, optimizer, DlsConfig(interval=1, warmup=0))
-    train_step(model, optimizer, 1)
-    state = dls.state_dict()
-    train_step(model, optimizer, 2)
-    assert len(state["history"]) == 1
-    assert json.loads(json.dumps(state)) == state
-
-
-# ---- attach, detach, refusals ------------------------------------------------------------------
-
-
-def test_attached_is_marked_on_every_wrapper_and_undone() -> None:
-    model = lora()
-    dls = DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
-    wrappers = [model, model.base_model, model.get_base_model(), model.get_base_model().model]
-    assert all(getattr(wrapper, ATTACHED) is True for wrapper in wrappers)
-    with pytest.raises(RosaError, match="already attached"):
-        DynamicLayerSelection(model.get_base_model(), adamw(model), EVERY_THIRD)
-    dls.detach()
-    assert not any(getattr(wrapper, ATTACHED, False) for wrapper in wrappers)
-    DynamicLayerSelection(model, adamw(model), EVERY_THIRD).detach()
-
-
-def test_after_detach_training_is_plain_again() -> None:
-    model, plain = full(), full()
-    optimizer = adamw(model)
-    DynamicLayerSelection(model, optimizer, EVERY_THIRD).detach()
-    other = adamw(plain)
-    for t in range(1, 5):
-        train_step(model, optimizer, t)
-        train_step(plain, other, t)
-    assert same(snapshot(model), snapshot(plain))
-
-
-def test_a_run_in_which_it_never_chose_is_a_warning() -> None:
-    model = full()
-    optimizer = adamw(model)
-    with pytest.warns(UserWarning, match="never chooses in 10 steps.*interval is 40.*0 steps"):
-        dls = DynamicLayerSelection(model, optimizer, DlsConfig(), total_steps=10)
-    train_step(model, optimizer, 1)
-    with pytest.warns(UserWarning, match="in the 1 steps of this run"):
-        dls.detach()
-
-
-def test_total_steps_is_asked_for() -> None:
-    model = full()
-    with pytest.raises(RosaError, match="total_steps is needed"):
-        DynamicLayerSelection(model, adamw(model))
-    assert not getattr(model, ATTACHED, False)
-
-
-def test_an_optimizer_of_other_parameters_is_refused() -> None:
-    model = full()
-    stranger = torch.optim.SGD(model.lm_head.parameters(), lr=0.1)
-    with pytest.raises(RosaError, match="holds none of the trainable parameters"):
-        DynamicLayerSelection(model, stranger, EVERY_THIRD)
-    with pytest.raises(RosaError, match="LBFGS"):
-        DynamicLayerSelection(model, torch.optim.LBFGS(model.parameters()), EVERY_THIRD)
-    with pytest.raises(RosaError, match=r"torch\.optim\.Optimizer, not str"):
-        DynamicLayerSelection(model, "adamw", EVERY_THIRD)
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "sentence"),
-    [
-        ("WORLD_SIZE", "2", "one process without DDP, and this run has 2"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", "under DeepSpeed"),
-        ("ACCELERATE_USE_FSDP", "true", "under FSDP"),
-    ],
-)
-def test_engines_it_cannot_work_under_are_refused(monkeypatch, variable, value, sentence) -> None:
-    model = full()
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(RosaError, match=sentence):
-        DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
-
-
-def test_a_process_group_of_several_is_refused(monkeypatch) -> None:
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
-    model = full()
-    with pytest.raises(RosaError, match="this run has 4"):
-        DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
 
 
 def test_one_layer_and_all_layers() -> None:
