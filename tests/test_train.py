@@ -211,7 +211,7 @@ def test_the_command_exits_with_2_and_one_sentence(
 def test_other_methods_train_by_name_with_layer_selection(recipe: Recipe, method: str) -> None:
     other = replace(recipe, method=method, adapter=load_method(method).kwargs, max_steps=4)
     result = train(other, say=str)
-    assert result.finished
+    assert load(str(result.folder)).adapter == str(result.folder)
     assert lines(result.folder / "dls_history.jsonl")[0]["step"] == 3
 
 
@@ -221,5 +221,6 @@ def test_adalora_reallocates_its_ranks(recipe: Recipe) -> None:
     with pytest.raises(RosaError, match="set dls: null"):
         train(adalora, say=str)
     folder = train(replace(adalora, dls=None), say=str).folder
+    assert load(str(folder)).adapter == str(folder)
     pattern = json.loads((folder / "adapter_config.json").read_text())["rank_pattern"]
     assert 0 < sum(map(sum, pattern.values())) < 12 * len(pattern)

@@ -207,84 +207,28 @@ def adapter_base(name: str, config_file: Path) -> str:
 
 
 def load_adapter(model: PreTrainedModel, name: str, *, is_trainable: bool = False) -> PeftModel:
-    """`model` with the adapter `name` attached; every tensor of the file must fit it.
+    """`model` with the adapter `name` attached; every tensor of its file must fit the model."""
+    from rosa.roae import load_adapter_checked
 
-    PEFT alone warns of missing keys and ignores those that it does not know: an adapter of
-    another base model would be scored half-loaded.
-    """
-    from peft import PeftModel
-
-    import rosa.roae  # noqa: F401  registers RoSA with PEFT
-
-    shapes = _adapter_shapes(name)
     try:
         with quiet():
-            adapted = PeftModel.from_pretrained(
-                model, name, is_trainable=is_trainable, ignore_mismatched_sizes=True
-            )
+            return load_adapter_checked(model, _adapter_folder(name), is_trainable=is_trainable)
     except RosaError:
         raise
-    except KeyError as error:  # how PEFT meets a trained norm that the file does not hold
-        raise RosaError(
-            f"the adapter {name!r} does not fit the base model {_name_of(model)}: its weights lack "
-            f"{error.args[0]}"
-        ) from error
     except Exception as error:
-        raise RosaError(
-            f"cannot attach the adapter {name!r} to {_name_of(model)}: {_first_line(error)}"
-        ) from error
-    _check_adapter_fits(adapted, name, shapes)
-    return adapted
+        raise RosaError(f"cannot attach the adapter {name!r}: {_first_line(error)}") from error
 
 
-def _check_adapter_fits(adapted: PeftModel, name: str, in_file: dict[str, tuple[int, ...]]) -> None:
-    from peft import get_peft_model_state_dict
-
-    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    embeddings = set(adapted.state_dict())  # a file may carry whole embeddings under their names
-    prefix = f"the adapter {name!r} does not fit the base model {_name_of(adapted)}"
-    for key, tensor in expected.items():
-        if key not in in_file:
-            raise RosaError(f"{prefix}: its weights lack {key}")
-        if in_file[key] != tuple(tensor.shape):
-            raise RosaError(
-                f"{prefix}: {key} is {in_file[key]} in the adapter's file and "
-                f"{tuple(tensor.shape)} in the model"
-            )
-    for key in in_file:
-        if key not in expected and key not in embeddings:
-            raise RosaError(f"{prefix}: it holds {key}, which the model does not have")
-
-
-def _adapter_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor in the adapter's file, read from its header alone."""
-    file = Path(name) / "adapter_model.safetensors"
-    if not Path(name).is_dir():
-        from huggingface_hub import hf_hub_download
-
-        try:
-            file = Path(hf_hub_download(name, file.name))
-        except Exception as error:
-            raise RosaError(f"cannot fetch {file.name} of {name!r}: {error}") from error
-    if not file.is_file():
-        raise RosaError(
-            f"{file} does not exist; adapters are read from safetensors only (save it again with "
-            "save_pretrained)"
-        )
-    return safetensors_shapes(file)
-
-
-def safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of a safetensors file; RosaError where the file is damaged."""
-    from safetensors import SafetensorError, safe_open
+def _adapter_folder(name: str) -> Path:
+    """The local folder of an adapter; one on the hub is fetched, safetensors only."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
 
     try:
-        with safe_open(file, framework="pt") as tensors:
-            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise RosaError(
-            f"{file} is damaged or not a safetensors file ({_first_line(error)}); copy it again"
-        ) from error
+        return Path(snapshot_download(name, allow_patterns=["adapter_*.json", "*.safetensors"]))
+    except Exception as error:
+        raise RosaError(f"cannot fetch the adapter {name!r}: {_first_line(error)}") from error
 
 
 def _check_exists(name: str, path: str) -> None:
@@ -307,11 +251,13 @@ def _check_folder(name: str, path: str) -> None:
         if (folder / "adapter_config.json").is_file():
             raise RosaError(f"{folder} is an adapter, not a base model; give its base model here")
         raise RosaError(f"{folder} has no config.json; it is not a Hugging Face model folder")
+    from rosa.roae.load import read_shapes
+
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise RosaError(f"{folder} has no .safetensors file; weights of other kinds are not read")
     for file in weights:
-        safetensors_shapes(file)
+        read_shapes(file)
 
 
 @contextmanager
@@ -330,10 +276,6 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if had_bar:
             logging.enable_progress_bar()
-
-
-def _name_of(model: Any) -> str:
-    return repr(getattr(getattr(model, "config", None), "_name_or_path", "") or "(unnamed)")
 
 
 def _first_line(error: BaseException) -> str:
