@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from rosa import DlsConfig, DynamicLayerSelection
@@ -171,14 +174,24 @@ def test_asking_the_base_model_in_between_thaws_nothing(make) -> None:
     assert same(snapshot(model), snapshot(reference))
 
 
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps its settings in the process: clear them before and after."""
+    _forget_accelerate()
+    yield
+    _forget_accelerate()
+
+
+def _forget_accelerate() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_in_an_accelerate_loop() -> None:
     """`accumulate` decides when the optimizer steps; the loop selects on the last part."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState
 
     def run(select: bool) -> tuple[nn.Module, DynamicLayerSelection]:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
         accelerator = Accelerator(gradient_accumulation_steps=2, cpu=True)
         model = full()
         model, optimizer = accelerator.prepare(model, adamw(model))

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import GradientState
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -171,7 +170,9 @@ def test_scores_under_a_loss_scale_are_those_of_the_unscaled_loss() -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         callback.dls = DynamicLayerSelection(model, optimizer, callback.config)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        wrapper = SimpleNamespace(scaler=scaler, gradient_state=GradientState())
+        wrapper = SimpleNamespace(
+            scaler=scaler, gradient_state=SimpleNamespace(sync_gradients=True)
+        )
         callback._select_before_clipping(callback.dls, wrapper)
         row = rows(1)[0]
         loss = model(**{key: value[None] for key, value in row.items()}).loss

@@ -223,7 +223,7 @@ class DynamicLayerSelection:
         if found_inf is not None and float(found_inf):
             return  # a fused optimizer was called but did not step
         if self._pending is not None:
-            self.selected = self._pending["selected"]
+            self.selected = list(self._pending["selected"])
             self.history.append(self._pending)
         elif self.scoring:
             warnings.warn(
