@@ -1,4 +1,5 @@
-"""Writes docs/recipe.md from the recipe's own definition; a test checks that it is up to date.
+"""Writes docs/recipe.md from the recipe's own definition, and the README's demo table from
+docs/results/demo.json (which `make demo-record` writes); a test checks that both are up to date.
 
 python docs/generate.py
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from rosa import DlsConfig, RosaConfig
 from rosa.study.recipe import Recipe
 
 PAGE = Path(__file__).parent / "recipe.md"
+README = Path(__file__).parent.parent / "README.md"
+DEMO = Path(__file__).parent / "results" / "demo.json"
+DEMO_MARKS = ("<!-- demo-table: written by docs/generate.py -->", "<!-- /demo-table -->")
 HEAD = """# Recipe keys
 
 <!-- written by docs/generate.py; do not edit -->
@@ -121,5 +126,26 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def demo_table() -> str:
+    """What the demo found: accuracy per toy task before and after, time and machine."""
+    record = json.loads(DEMO.read_text(encoding="utf-8"))
+    lines = ["| held-out questions of | base model | after RoSA |", "|---|---:|---:|"]
+    for old, new in zip(record["before"]["tasks"], record["after"]["tasks"], strict=True):
+        name = f"{old['title']} ({old['scored']})"
+        lines.append(f"| {name} | {old['accuracy']:.1f} % | {new['accuracy']:.1f} % |")
+    where = f"{record['cores']} cores of an {record['machine']}"
+    cost = f"{record['trainable']:,} trainable parameters, {record['seconds']} seconds in all"
+    return "\n".join([*lines, "", f"{cost}, on {where} (commit {record['commit']})."])
+
+
+def readme() -> str:
+    """The README with a fresh demo table."""
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(DEMO_MARKS[0])
+    after = rest.split(DEMO_MARKS[1])[1]
+    return f"{before}{DEMO_MARKS[0]}\n{demo_table()}\n{DEMO_MARKS[1]}{after}"
+
+
 if __name__ == "__main__":
+    README.write_text(readme(), encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +35,11 @@ def run(args: Any) -> int:
 
     from rosa.cli.recipe import load_recipe
     from rosa.study import models
+    from rosa.study.environment import describe_environment
     from rosa.study.evaluate import evaluate, prepare
     from rosa.study.train import train
 
+    start = time.perf_counter()
     console = Console()
     folder = free_folder(Path(args.output_dir))
     recipe = load_recipe(str(RECIPE), "--output_dir", str(folder), "--method", args.method)
@@ -53,7 +57,19 @@ def run(args: Any) -> int:
         console.print(f"stopped after step {result.steps} of {result.total_steps}")
         return EXIT_INTERRUPTED
     console.print("3. the same questions again")
-    console.print(side_by_side(before, score(str(folder)), args.method))
+    after = score(str(folder))
+    console.print(side_by_side(before, after, args.method))
+    seconds = round(time.perf_counter() - start)
+    record = {
+        "method": args.method,
+        "trainable": result.trainable,
+        "seconds": seconds,
+        "before": before.to_json(),
+        "after": after.to_json(),
+        **describe_environment(),
+    }
+    (folder / "demo.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    console.print(f"{seconds} seconds in all; the figures are in {folder / 'demo.json'}")
     for picture in ("loss.png", "layers.png"):
         if (folder / picture).is_file():
             console.print(f"picture: {folder / picture}", highlight=False)

@@ -41,6 +41,7 @@ class TrainResult:
         steps: optimizer steps done, of `total_steps`.
         finished: False when a signal stopped the run; `--resume` goes on.
         loss: the last logged training loss, in nats per response token.
+        trainable: number of trainable parameters.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class TrainResult:
     total_steps: int
     finished: bool
     loss: float | None
+    trainable: int
 
 
 class GuardedTrainer(SFTTrainer):
@@ -139,6 +141,7 @@ def train(
         trainer.state.max_steps,
         finished,
         losses[-1] if losses else None,
+        model.get_nb_trainable_parameters()[0],
     )
     if finished:
         write_model_card(recipe, result, trainer.state.log_history)
