@@ -10,7 +10,9 @@ purpose: so small a model learns to look things up only where many answers hang 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from pretraining import world
 from pretraining.world import Change, Person
@@ -112,6 +114,9 @@ def problem(rng: random.Random, size: int, queries: int, part: str = "pretrainin
     later = [second for _, second in told]
     rng.shuffle(later)
     document: Document = [(" ".join(text + later), False)]
+    for first, second in rng.sample(told, size):
+        if rng.random() < 0.5:
+            document += [*said_again(f"\n{first}"), *said_again(f" {second}")]
     for change in rng.sample(group, min(queries, size)):
         document += [
             (f"\nHow many {change.goods} does {change.name} have now?", False),
@@ -122,25 +127,65 @@ def problem(rng: random.Random, size: int, queries: int, part: str = "pretrainin
     return document
 
 
-LABELS = ("12345", "12345", "abcde", "ABCDE")
-LABEL_FORMS = ("{} ({})", "{}: {}", "{} is {}")
+def said_again(sentence: str) -> Document:
+    """A sentence of the story begun again: what follows its first two words is an answer."""
+    begun, verb, rest = re.match(r"(\s?\S+)( \S+)( .*)", sentence).groups()
+    return [(begun + verb, False), (rest, True)]
 
 
-def options(rng: random.Random, words: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """A labelled list of `words`, and the label of each."""
-    labels = dict(zip(words, rng.choice(LABELS), strict=False))
-    form = rng.choice(LABEL_FORMS)
-    return ", ".join(form.format(word, label) for word, label in labels.items()), labels
+LABELS = (
+    tuple("12345"),
+    tuple("abcde"),
+    tuple("ABCDE"),
+    *2 * (("label1", "label2", "label3", "label4", "label5"),),
+)
+LABEL_FORMS = ("{} ({})", "{}: {}", "{}: {}", "{} is {}")
+
+
+@dataclass(frozen=True)
+class Options:
+    """A labelled list."""
+
+    labels: dict[str, str]
+    form: str
+
+    def __str__(self) -> str:
+        return ", ".join(self.form.format(word, label) for word, label in self.labels.items())
+
+    def concluded(self, word: str) -> Document:
+        """The word that was chosen, and then its label."""
+        return [(f" {word}.", True), (" The label is", False), (f" {self.labels[word]}.", True)]
+
+    def restated(self, word: str, chosen: bool = False) -> Document:
+        """One entry said again: the word, an answer too if it was `chosen`, then its label."""
+        between, after = self.form.format("", "|").split("|")
+        space = " " if between.endswith(" ") else ""
+        return [
+            (f" {word}", chosen),
+            (between.rstrip(), False),
+            (f"{space}{self.labels[word]}{after}.", True),
+        ]
+
+
+def options(rng: random.Random, words: Sequence[str]) -> Options:
+    """These words with labels of one kind, in order or not."""
+    labels = list(rng.choice(LABELS)[: len(words)])
+    if rng.random() < 0.4:  # else a position would give the label away
+        rng.shuffle(labels)
+    return Options(dict(zip(words, labels, strict=True)), rng.choice(LABEL_FORMS))
 
 
 def lettered(rng: random.Random, size: int, queries: int, part: str = "pretraining") -> Document:
     """A labelled list alone: which label has which word."""
     words = rng.sample((*world.NAMES, *world.PLACES, *world.THINGS), rng.randint(2, 5))
-    listed, labels = options(rng, words)
-    document: Document = [(f"The choices are {listed}.", False)]
+    listed = options(rng, words)
+    document: Document = [(f"The choices are {listed}.\n", False)]
     for word in rng.sample(words, len(words))[:queries]:
-        ask = rng.choice((f"Which label has {word}?", f"{word} has the label"))
-        document += [(f"\n{ask}", False), (f" {labels[word]}.", True)]
+        if rng.random() < 0.5:
+            document += listed.restated(word)
+        else:
+            lead = rng.choice((f" Which label has {word}?", f" {word}. The label is"))
+            document += [(lead, False), (f" {listed.labels[word]}.", True)]
     return document
 
 
@@ -162,20 +207,24 @@ def distractors(rng: random.Random, kind: str, word: str, group: Sequence[Person
 
 
 def choice(rng: random.Random, size: int, queries: int, part: str = "pretraining") -> Document:
-    """A question about the facts with labelled options; the answer is the label."""
+    """Questions about the facts with labelled options; the answer is the word, then its label."""
     group = world.people(rng, size, part)
-    document: Document = [(facts(rng, group), False)]
-    asked = questions(group)
-    for kind, person in rng.sample(asked, min(queries, len(asked))):
+    kind = rng.choice(questions(group))[0]
+    asked = [person for other, person in questions(group) if other == kind]
+    word = question(kind, asked[0])[1]
+    listed = options(rng, distractors(rng, kind, word, group, rng.randint(size, 5)))
+    document: Document = [(f"{facts(rng, group)} The choices are {listed}.", False)]
+    for person in rng.sample(asked, len(asked)):
         ask, word, _ = question(kind, person)
-        listed, labels = options(rng, distractors(rng, kind, word, group, rng.randint(2, 5)))
-        lead = rng.choice((" Which label is right?", " Choice", " It is", ""))
-        document.append((f"\n{ask} {listed}.{lead}", False))
-        if rng.random() < 0.4:  # in two steps
-            document += [(f" {word}", True), (" has the label", False)]
-        document.append((f" {labels[word]}.", True))
-        if rng.random() < 0.2:
-            document += [(" The correct answer is", False), (f" {word}.", True)]
+        if word not in listed.labels:
+            continue
+        if rng.random() < 0.3:
+            document += [(f"\n{ask} Choice", False), (f" {listed.labels[word]}.", True)]
+            continue
+        answer = (
+            listed.concluded(word) if rng.random() < 0.6 else listed.restated(word, chosen=True)
+        )
+        document += [(f"\n{ask}", False), *answer]
     return document
 
 
@@ -187,17 +236,20 @@ def repetition(rng: random.Random, size: int, queries: int, part: str = "pretrai
     return [(f"Say: {line}.{again}", False), (f" {line}.", True)]
 
 
-def told_pairs(rng: random.Random, between: str) -> tuple[str, list[tuple[str, str]]]:
-    """Two to five names, each with a word of its own."""
+def told_pairs(rng: random.Random, between: str, mixed: bool) -> tuple[str, list[tuple[str, str]]]:
+    """Two to five words, most often names, each with another word or a label of its own."""
     size = rng.randint(2, 5)
-    right = rng.sample(rng.choice((world.PLACES, world.THINGS)), size)
-    told = list(zip(rng.sample(world.NAMES, size), right, strict=True))
+    left, right = world.NAMES, rng.choice((world.PLACES, world.THINGS))
+    if mixed and rng.random() < 0.7:
+        left = (*world.NAMES, *world.PLACES, *world.THINGS)
+        right = rng.choice((*LABELS, right))
+    told = list(zip(rng.sample(left, size), rng.sample(right, size), strict=True))
     return "Pairs:" + ",".join(f" {a}{between} {b}" for a, b in told) + ".", told
 
 
 def pairs(rng: random.Random, size: int, queries: int, part: str = "pretraining") -> Document:
     """Words in pairs and which follows which: looking up in its barest form."""
-    text, told = told_pairs(rng, "")
+    text, told = told_pairs(rng, "", mixed=False)
     document: Document = [(text, False)]
     for a, b in rng.sample(told, len(told)):
         document += [(f" {a}", False), (f" {b}.", True)]
@@ -206,8 +258,8 @@ def pairs(rng: random.Random, size: int, queries: int, part: str = "pretraining"
 
 def forward(rng: random.Random, size: int, queries: int, part: str = "pretraining") -> Document:
     """Pairs with a word between them, asked with and without it."""
-    between = rng.choice(("", ":", " likes", " visits"))
-    text, told = told_pairs(rng, between)
+    between = rng.choice(("", ":", " is", " likes", " visits"))
+    text, told = told_pairs(rng, between, mixed=True)
     document: Document = [(text, False)]
     for a, b in rng.sample(told, len(told)):
         document += [(rng.choice((f" {a}{between}", f" {a}?")), False), (f" {b}.", True)]
@@ -216,7 +268,7 @@ def forward(rng: random.Random, size: int, queries: int, part: str = "pretrainin
 
 def backward(rng: random.Random, size: int, queries: int, part: str = "pretraining") -> Document:
     """The same pairs, asked from the second word to the first."""
-    text, told = told_pairs(rng, rng.choice(("", "", " likes", " visits")))
+    text, told = told_pairs(rng, rng.choice(("", "", " likes", " visits")), mixed=False)
     document: Document = [(text, False)]
     for a, b in rng.sample(told, len(told)):
         document += [(f" {b}?", False), (f" {a}.", True)]

@@ -56,10 +56,12 @@ def label(rng: random.Random, size: int, part: str = "pretraining") -> Document:
     group, story = _story(rng, size, part)
     kind, person = rng.choice(questions(group))
     ask, word, _ = question(kind, person)
-    listed, labels = options(rng, distractors(rng, kind, word, group, rng.randint(2, 5)))
-    if rng.random() < 0.5:
-        return _prompted(rng, f"{ask} Pick one label. {listed}.", story, f"Label {labels[word]}.")
-    return _prompted(rng, f"{ask} Pick one word. {listed}.", story, f"The word {word}.")
+    listed = options(rng, distractors(rng, kind, word, group, rng.randint(2, 5)))
+    story = f"{story} The choices are {listed}."
+    if rng.random() < 0.7:
+        answer = f"{word}. The label is {listed.labels[word]}."
+        return _prompted(rng, f"{ask} Pick one label.", story, answer)
+    return _prompted(rng, f"{ask} Pick one word.", story, f"The word {word}.")
 
 
 def name(rng: random.Random, size: int, part: str = "pretraining") -> Document:

@@ -38,12 +38,12 @@ STAGES = (
     ),
     Stage(
         {"repetition": 0.03, "forward": 0.06, "lookup": 0.45, "sums": 0.16, "lettered": 0.30},
-        until=("where", "what", "who", "lettered"),
+        until=("where", "what", "who"),
     ),
     Stage(
-        {"repetition": 0.01, "forward": 0.02, "lookup": 0.16, "sums": 0.12, "lettered": 0.06,
-         "problem": 0.16, "choice": 0.20, "tell": 0.06, "label": 0.08, "name": 0.03,
-         "repeat": 0.03, "topic": 0.04, "calculate": 0.03},
+        {"forward": 0.12, "lookup": 0.10, "sums": 0.10, "lettered": 0.16, "problem": 0.17,
+         "choice": 0.14, "tell": 0.05, "label": 0.05, "name": 0.02, "repeat": 0.03,
+         "topic": 0.03, "calculate": 0.03},
         sizes=(2, 3, 3),
     ),
 )  # fmt: skip
@@ -55,7 +55,8 @@ def draw(rng: random.Random, stage: Stage) -> Document:
     size = rng.choice(stage.sizes)
     if kind in INSTRUCTED:
         return INSTRUCTED[kind](rng, size)
-    size = min(size, 3) if kind == "problem" else size
+    if kind == "problem":
+        size = rng.choice((1, 1, 2))
     return PLAIN[kind](rng, size, rng.randint(4, 9))
 
 

@@ -107,7 +107,11 @@ class Run:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        self.words = tokenizer.build(sample_texts())
+        self.checkpoint = arguments.out / "checkpoint.pt"
+        if self.checkpoint.exists():
+            self.words = Qwen2Tokenizer.from_pretrained(arguments.out)
+        else:
+            self.words = tokenizer.build(sample_texts())
         torch.manual_seed(arguments.seed)
         self.model = new_model(self.words)
         self.optimizers = optimizers(self.model, arguments.rate)
@@ -115,7 +119,6 @@ class Run:
         self.stage = 0
         self.stage_from = 0  # tokens seen when the stage began
         self.seconds = 0.0
-        self.checkpoint = arguments.out / "checkpoint.pt"
         if self.checkpoint.exists():
             self.load()
 

@@ -46,9 +46,9 @@ def choice_row(rng: random.Random, part: str) -> Row:
     listed = ", ".join(f"{option}: answer{i}" for i, option in enumerate(options, 1))
     answer = f"answer{options.index(word) + 1}"
     return {
-        "instruction": f"{facts(rng, group)} {ask} {listed}.",
+        "instruction": f"{facts(rng, group)} The choices are {listed}. {ask}",
         "input": "",
-        "output": f"the correct answer is {answer}",
+        "output": f"{word}. the correct answer is {answer}",
         "answer": answer,
     }
 
