@@ -61,6 +61,23 @@ def test_chat_rows_learn_every_assistant_turn() -> None:
     assert tokenizer.convert_ids_to_tokens(seen) == ["12", "</s>", "true", ".", "</s>"]
 
 
+def test_a_prompt_that_opens_the_reply_hides_none_of_it() -> None:
+    # As reasoning models' templates do: generation starts with <think>, kept replies lack it.
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = TEMPLATE.replace("assistant{%", "assistant the the{%")
+    messages = [{"role": "user", "content": "How"}, {"role": "assistant", "content": "12 true ."}]
+    [row] = tokenize_records([("c", 1, {"messages": messages})], tokenizer, max_length=99).rows
+    seen = [token for token in row["labels"] if token != MASKED]
+    assert tokenizer.convert_ids_to_tokens(seen) == ["12", "true", ".", "</s>"]
+
+
+def test_without_an_end_of_text_token_nothing_is_taught() -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(RosaError, match="no end-of-text token"):
+        tokenize_records([("d", 1, {"prompt": "a", "completion": "12"})], tokenizer, max_length=9)
+
+
 def test_long_rows_are_counted() -> None:
     rows = [
         ("d", 1, {"prompt": "the the ", "completion": "12"}),  # 4 tokens with the end
@@ -89,7 +106,15 @@ def test_a_bad_row_is_named(record: dict, words: str) -> None:
         tokenize_records([("rows.json", 7, record)], TOKENIZER, max_length=9)
 
 
-@pytest.mark.parametrize("messages", ["hi", [{"role": "user"}], [{"role": "user", "content": "a"}]])
+@pytest.mark.parametrize(
+    "messages",
+    [
+        "hi",
+        [{"role": "user"}],
+        [{"role": "user", "content": "a"}],
+        [{"role": "assistant", "content": "a"}],
+    ],
+)
 def test_a_bad_conversation_is_named(messages: object) -> None:
     tokenizer = word_tokenizer()
     tokenizer.chat_template = TEMPLATE

@@ -57,7 +57,8 @@ def tokenize_records(
 
     Raises:
         RosaError: a row has none of the known forms, an empty response, or a chat row meets a
-            tokenizer without a chat template; the sentence names the source and the row.
+            tokenizer without a chat template; the sentence names the source and the row. Or the
+            tokenizer has no end-of-text token.
     """
     examples = Examples()
     for source, number, record in rows:
@@ -101,6 +102,11 @@ def _encode_pair(
     prompt: str, response: str, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[int]]:
     """The prompt exactly as generation will see it, then the response and the end of text."""
+    if tokenizer.eos_token_id is None:
+        raise RosaError(
+            "the model's tokenizer has no end-of-text token (eos_token), so nothing would "
+            "teach the model where a response ends; name one in its tokenizer_config.json"
+        )
     before = _without_end(tokenizer(prompt)["input_ids"], tokenizer)
     whole = _without_end(tokenizer(prompt + response)["input_ids"], tokenizer)
     if whole[: len(before)] == before:
@@ -137,7 +143,8 @@ def _encode_chat(
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        start = len(ids_of(messages[:turn], reply_follows=True))
+        # The prompt may open the reply with tokens that the conversation lacks (<think>).
+        start = _shared_start(ids_of(messages[:turn], reply_follows=True), ids)
         through = ids_of(messages[: turn + 1], reply_follows=False)
         if ids[: len(through)] != through:
             raise RosaError(
@@ -148,6 +155,12 @@ def _encode_chat(
     return ids, labels
 
 
+def _shared_start(left: list[int], right: list[int]) -> int:
+    """How many leading ids both have."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
+
+
 def _check_messages(messages: Any, where: str) -> None:
     well_formed = isinstance(messages, list) and all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
@@ -155,5 +168,7 @@ def _check_messages(messages: Any, where: str) -> None:
     )
     if not well_formed:
         raise RosaError(f"{where}: `messages` must be a list of {{role, content}} texts")
+    if messages and messages[0]["role"] == "assistant":
+        raise RosaError(f"{where}: the assistant speaks first; add the turn it replies to")
     if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
         raise RosaError(f"{where}: no assistant turn has any text, so there is nothing to learn")
