@@ -216,6 +216,26 @@ def test_accumulation_equals_the_big_batch(tmp_path: Path) -> None:
         assert torch.allclose(one, two, rtol=1e-4, atol=1e-5)
 
 
+def test_two_backward_passes_in_a_step_that_chooses_are_refused(tmp_path: Path) -> None:
+    # The first would choose by half of the gradients, and the Trainer gives no later moment.
+    class Halves(Trainer):
+        def training_step(self, model: nn.Module, inputs: Any, *args: Any) -> torch.Tensor:
+            losses = [
+                super(Halves, self).training_step(
+                    model, {key: value[half] for key, value in inputs.items()}, *args
+                )
+                for half in (slice(0, 1), slice(1, 2))
+            ]
+            return torch.stack(losses).sum()
+
+    callback = DlsCallback(CONFIG)
+    args = arguments(tmp_path, gradient_accumulation_steps=1)
+    with pytest.raises(RosaError, match=r"step 3.*two backward passes"):
+        Halves(lora(), args, train_dataset=rows(), callbacks=[callback]).train()
+    assert callback.dls is not None
+    assert callback.dls.step == 2
+
+
 @pytest.mark.parametrize("restore_callbacks", [False, True])
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, restore_callbacks) -> None:
     class Stop(TrainerCallback):

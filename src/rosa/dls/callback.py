@@ -42,6 +42,7 @@ class DlsCallback(TrainerCallback, ExportableState):
         self.config = None if config is None else DlsConfig.of(config)
         self.dls: DynamicLayerSelection | None = None
         self._end_of_backward: RemovableHandle | None = None
+        self._selected_in: int | None = None  # the step that it last selected for
         self._written = 0
 
     def state(self) -> dict[str, Any]:
@@ -81,6 +82,12 @@ class DlsCallback(TrainerCallback, ExportableState):
         states.setdefault(type(self).__name__, self.state())
         self._select_before_clipping(self.dls, optimizer)
         self._rewrite_history(args, state)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A step begins, be it one that was tried before and skipped."""
+        self._selected_in = None
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -125,8 +132,16 @@ class DlsCallback(TrainerCallback, ExportableState):
         accumulation = getattr(optimizer, "gradient_state", None)
 
         def select() -> None:
-            if accumulation is None or accumulation.sync_gradients:  # the step's last backward
-                dls.select(loss_scale=1.0 if scaler is None else scaler.get_scale())
+            if accumulation is not None and not accumulation.sync_gradients:
+                return  # not yet the step's last backward
+            if dls.scoring and self._selected_in == dls.step + 1:
+                raise RosaError(
+                    f"DLS chose at step {dls.step + 1} by the first of two backward passes, which "
+                    "is half of the gradient: sum the losses and go backward once per micro-batch, "
+                    "or leave DlsCallback out"
+                )
+            self._selected_in = dls.step + 1
+            dls.select(loss_scale=1.0 if scaler is None else scaler.get_scale())
 
         self._end_of_backward = at_end_of_backward(dls.layers_owner, select)
 
