@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
+from typing import Any
 
 from rosa.errors import RosaError, did_you_mean
 
@@ -45,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     command, rest = argv[0], argv[1:]
     try:
-        return _run(command, rest)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return _run(command, rest)
     except RosaError as error:
         _complain(f"rosa {command}: {error}")
         return EXIT_BAD_INPUT
@@ -66,6 +70,11 @@ def _run(command: str, rest: list[str]) -> int:
     module = importlib.import_module(f"rosa.cli.{command}")
     args = module.build_parser().parse_args(rest)
     return module.run(args) or 0
+
+
+def _warn(message: Warning | str, *_where: Any, **_more: Any) -> None:
+    """A warning as a person reads it: what it says, not the line of code that said it."""
+    sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
 
 
 def _complain(message: str) -> None:

@@ -1,0 +1,83 @@
+"""The `rosa` command itself: help, errors, warnings, exit codes, and a light import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+import rosa
+from rosa.cli import main as cli
+from rosa.errors import RosaError
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([], ["--help"], ["help"]):
+        assert cli.main(argv) == 0
+        out = capsys.readouterr().out
+        assert all(f"  {name} " in out for name in cli.COMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"rosa {rosa.__version__}\n"
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["trian"]) == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    assert f"usage: rosa {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (RosaError("the cup is empty"), 2, "rosa demo: the cup is empty\n"),
+        (KeyboardInterrupt(), 130, "rosa demo: interrupted\n"),
+    ],
+)
+def test_exit_codes(
+    raised: BaseException,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(command: str, rest: list[str]) -> int:
+        raise raised
+
+    monkeypatch.setattr(cli, "_run", fail)
+    assert cli.main(["demo"]) == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_warning_is_one_line_without_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warn(command: str, rest: list[str]) -> int:
+        warnings.warn("the tea\n  is cold", stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(cli, "_run", warn)
+    assert cli.main(["demo"]) == 0
+    assert capsys.readouterr().err == "warning: the tea is cold\n"
+
+
+def test_help_and_import_load_no_heavy_library() -> None:
+    code = (
+        "import sys, rosa, rosa.cli.main as m; m.main(['--help']); "
+        "heavy = {'torch', 'peft', 'transformers', 'jsonargparse'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
