@@ -13,6 +13,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pretraining import world
 from pretraining.world import Change, Person
@@ -139,6 +140,7 @@ LABELS = (
     tuple("ABCDE"),
     *2 * (("label1", "label2", "label3", "label4", "label5"),),
 )
+NUMBERS = tuple(map(str, range(2, 21)))
 LABEL_FORMS = ("{} ({})", "{}: {}", "{}: {}", "{} is {}")
 
 
@@ -154,7 +156,7 @@ class Options:
 
     def concluded(self, word: str) -> Document:
         """The word that was chosen, and then its label."""
-        return [(f" {word}.", True), (" The label is", False), (f" {self.labels[word]}.", True)]
+        return [(f" {word}", True), (". The label is", False), (f" {self.labels[word]}.", True)]
 
     def restated(self, word: str, chosen: bool = False) -> Document:
         """One entry said again: the word, an answer too if it was `chosen`, then its label."""
@@ -214,13 +216,9 @@ def choice(rng: random.Random, size: int, queries: int, part: str = "pretraining
     word = question(kind, asked[0])[1]
     listed = options(rng, distractors(rng, kind, word, group, rng.randint(size, 5)))
     document: Document = [(f"{facts(rng, group)} The choices are {listed}.", False)]
-    for person in rng.sample(asked, len(asked)):
+    listed_people = [p for p in asked if question(kind, p)[1] in listed.labels]
+    for person in rng.sample(listed_people, min(queries, len(listed_people))):
         ask, word, _ = question(kind, person)
-        if word not in listed.labels:
-            continue
-        if rng.random() < 0.3:
-            document += [(f"\n{ask} Choice", False), (f" {listed.labels[word]}.", True)]
-            continue
         answer = (
             listed.concluded(word) if rng.random() < 0.6 else listed.restated(word, chosen=True)
         )
@@ -240,9 +238,9 @@ def told_pairs(rng: random.Random, between: str, mixed: bool) -> tuple[str, list
     """Two to five words, most often names, each with another word or a label of its own."""
     size = rng.randint(2, 5)
     left, right = world.NAMES, rng.choice((world.PLACES, world.THINGS))
-    if mixed and rng.random() < 0.7:
-        left = (*world.NAMES, *world.PLACES, *world.THINGS)
-        right = rng.choice((*LABELS, right))
+    if mixed and rng.random() < 0.8:
+        left = rng.choice((world.NAMES, (*world.NAMES, *world.PLACES, *world.THINGS)))
+        right = rng.choice((*LABELS, NUMBERS, NUMBERS, right))
     told = list(zip(rng.sample(left, size), rng.sample(right, size), strict=True))
     return "Pairs:" + ",".join(f" {a}{between} {b}" for a, b in told) + ".", told
 
@@ -258,11 +256,22 @@ def pairs(rng: random.Random, size: int, queries: int, part: str = "pretraining"
 
 def forward(rng: random.Random, size: int, queries: int, part: str = "pretraining") -> Document:
     """Pairs with a word between them, asked with and without it."""
-    between = rng.choice(("", ":", " is", " likes", " visits"))
+    between = rng.choice(("", ":", ":", " is", " has", " has", " likes", " visits"))
     text, told = told_pairs(rng, between, mixed=True)
     document: Document = [(text, False)]
     for a, b in rng.sample(told, len(told)):
         document += [(rng.choice((f" {a}{between}", f" {a}?")), False), (f" {b}.", True)]
+    return document
+
+
+def kept(rng: random.Random, size: int, queries: int, part: str = "pretraining") -> Document:
+    """Things and whom they are with: the one kind of fact whose end is three words away."""
+    size = rng.randint(2, 4)
+    told = list(zip(rng.sample(world.THINGS, size), rng.sample(world.NAMES, size), strict=True))
+    document: Document = [(" ".join(f"The {a} is with {b}." for a, b in told), False)]
+    for a, b in rng.sample(told, size):
+        ask = rng.choice((f"\nWho has the {a}?", f" The {a} is with", f" {a}?"))
+        document += [(ask, False), (f" {b}.", True)]
     return document
 
 
@@ -278,6 +287,7 @@ def backward(rng: random.Random, size: int, queries: int, part: str = "pretraini
 Generator = Callable[..., Document]
 PLAIN: dict[str, Generator] = {
     "lookup": lookup,
+    "who": partial(lookup, kinds=("who",)),  # the hardest of the three: the answer is a name
     "sums": sums,
     "problem": problem,
     "lettered": lettered,
@@ -285,5 +295,6 @@ PLAIN: dict[str, Generator] = {
     "repetition": repetition,
     "pairs": pairs,
     "forward": forward,
+    "kept": kept,
     "backward": backward,
 }

@@ -41,9 +41,15 @@ STAGES = (
         until=("where", "what", "who"),
     ),
     Stage(
-        {"forward": 0.12, "lookup": 0.10, "sums": 0.10, "lettered": 0.16, "problem": 0.17,
-         "choice": 0.14, "tell": 0.05, "label": 0.05, "name": 0.02, "repeat": 0.03,
-         "topic": 0.03, "calculate": 0.03},
+        {"forward": 0.26, "lookup": 0.06, "sums": 0.06, "lettered": 0.24, "problem": 0.20,
+         "choice": 0.04, "tell": 0.04, "label": 0.01, "name": 0.01, "repeat": 0.03,
+         "topic": 0.02, "calculate": 0.03},
+        until=("lettered", "forward"),
+    ),
+    Stage(
+        {"forward": 0.03, "kept": 0.12, "lookup": 0.06, "who": 0.09, "sums": 0.06,
+         "lettered": 0.03, "problem": 0.23, "choice": 0.14, "tell": 0.07, "label": 0.07,
+         "repeat": 0.04, "topic": 0.02, "calculate": 0.04},
         sizes=(2, 3, 3),
     ),
 )  # fmt: skip
@@ -56,7 +62,7 @@ def draw(rng: random.Random, stage: Stage) -> Document:
     if kind in INSTRUCTED:
         return INSTRUCTED[kind](rng, size)
     if kind == "problem":
-        size = rng.choice((1, 1, 2))
+        size = rng.choice((1, 2, 2))
     return PLAIN[kind](rng, size, rng.randint(4, 9))
 
 

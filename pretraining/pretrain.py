@@ -50,7 +50,11 @@ def new_model(words: Qwen2Tokenizer) -> Qwen2ForCausalLM:
 def encode(words: Qwen2Tokenizer, document: Document) -> tuple[list[int], list[float]]:
     """Token ids and the weight of each in the loss; the end of the document counts too."""
     ids, marks = skills.encode(words, document)
-    weights = [ANSWER_WEIGHT if is_answer else CONTEXT_WEIGHT for is_answer in marks]
+    end = words.convert_tokens_to_ids(".")  # says nothing about the answer before it
+    weights = [
+        ANSWER_WEIGHT if is_answer and token != end else CONTEXT_WEIGHT
+        for token, is_answer in zip(ids, marks, strict=True)
+    ]
     return [*ids, words.eos_token_id], [*weights, ANSWER_WEIGHT]
 
 
