@@ -65,6 +65,7 @@ class Progress(TrainerCallback):
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
+        self._latest: dict[str, Any] = {}  # the bar shows the newest of each figure
         self._bar = Bar(
             TextColumn("training"),
             BarColumn(),
@@ -88,7 +89,8 @@ class Progress(TrainerCallback):
         note = describe(logs)
         if not note:
             return
-        self._bar.update(self._task, note=note)
+        self._latest.update(logs or {})
+        self._bar.update(self._task, note=describe(self._latest))
         if not self._console.is_terminal:
             self._console.print(f"step {state.global_step}/{state.max_steps}  {note}")
 
