@@ -67,7 +67,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     training_step = GuardedTrainer.training_step
 
     def interrupted(self: GuardedTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if self.state.global_step == step - 1 and not kwargs.get("seen"):
+        if self.state.global_step == step - 1:
             monkeypatch.setattr(GuardedTrainer, "training_step", training_step)
             signal.raise_signal(signal.SIGINT)
         return training_step(self, *args, **kwargs)
@@ -117,6 +117,15 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     ).read_text()
     steps = [line["step"] for line in lines(resumed.folder / "metrics.jsonl") if "loss" in line]
     assert steps == list(range(1, STEPS + 1))
+
+
+def test_an_interrupt_in_the_last_step_loses_nothing(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_at(monkeypatch, step=STEPS)
+    result = train(recipe, say=str)
+    assert result.finished
+    assert adapter(result.folder)
 
 
 def test_a_second_interrupt_ends_at_once(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

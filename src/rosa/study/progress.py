@@ -94,7 +94,11 @@ class Progress(TrainerCallback):
         if not self._console.is_terminal:
             self._console.print(f"step {state.global_step}/{state.max_steps}  {note}")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Gives the terminal back, also where training was broken off."""
         if self._console.is_terminal:
             self._bar.stop()
 

@@ -74,7 +74,10 @@ class RunFolder:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
+            with self.recipe.open("x", encoding="utf-8") as file:  # "x": one of two runs wins
+                file.write(dump_recipe(recipe))
+        except FileExistsError:
+            raise RosaError(f"output_dir '{self.path}' was just taken by another run") from None
         except OSError as error:
             raise RosaError(
                 f"output_dir '{self.path}' cannot be written: {error.strerror}"

@@ -122,29 +122,40 @@ def train(
     if resume:
         say(f"resuming after step {step}")
 
-    stopper = StopOnSignal()
+    stopper, progress = StopOnSignal(), Progress()
+    watchers: list[TrainerCallback] = [stopper, MetricsWriter(), progress]
     arguments = trainer_arguments(recipe, total_steps, bool(validation_set.rows))
-    trainer = build_trainer(recipe, arguments, model, tokenizer, train_set, validation_set, stopper)
-    with stop_on_signals(stopper):
+    trainer = build_trainer(
+        recipe, arguments, model, tokenizer, train_set, validation_set, watchers
+    )
+    with stop_on_signals(stopper), progress:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finished = not stopper.requested
+    return conclude(recipe, folder, trainer)
+
+
+def conclude(recipe: Recipe, folder: RunFolder, trainer: GuardedTrainer) -> TrainResult:
+    """Draws what happened; writes the adapter and its card if the run came to its end."""
+    state = trainer.state
+    model: Any = trainer.model
+    tokenizer: Any = trainer.processing_class
+    finished = state.global_step >= state.max_steps
     if finished:
         # Not `save_model`: it adds a pickle, and an adapter's folder holds none.
         model.save_pretrained(folder.path)
         tokenizer.save_pretrained(folder.path)
     draw_loss(folder.metrics, folder.path / "loss.png")
     draw_layers(folder.dls_history, folder.path / "layers.png")
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     result = TrainResult(
-        folder.path,
-        trainer.state.global_step,
-        trainer.state.max_steps,
-        finished,
-        losses[-1] if losses else None,
-        model.get_nb_trainable_parameters()[0],
+        folder=folder.path,
+        steps=state.global_step,
+        total_steps=state.max_steps,
+        finished=finished,
+        loss=losses[-1] if losses else None,
+        trainable=model.get_nb_trainable_parameters()[0],
     )
     if finished:
-        write_model_card(recipe, result, trainer.state.log_history)
+        write_model_card(recipe, result, state.log_history)
     return result
 
 
@@ -249,13 +260,11 @@ def build_trainer(
     tokenizer: Any,
     train_set: Examples,
     validation_set: Examples,
-    stopper: StopOnSignal,
+    watchers: list[TrainerCallback],
 ) -> GuardedTrainer:
-    """The trainer with the run's callbacks."""
-    progress = Progress()
-    callbacks: list[TrainerCallback] = [stopper, MetricsWriter(), progress]
-    if recipe.dls is not None:
-        callbacks.insert(0, DlsCallback(recipe.dls))
+    """The trainer with the run's callbacks; layer selection comes before what reports on it."""
+    selection = [] if recipe.dls is None else [DlsCallback(recipe.dls)]
+    callbacks: list[TrainerCallback] = [*selection, *watchers]
     if recipe.method == "adalora":
         callbacks.append(AdaLoraAllocation())
     trainer = GuardedTrainer(
