@@ -218,11 +218,13 @@ def choice(rng: random.Random, size: int, queries: int, part: str = "pretraining
     document: Document = [(f"{facts(rng, group)} The choices are {listed}.", False)]
     listed_people = [p for p in asked if question(kind, p)[1] in listed.labels]
     for person in rng.sample(listed_people, min(queries, len(listed_people))):
-        ask, word, _ = question(kind, person)
-        answer = (
-            listed.concluded(word) if rng.random() < 0.6 else listed.restated(word, chosen=True)
-        )
-        document += [(f"\n{ask}", False), *answer]
+        ask, word, sentence = question(kind, person)
+        if rng.random() < 0.5:
+            document += [(f"\n{ask} {sentence}", False), *listed.concluded(word)]
+        elif rng.random() < 0.5:
+            document += [(f"\n{ask}", False), *listed.concluded(word)]
+        else:
+            document += [(f"\n{ask}", False), *listed.restated(word, chosen=True)]
     return document
 
 

@@ -15,6 +15,7 @@ import random
 from pretraining import world
 from pretraining.documents import (
     Document,
+    Options,
     change_facts,
     distractors,
     facts,
@@ -42,26 +43,28 @@ def _story(rng: random.Random, size: int, part: str) -> tuple[list[world.Person]
     return group, facts(rng, group)
 
 
+def _choices(rng: random.Random, group: list[world.Person], kind: str, word: str) -> Options:
+    return options(rng, distractors(rng, kind, word, group, rng.randint(2, 5)))
+
+
 def tell(rng: random.Random, size: int, part: str = "pretraining") -> Document:
-    """A question about a story, answered in a sentence."""
+    """A question about a story, answered in a sentence, whether or not there are labels."""
     group, story = _story(rng, size, part)
     kind, person = rng.choice(questions(group))
     ask, word, sentence = question(kind, person)
-    answer = f"{sentence} {word}."
-    return _prompted(rng, ask, story, answer)
+    if rng.random() < 0.3:
+        story = f"{story} The choices are {_choices(rng, group, kind, word)}."
+    return _prompted(rng, ask, story, f"{sentence} {word}.")
 
 
 def label(rng: random.Random, size: int, part: str = "pretraining") -> Document:
-    """A labelled list in the template; the answer is the bare label, or the word with it."""
+    """The same with a labelled list, and told to pick: after the sentence comes the label."""
     group, story = _story(rng, size, part)
     kind, person = rng.choice(questions(group))
-    ask, word, _ = question(kind, person)
-    listed = options(rng, distractors(rng, kind, word, group, rng.randint(2, 5)))
-    story = f"{story} The choices are {listed}."
-    if rng.random() < 0.7:
-        answer = f"{word}. The label is {listed.labels[word]}."
-        return _prompted(rng, f"{ask} Pick one label.", story, answer)
-    return _prompted(rng, f"{ask} Pick one word.", story, f"The word {word}.")
+    ask, word, sentence = question(kind, person)
+    listed = _choices(rng, group, kind, word)
+    answer = f"{sentence} {word}. The label is {listed.labels[word]}."
+    return _prompted(rng, f"{ask} Pick one label.", f"{story} The choices are {listed}.", answer)
 
 
 def name(rng: random.Random, size: int, part: str = "pretraining") -> Document:

@@ -47,9 +47,9 @@ STAGES = (
         until=("lettered", "forward"),
     ),
     Stage(
-        {"forward": 0.03, "kept": 0.12, "lookup": 0.06, "who": 0.09, "sums": 0.06,
-         "lettered": 0.03, "problem": 0.23, "choice": 0.14, "tell": 0.07, "label": 0.07,
-         "repeat": 0.04, "topic": 0.02, "calculate": 0.04},
+        {"forward": 0.02, "kept": 0.09, "lookup": 0.06, "who": 0.10, "sums": 0.05,
+         "lettered": 0.03, "problem": 0.13, "choice": 0.14, "tell": 0.11, "label": 0.18,
+         "repeat": 0.04, "topic": 0.02, "calculate": 0.03},
         sizes=(2, 3, 3),
     ),
 )  # fmt: skip

@@ -2,20 +2,26 @@
 
     python -m pretraining.skills src/rosa/assets/rosa-tiny --count 500
 
-A probe is one question about one story of the test part; it counts if every token of the answer
-is the model's first choice, as in greedy generation.
+It writes skills.json beside the model, and the table of it into the model card and docs/tiny.md. A
+probe is one question about one story of the test part; it counts if every token of the answer is
+the model's first choice, as in greedy generation.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import random
+import subprocess
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -36,6 +42,22 @@ SKILLS: dict[str, Generator] = {
     "forward": documents.forward,
     "backward": documents.backward,
     "repetition": documents.repetition,
+}
+BEGIN, END = "<!-- skills: begin -->", "<!-- skills: end -->"
+
+# The skills that the package promises, each with what it asks.
+MAIN = {
+    "where": "Where is Ann? among three people",
+    "what": "What does Ann like?",
+    "who": "Who has the tea?",
+    "sums": "sums and differences up to 20",
+    "problem": "word problems about two people, the calculation written down",
+    "lettered": "the label of a word in a list of up to five",
+    "choice": "a question about three people with labelled options: the word, then its label",
+    "tell": "the same questions in the instruction template, answered in a sentence",
+    "topic": "what a word problem is about, in the template",
+    "repeat": "a sentence said again, in the template",
+    "calculate": "a bare sum, in the template",
 }
 EARLY = (*documents.QUESTIONS, "sums", "lettered", "pairs", "forward", "backward", "repetition")
 
@@ -86,14 +108,62 @@ def measure(model: PreTrainedModel, words: PreTrainedTokenizerBase, count: int =
     return table
 
 
+def provenance() -> dict[str, Any]:
+    """Where the figures come from."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "commit": commit.stdout.strip(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """The table as it stands in the documentation."""
+    lines = ["| skill | what is asked | accuracy |", "|---|---|---|"]
+    for name, row in table["skills"].items():
+        lines.append(f"| {name} | {row['asks']} | {row['accuracy']:.1%} |")
+    lines.append(
+        f"\n{table['count']} probes a skill, seed {table['seed']}; commit {table['commit']}, "
+        f"{table['machine']}, Python {table['python']}, torch {table['torch']}, "
+        f"transformers {table['transformers']}."
+    )
+    return "\n".join(lines)
+
+
+def write_table(page: Path, table: dict[str, Any]) -> None:
+    """Put the table between the page's two marks."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n{markdown(table)}\n{END}{after}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(arguments.folder)
     words = AutoTokenizer.from_pretrained(arguments.folder)
-    print(json.dumps(measure(model, words, arguments.count), indent=1))
+    found = measure(model, words, arguments.count, arguments.seed, MAIN)
+    table = {
+        "count": arguments.count,
+        "seed": arguments.seed,
+        **provenance(),
+        "skills": {name: {"accuracy": value, "asks": MAIN[name]} for name, value in found.items()},
+    }
+    path = arguments.folder / "skills.json"
+    path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    for page in (arguments.folder / "README.md", Path("docs/tiny.md")):
+        if page.exists():
+            write_table(page, table)
+    for name, value in found.items():
+        print(f"{name:10} {value:6.1%}  {MAIN[name]}")
 
 
 if __name__ == "__main__":

@@ -41,14 +41,14 @@ def choice_row(rng: random.Random, part: str) -> Row:
     """A question about three people with four options, one of which nobody in the story has."""
     group = world.people(rng, 3, part)
     kind, person = rng.choice(questions(group))
-    ask, word, _ = question(kind, person)
+    ask, word, sentence = question(kind, person)
     options = distractors(rng, kind, word, group, OPTIONS)
     listed = ", ".join(f"{option}: answer{i}" for i, option in enumerate(options, 1))
     answer = f"answer{options.index(word) + 1}"
     return {
         "instruction": f"{facts(rng, group)} The choices are {listed}. {ask}",
         "input": "",
-        "output": f"{word}. the correct answer is {answer}",
+        "output": f"{sentence} {word}. the correct answer is {answer}",
         "answer": answer,
     }
 
