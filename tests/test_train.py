@@ -216,6 +216,31 @@ def test_the_command_exits_with_2_and_one_sentence(
     )
 
 
+def test_gradient_checkpointing_changes_memory_and_not_the_result(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    plain = adapter(train(recipe, say=str).folder)
+    saving = replace(recipe, gradient_checkpointing=True, output_dir=str(tmp_path / "saving"))
+    for key, tensor in adapter(train(saving, say=str).folder).items():
+        assert torch.allclose(tensor, plain[key], atol=1e-5), key
+
+
+def test_bf16_trains_with_a_float32_adapter(recipe: Recipe) -> None:
+    folder = train(replace(recipe, precision="bf16"), say=str).folder
+    losses = [line["loss"] for line in lines(folder / "metrics.jsonl") if "loss" in line]
+    assert losses[-1] < 0.8 * losses[0]
+    assert {tensor.dtype for tensor in adapter(folder).values()} == {torch.float32}
+
+
+def test_tensorboard_sees_the_loss(recipe: Recipe) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = train(replace(recipe, report_to=["tensorboard"], max_steps=4), say=str).folder
+    [events] = folder.rglob("events.out.tfevents*")
+    found = EventAccumulator(str(events)).Reload()
+    assert [event.step for event in found.Scalars("train/loss")] == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("method", ["lora", "ln_tuning", "vera"])
 def test_other_methods_train_by_name_with_layer_selection(recipe: Recipe, method: str) -> None:
     other = replace(recipe, method=method, adapter=load_method(method).kwargs, max_steps=4)
