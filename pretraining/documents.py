@@ -30,7 +30,7 @@ def place_fact(person: Person) -> str:
 
 def thing_fact(person: Person) -> str:
     if person.keeps:
-        return f"The {person.thing} is with {person.name}."
+        return f"The {person.thing} is {person.name}'s."
     return f"{person.name} likes {person.thing}."
 
 
@@ -43,11 +43,11 @@ def facts(rng: random.Random, people: Sequence[Person], of: str = "places things
 
 
 def question(kind: str, person: Person) -> tuple[str, str, str]:
-    """A question, its answer in a word, and in a sentence up to that word."""
+    """A question, its answer in a word, and in a sentence with a gap for that word."""
     return {
-        "where": (f"Where is {person.name}?", person.place, f"{person.name} visits"),
-        "what": (f"What does {person.name} like?", person.thing, f"{person.name} likes"),
-        "who": (f"Who has the {person.thing}?", person.name, f"The {person.thing} is with"),
+        "where": (f"Where is {person.name}?", person.place, f"{person.name} visits {{}}."),
+        "what": (f"What does {person.name} like?", person.thing, f"{person.name} likes {{}}."),
+        "who": (f"Who has the {person.thing}?", person.name, f"The {person.thing} is {{}}'s."),
     }[kind]
 
 
@@ -73,7 +73,8 @@ def lookup(rng: random.Random, size: int, queries: int, part: str = "pretraining
     for kind, person in asked[:queries]:
         ask, word, sentence = question(kind, person)
         if rng.random() < 0.3:
-            document += [(f"\n{ask} {sentence}", False), (f" {word}.", True)]
+            before, after = sentence.split(" {}")
+            document += [(f"\n{ask} {before}", False), (f" {word}", True), (after, False)]
         else:
             document += [(f"\n{ask}", False), (f" {word}.", True)]
     return document
@@ -154,9 +155,10 @@ class Options:
     def __str__(self) -> str:
         return ", ".join(self.form.format(word, label) for word, label in self.labels.items())
 
-    def concluded(self, word: str) -> Document:
+    def concluded(self, word: str, after: str = ".") -> Document:
         """The word that was chosen, and then its label."""
-        return [(f" {word}", True), (". The label is", False), (f" {self.labels[word]}.", True)]
+        label = self.labels[word]
+        return [(f" {word}", True), (f"{after} The label is", False), (f" {label}.", True)]
 
     def restated(self, word: str, chosen: bool = False) -> Document:
         """One entry said again: the word, an answer too if it was `chosen`, then its label."""
@@ -220,7 +222,8 @@ def choice(rng: random.Random, size: int, queries: int, part: str = "pretraining
     for person in rng.sample(listed_people, min(queries, len(listed_people))):
         ask, word, sentence = question(kind, person)
         if rng.random() < 0.5:
-            document += [(f"\n{ask} {sentence}", False), *listed.concluded(word)]
+            before, after = sentence.split(" {}")
+            document += [(f"\n{ask} {before}", False), *listed.concluded(word, after)]
         elif rng.random() < 0.5:
             document += [(f"\n{ask}", False), *listed.concluded(word)]
         else:
@@ -267,13 +270,15 @@ def forward(rng: random.Random, size: int, queries: int, part: str = "pretrainin
 
 
 def kept(rng: random.Random, size: int, queries: int, part: str = "pretraining") -> Document:
-    """Things and whom they are with: the one kind of fact whose end is three words away."""
+    """Things and whom they are with: the one kind of fact whose end is a name."""
     size = rng.randint(2, 4)
     told = list(zip(rng.sample(world.THINGS, size), rng.sample(world.NAMES, size), strict=True))
-    document: Document = [(" ".join(f"The {a} is with {b}." for a, b in told), False)]
+    document: Document = [(" ".join(f"The {a} is {b}'s." for a, b in told), False)]
     for a, b in rng.sample(told, size):
-        ask = rng.choice((f"\nWho has the {a}?", f" The {a} is with", f" {a}?"))
-        document += [(ask, False), (f" {b}.", True)]
+        ask, after = rng.choice(
+            ((f"\nWho has the {a}?", "."), (f" The {a} is", "'s."), (f" {a}?", "."))
+        )
+        document += [(ask, False), (f" {b}", True), (after, False)]
     return document
 
 

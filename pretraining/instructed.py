@@ -54,7 +54,7 @@ def tell(rng: random.Random, size: int, part: str = "pretraining") -> Document:
     ask, word, sentence = question(kind, person)
     if rng.random() < 0.3:
         story = f"{story} The choices are {_choices(rng, group, kind, word)}."
-    return _prompted(rng, ask, story, f"{sentence} {word}.")
+    return _prompted(rng, ask, story, sentence.format(word))
 
 
 def label(rng: random.Random, size: int, part: str = "pretraining") -> Document:
@@ -63,7 +63,7 @@ def label(rng: random.Random, size: int, part: str = "pretraining") -> Document:
     kind, person = rng.choice(questions(group))
     ask, word, sentence = question(kind, person)
     listed = _choices(rng, group, kind, word)
-    answer = f"{sentence} {word}. The label is {listed.labels[word]}."
+    answer = f"{sentence.format(word)} The label is {listed.labels[word]}."
     return _prompted(rng, f"{ask} Pick one label.", f"{story} The choices are {listed}.", answer)
 
 

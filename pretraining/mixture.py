@@ -47,9 +47,9 @@ STAGES = (
         until=("lettered", "forward"),
     ),
     Stage(
-        {"forward": 0.02, "kept": 0.09, "lookup": 0.06, "who": 0.10, "sums": 0.05,
-         "lettered": 0.03, "problem": 0.13, "choice": 0.14, "tell": 0.11, "label": 0.18,
-         "repeat": 0.04, "topic": 0.02, "calculate": 0.03},
+        {"forward": 0.03, "kept": 0.05, "lookup": 0.10, "who": 0.05, "sums": 0.10,
+         "lettered": 0.05, "problem": 0.15, "choice": 0.11, "tell": 0.09, "label": 0.11,
+         "repeat": 0.07, "topic": 0.03, "calculate": 0.06},
         sizes=(2, 3, 3),
     ),
 )  # fmt: skip

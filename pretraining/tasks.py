@@ -48,7 +48,7 @@ def choice_row(rng: random.Random, part: str) -> Row:
     return {
         "instruction": f"{facts(rng, group)} The choices are {listed}. {ask}",
         "input": "",
-        "output": f"{sentence} {word}. the correct answer is {answer}",
+        "output": f"{sentence.format(word)} the correct answer is {answer}",
         "answer": answer,
     }
 
