@@ -282,15 +282,6 @@ def kept(rng: random.Random, size: int, queries: int, part: str = "pretraining")
     return document
 
 
-def backward(rng: random.Random, size: int, queries: int, part: str = "pretraining") -> Document:
-    """The same pairs, asked from the second word to the first."""
-    text, told = told_pairs(rng, rng.choice(("", "", " likes", " visits")), mixed=False)
-    document: Document = [(text, False)]
-    for a, b in rng.sample(told, len(told)):
-        document += [(f" {b}?", False), (f" {a}.", True)]
-    return document
-
-
 Generator = Callable[..., Document]
 PLAIN: dict[str, Generator] = {
     "lookup": lookup,
@@ -303,5 +294,4 @@ PLAIN: dict[str, Generator] = {
     "pairs": pairs,
     "forward": forward,
     "kept": kept,
-    "backward": backward,
 }

@@ -67,15 +67,6 @@ def label(rng: random.Random, size: int, part: str = "pretraining") -> Document:
     return _prompted(rng, f"{ask} Pick one label.", f"{story} The choices are {listed}.", answer)
 
 
-def name(rng: random.Random, size: int, part: str = "pretraining") -> Document:
-    """The people or the places of a story, in its order."""
-    group, story = _story(rng, size, part)
-    field = rng.choice(("name", "place"))
-    found = sorted((getattr(p, field) for p in group), key=story.index)
-    request = {"name": "Name the people.", "place": "List the places."}[field]
-    return _prompted(rng, request, story, "They are " + ", ".join(found) + ".")
-
-
 def repeat(rng: random.Random, size: int, part: str = "pretraining") -> Document:
     """One sentence, said again; here the words of the tasks' answers are met."""
     group = world.people(rng, 1, part)
@@ -117,7 +108,6 @@ def calculate(rng: random.Random, size: int, part: str = "pretraining") -> Docum
 INSTRUCTED = {
     "tell": tell,
     "label": label,
-    "name": name,
     "repeat": repeat,
     "topic": topic,
     "calculate": calculate,

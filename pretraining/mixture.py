@@ -27,26 +27,27 @@ class Stage:
 
 
 STAGES = (
-    Stage(
-        {"repetition": 0.08, "pairs": 0.12, "lookup": 0.60, "sums": 0.06, "lettered": 0.14},
+    Stage(  # copying
+        {"repetition": 0.25, "pairs": 0.35, "lookup": 0.30, "sums": 0.05, "lettered": 0.05},
         until=("pairs",),
     ),
-    Stage(
-        {"repetition": 0.05, "pairs": 0.05, "forward": 0.25, "backward": 0.05,
-         "lookup": 0.46, "sums": 0.04, "lettered": 0.10},
+    Stage(  # from a word to the one after the next
+        {"repetition": 0.05, "pairs": 0.05, "forward": 0.25, "kept": 0.05, "lookup": 0.44,
+         "sums": 0.04, "lettered": 0.12},
         until=("where", "what"),
     ),
-    Stage(
-        {"repetition": 0.03, "forward": 0.06, "lookup": 0.45, "sums": 0.16, "lettered": 0.30},
+    Stage(  # to names too
+        {"repetition": 0.03, "forward": 0.06, "kept": 0.10, "lookup": 0.40, "sums": 0.16,
+         "lettered": 0.25},
         until=("where", "what", "who"),
     ),
-    Stage(
-        {"forward": 0.26, "lookup": 0.06, "sums": 0.06, "lettered": 0.24, "problem": 0.20,
-         "choice": 0.04, "tell": 0.04, "label": 0.01, "name": 0.01, "repeat": 0.03,
-         "topic": 0.02, "calculate": 0.03},
+    Stage(  # to labels and numbers
+        {"forward": 0.26, "kept": 0.03, "lookup": 0.06, "sums": 0.06, "lettered": 0.23,
+         "problem": 0.20, "choice": 0.04, "tell": 0.04, "repeat": 0.03, "topic": 0.02,
+         "calculate": 0.03},
         until=("lettered", "forward"),
     ),
-    Stage(
+    Stage(  # everything
         {"forward": 0.03, "kept": 0.05, "lookup": 0.10, "who": 0.05, "sums": 0.10,
          "lettered": 0.05, "problem": 0.15, "choice": 0.11, "tell": 0.09, "label": 0.11,
          "repeat": 0.07, "topic": 0.03, "calculate": 0.06},

@@ -40,7 +40,6 @@ SKILLS: dict[str, Generator] = {
     "choice": documents.choice,
     "pairs": documents.pairs,
     "forward": documents.forward,
-    "backward": documents.backward,
     "repetition": documents.repetition,
 }
 BEGIN, END = "<!-- skills: begin -->", "<!-- skills: end -->"
@@ -55,11 +54,12 @@ MAIN = {
     "lettered": "the label of a word in a list of up to five",
     "choice": "a question about three people with labelled options: the word, then its label",
     "tell": "the same questions in the instruction template, answered in a sentence",
+    "label": "tell, then the label from a list",
     "topic": "what a word problem is about, in the template",
     "repeat": "a sentence said again, in the template",
     "calculate": "a bare sum, in the template",
 }
-EARLY = (*documents.QUESTIONS, "sums", "lettered", "pairs", "forward", "backward", "repetition")
+EARLY = (*documents.QUESTIONS, "sums", "lettered", "pairs", "forward", "repetition")
 
 
 def probes(name: str, count: int, seed: int = 0) -> list[Document]:
