@@ -56,9 +56,10 @@ MAIN = {
     "tell": "the same questions in the instruction template, answered in a sentence",
     "label": "tell, then the label from a list",
     "topic": "what a word problem is about, in the template",
-    "repeat": "a sentence said again, in the template",
     "calculate": "a bare sum, in the template",
 }
+# Only there so that the template and the words of the tasks' answers have been met.
+ALSO = {"repeat": "a sentence said again, in the template"}
 EARLY = (*documents.QUESTIONS, "sums", "lettered", "pairs", "forward", "repetition")
 
 
@@ -150,12 +151,14 @@ def main() -> None:
     arguments = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(arguments.folder)
     words = AutoTokenizer.from_pretrained(arguments.folder)
-    found = measure(model, words, arguments.count, arguments.seed, MAIN)
+    found = measure(model, words, arguments.count, arguments.seed, MAIN | ALSO)
     table = {
         "count": arguments.count,
         "seed": arguments.seed,
         **provenance(),
-        "skills": {name: {"accuracy": value, "asks": MAIN[name]} for name, value in found.items()},
+        "skills": {
+            name: {"accuracy": value, "asks": (MAIN | ALSO)[name]} for name, value in found.items()
+        },
     }
     path = arguments.folder / "skills.json"
     path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
@@ -163,7 +166,7 @@ def main() -> None:
         if page.exists():
             write_table(page, table)
     for name, value in found.items():
-        print(f"{name:10} {value:6.1%}  {MAIN[name]}")
+        print(f"{name:10} {value:6.1%}  {(MAIN | ALSO)[name]}")
 
 
 if __name__ == "__main__":
