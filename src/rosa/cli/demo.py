@@ -89,7 +89,7 @@ def side_by_side(before: Results, after: Results, method: str) -> Any:
     """Accuracy per task before and after."""
     from rich.table import Table
 
-    table = Table(title=f"accuracy on held-out questions, before and after {method}")
+    table = Table(title=f"held-out questions, before and after {method}")
     for column in ("task", "questions", "base %", f"{method} %"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for old, new in zip(before.scores, after.scores, strict=True):
