@@ -24,7 +24,6 @@ def build_parser() -> Parser:
         "under five minutes on two CPU cores.",
     )
     parser.add_argument("--output_dir", default="runs/demo", help="a number is added if taken")
-    parser.add_argument("--method", default="rosa", help="another PEFT method, for comparison")
     parser.add_argument("--limit", type=int, help="score on a seeded sample of N questions a task")
     return parser
 
@@ -42,7 +41,7 @@ def run(args: Any) -> int:
     start = time.perf_counter()
     console = Console()
     folder = free_folder(Path(args.output_dir))
-    recipe = load_recipe(str(RECIPE), "--output_dir", str(folder), "--method", args.method)
+    recipe = load_recipe(str(RECIPE), "--output_dir", str(folder))
     work = prepare(["toy"], limit=args.limit)
 
     def score(name: str) -> Results:
@@ -51,17 +50,16 @@ def run(args: Any) -> int:
 
     console.print(f"1. the base model {recipe.model}, a toy that knows a small world of its own")
     before = score(recipe.model)
-    console.print(f"2. fine-tuning with {args.method}, {RECIPE.name}")
+    console.print("2. fine-tuning with RoSA")
     result = train(recipe, say=console.print)
     if not result.finished:
         console.print(f"stopped after step {result.steps} of {result.total_steps}")
         return EXIT_INTERRUPTED
     console.print("3. the same questions again")
     after = score(str(folder))
-    console.print(side_by_side(before, after, args.method))
+    console.print(side_by_side(before, after))
     seconds = round(time.perf_counter() - start)
     record = {
-        "method": args.method,
         "trainable": result.trainable,
         "seconds": seconds,
         "before": before.to_json(),
@@ -85,12 +83,12 @@ def free_folder(wanted: Path) -> Path:
     return folder
 
 
-def side_by_side(before: Results, after: Results, method: str) -> Any:
+def side_by_side(before: Results, after: Results) -> Any:
     """Accuracy per task before and after."""
     from rich.table import Table
 
-    table = Table(title=f"held-out questions, before and after {method}")
-    for column in ("task", "questions", "base %", f"{method} %"):
+    table = Table(title="held-out questions, before and after RoSA")
+    for column in ("task", "questions", "base %", "RoSA %"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for old, new in zip(before.scores, after.scores, strict=True):
         table.add_row(old.title, str(old.scored), f"{old.accuracy:.1f}", f"{new.accuracy:.1f}")

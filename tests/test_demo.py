@@ -1,0 +1,33 @@
+"""`rosa demo`: the main job on the embedded model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rosa.cli.demo import free_folder
+from rosa.cli.main import main
+
+CHANCE = {"tiny-sums": 0.0, "tiny-choice": 25.0}
+
+
+def test_a_taken_folder_gets_a_number(tmp_path: Path) -> None:
+    assert free_folder(tmp_path / "demo") == tmp_path / "demo"
+    for taken in ("demo", "demo-2"):
+        (tmp_path / taken).mkdir()
+    assert free_folder(tmp_path / "demo") == tmp_path / "demo-3"
+
+
+@pytest.mark.slow
+def test_fine_tuning_teaches_both_tasks(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    assert main(["demo", "--output_dir", str(folder)]) == 0
+    record = json.loads((folder / "demo.json").read_text())
+    for before, after in zip(record["before"]["tasks"], record["after"]["tasks"], strict=True):
+        assert before["accuracy"] <= CHANCE[before["name"]] + 20
+        assert after["accuracy"] >= 80
+        assert after["scored"] == 250
+    for picture in ("loss.png", "layers.png"):
+        assert (folder / picture).stat().st_size > 0
