@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+WIDE = 20  # a loss that falls further than this is drawn on a logarithmic axis
 INK, QUIET = "#1f4e79", "#c55a11"
 
 
@@ -28,7 +29,12 @@ def draw_loss(metrics: Path, picture: Path) -> bool:
     if held_out:
         axes.plot(*zip(*held_out, strict=True), "o-", color=QUIET, ms=4, label="validation")
         axes.legend(frameon=False)
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", ylim=(0, None))
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)")
+    losses = [loss for _, loss in train]
+    if min(losses) > 0 and max(losses) > WIDE * min(losses):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, None)
     axes.grid(alpha=0.25)
     figure.savefig(picture, dpi=130)
     return True
