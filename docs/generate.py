@@ -1,5 +1,8 @@
-"""Writes docs/recipe.md from the recipe's own definition, and the README's demo table from
-docs/results/demo.json (which `make demo-record` writes); a test checks that both are up to date.
+"""Writes the generated parts of the docs; a test checks that they are up to date.
+
+docs/recipe.md comes from the recipe's own definition, the README's table from
+docs/results/demo.json (`make demo-record`), the table of methods in docs/tiny.md from
+docs/results/tiny_methods.json (`python benchmarks/tiny_methods.py`).
 
 python docs/generate.py
 """
@@ -18,8 +21,8 @@ from rosa.study.recipe import Recipe
 
 PAGE = Path(__file__).parent / "recipe.md"
 README = Path(__file__).parent.parent / "README.md"
-DEMO = Path(__file__).parent / "results" / "demo.json"
-DEMO_MARKS = ("<!-- demo-table: written by docs/generate.py -->", "<!-- /demo-table -->")
+TINY = Path(__file__).parent / "tiny.md"
+RESULTS = Path(__file__).parent / "results"
 HEAD = """# Recipe keys
 
 <!-- written by docs/generate.py; do not edit -->
@@ -128,24 +131,54 @@ def page() -> str:
 
 def demo_table() -> str:
     """What the demo found: accuracy per toy task before and after, time and machine."""
-    record = json.loads(DEMO.read_text(encoding="utf-8"))
+    record = json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))
     lines = ["| held-out questions of | base model | after RoSA |", "|---|---:|---:|"]
     for old, new in zip(record["before"]["tasks"], record["after"]["tasks"], strict=True):
         name = f"{old['title']} ({old['scored']})"
         lines.append(f"| {name} | {old['accuracy']:.1f} % | {new['accuracy']:.1f} % |")
-    where = f"{record['cores']} cores of an {record['machine']}"
     cost = f"{record['trainable']:,} trainable parameters, {record['seconds']} seconds in all"
-    return "\n".join([*lines, "", f"{cost}, on {where} (commit {record['commit']})."])
+    return "\n".join([*lines, "", f"{cost}; {measured_on(record)}."])
 
 
-def readme() -> str:
-    """The README with a fresh demo table."""
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(DEMO_MARKS[0])
-    after = rest.split(DEMO_MARKS[1])[1]
-    return f"{before}{DEMO_MARKS[0]}\n{demo_table()}\n{DEMO_MARKS[1]}{after}"
+def methods_table() -> str:
+    """RoSA beside LoRA on the toy tasks."""
+    record = json.loads((RESULTS / "tiny_methods.json").read_text(encoding="utf-8"))
+    tasks = list(next(iter(record["methods"].values()))["accuracy"])
+    head = ["", "trainable", *(f"{task} %" for task in tasks), "seconds of training"]
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    for name, found in record["methods"].items():
+        scores = [f"{found['accuracy'][task]:.1f}" for task in tasks]
+        cells = [name, f"{found['trainable']:,}", *scores, str(found["seconds"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    steps = found["steps"]
+    return "\n".join([*lines, "", f"{steps} steps each, one seed; {measured_on(record)}."])
+
+
+def measured_on(record: dict[str, Any]) -> str:
+    """Machine, versions and commit in a few words."""
+    versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("torch", "transformers"))
+    return (
+        f"measured on {record['cores']} cores of an {record['machine']} with {versions} "
+        f"(commit {record['commit']})"
+    )
+
+
+def filled(page: Path, name: str, content: str) -> str:
+    """The page with a fresh text between its marks for `name`."""
+    begin, end = f"<!-- {name}: written by docs/generate.py -->", f"<!-- /{name} -->"
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+
+
+def pages() -> dict[Path, str]:
+    """Every page with generated parts, as it should be."""
+    return {
+        PAGE: page(),
+        README: filled(README, "demo-table", demo_table()),
+        TINY: filled(TINY, "methods-table", methods_table()),
+    }
 
 
 if __name__ == "__main__":
-    README.write_text(readme(), encoding="utf-8")
-    PAGE.write_text(page(), encoding="utf-8")
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
