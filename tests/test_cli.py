@@ -44,6 +44,12 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     [
         (RosaError("the cup is empty"), 2, "rosa demo: the cup is empty\n"),
         (KeyboardInterrupt(), 130, "rosa demo: interrupted\n"),
+        (
+            TypeError("no\ntea"),
+            1,
+            "rosa demo: unexpected TypeError: no tea (ROSA_TRACEBACK=1 shows where; if your input "
+            "is right, please report it)\n",
+        ),
     ],
 )
 def test_exit_codes(

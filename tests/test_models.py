@@ -14,6 +14,7 @@ from rosa import RosaConfig
 from rosa.errors import RosaError
 from rosa.study import provenance
 from rosa.study.models import (
+    check_vocabulary,
     find_adapter_config,
     load,
     load_adapter,
@@ -210,3 +211,17 @@ def test_training_data_is_read_from_the_recipe(tmp_path):
     assert provenance.trained_on(str(tmp_path)) == ["a.json", "b.json"]
     (tmp_path / "recipe.yaml").write_text("[")
     assert provenance.trained_on(str(tmp_path)) == []
+
+
+def test_a_tokenizer_without_words_is_named(base, tmp_path):
+    bare = shutil.copytree(base, tmp_path / "bare")
+    (bare / "tokenizer.json").unlink()
+    with pytest.raises(RosaError, match="the tokenizer of"):
+        load(str(bare), device="cpu")
+
+
+def test_a_tokenizer_of_a_larger_model_is_named(base):
+    loaded = load(str(base), device="cpu")
+    loaded.tokenizer.add_tokens(["one", "more"])
+    with pytest.raises(RosaError, match=r"has only .* embeddings"):
+        check_vocabulary(loaded.model, loaded.tokenizer, "m")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rosa.cli.recipe import load_recipe
+from rosa.cli.recipe import RecipeParser, load_recipe
 from rosa.errors import RosaError
 from rosa.study.recipe import Recipe, dump_recipe
 
@@ -53,6 +53,21 @@ def test_the_resolved_recipe_gives_the_same_run(tmp_path: Path) -> None:
     assert load_recipe(str(again)) == recipe
 
 
+def test_an_empty_group_means_its_defaults(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, adapter=None)) == load_recipe(write(tmp_path))
+
+
+def test_the_recipe_may_stand_after_its_options(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    parse = RecipeParser("rosa train", {}).parse_args
+    assert parse(["--seed", "4", path]) == parse([path, "--seed", "4"])
+
+
+def test_one_tracker_needs_no_list(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path), "--report_to", "wandb").trackers == ["wandb"]
+    assert load_recipe(write(tmp_path, report_to=[])).trackers == []
+
+
 def test_another_methods_keys(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, method="lora"), "--adapter.lora_alpha", "32")
     assert recipe.adapter["lora_alpha"] == 32
@@ -73,6 +88,8 @@ def test_another_methods_keys(tmp_path: Path) -> None:
         ({}, ["--dls.interval", "x"], ["dls.interval", "int", "x"]),
         ({"dls": {"k_ratio": 2}}, [], ["k_ratio", "2"]),
         ({"method": "loraa"}, [], ["'loraa'", "'lora'"]),
+        ({"dls": False}, [], ["`dls`", "null", "False"]),
+        ({"adapter": 5}, [], ["`adapter`", "5"]),
     ],
 )
 def test_a_wrong_key_or_value_is_named(

@@ -302,3 +302,9 @@ def test_a_refused_model_is_unchanged() -> None:
     assert not any(isinstance(module, RosaLayer) for module in model.modules())
     assert not any(module._forward_hooks for module in model.modules())
     assert torch.equal(logits_of(model), logits_of(tiny_model("llama-gqa")))
+
+
+def test_mixed_batches_are_refused() -> None:
+    model = adapted("llama-gqa")
+    with pytest.raises(RosaError, match="one adapter for a whole batch"):
+        model(input_ids=random_tokens(), adapter_names=["default", "__base__"])

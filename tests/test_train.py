@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from rosa.cli.main import main
 from rosa.dls import DlsConfig
 from rosa.errors import RosaError
+from rosa.study.lock import folder_in_use
 from rosa.study.methods import load_method
 from rosa.study.models import load
 from rosa.study.recipe import Recipe
@@ -178,6 +179,39 @@ def test_resuming_another_recipe_is_refused(
         train(replace(recipe, learning_rate=0.5), resume=True, say=str)
 
 
+def test_a_folder_in_use_is_refused(recipe: Recipe) -> None:
+    Path(recipe.output_dir).mkdir()
+    with (
+        folder_in_use(Path(recipe.output_dir)),
+        pytest.raises(RosaError, match="in use by a run that is going on"),
+    ):
+        train(recipe, say=str)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth"])
+def test_a_cut_checkpoint_is_passed_over(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    interrupt_at(monkeypatch, step=9)
+    folder = train(recipe, say=str).folder
+    newest = folder / "checkpoint-9" / name
+    newest.write_bytes(newest.read_bytes()[:-200])
+    said: list[str] = []
+    assert train(recipe, resume=True, say=said.append).finished
+    assert "resuming after step 8" in said
+
+
+def test_a_damaged_recipe_of_the_run_is_named(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_at(monkeypatch, step=2)
+    folder = train(recipe, say=str).folder
+    for damage in (b"", b"a: [", b"\xff\xfe"):
+        (folder / "recipe.yaml").write_bytes(damage)
+        with pytest.raises(RosaError, match=r"recipe.yaml is damaged"):
+            train(recipe, resume=True, say=str)
+
+
 def test_resuming_nothing_is_refused(recipe: Recipe) -> None:
     with pytest.raises(RosaError, match="holds no run"):
         train(recipe, resume=True, say=str)
@@ -186,7 +220,7 @@ def test_resuming_nothing_is_refused(recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"batch_size": 0}, "batch_size must be above 0"),
+        ({"batch_size": 0}, "batch_size must be a number above 0"),
         ({"validation": -1}, "validation must be 0 or more"),
         ({"max_length": 1}, "max_length 1 dropped all 32 rows"),
         ({"report_to": ["tensorbord"]}, "'tensorbord' is not one of"),
@@ -195,6 +229,11 @@ def test_resuming_nothing_is_refused(recipe: Recipe) -> None:
         ({"adapter": {"r_low": 0.01}}, "r_low"),
         ({"adapter": {"target_modules": ["nothing"]}}, "nothing"),
         ({"model": "./absent"}, "no folder ./absent"),
+        ({"data": []}, "data is empty"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number above 0"),
+        ({"seed": -1}, "seed must be from 0"),
+        ({"method": "lora", "adapter": {"r": -3}}, "lora cannot be attached.*-3"),
+        ({"adapter": {"target_modules": "("}}, "cannot be attached|no attention module"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(
@@ -203,6 +242,22 @@ def test_bad_input_is_refused_before_anything_is_written(
     with pytest.raises(RosaError, match=words):
         train(replace(recipe, **changes), say=str)
     assert not Path(recipe.output_dir).exists()
+
+
+def test_a_path_without_a_folder_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below", Path("/dev/null")):
+        with pytest.raises(RosaError, match=r"is a file|cannot be written"):
+            train(replace(recipe, output_dir=str(path)), say=str)
+
+
+def test_the_adapter_finds_a_base_model_given_by_a_relative_path(
+    recipe: Recipe, model_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(model_folder.parent)
+    folder = train(replace(recipe, model=model_folder.name, max_steps=2), say=str).folder
+    monkeypatch.chdir(tmp_path)
+    assert load(str(folder)).base == str(model_folder.resolve())
 
 
 def test_the_command_exits_with_2_and_one_sentence(

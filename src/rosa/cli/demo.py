@@ -39,7 +39,7 @@ def run(args: Any) -> int:
     from rosa.study.train import train
 
     start = time.perf_counter()
-    console = Console()
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     folder = free_folder(Path(args.output_dir))
     recipe = load_recipe(str(RECIPE), "--output_dir", str(folder))
     work = prepare(["toy"], limit=args.limit)
@@ -53,7 +53,10 @@ def run(args: Any) -> int:
     console.print("2. fine-tuning with RoSA")
     result = train(recipe, say=console.print)
     if not result.finished:
-        console.print(f"stopped after step {result.steps} of {result.total_steps}")
+        console.print(
+            f"stopped after step {result.steps} of {result.total_steps}; go on with\n"
+            f"rosa train {folder / 'recipe.yaml'} --resume"
+        )
         return EXIT_INTERRUPTED
     console.print("3. the same questions again")
     after = score(str(folder))
@@ -70,7 +73,7 @@ def run(args: Any) -> int:
     console.print(f"{seconds} seconds in all; the figures are in {folder / 'demo.json'}")
     for picture in ("loss.png", "layers.png"):
         if (folder / picture).is_file():
-            console.print(f"picture: {folder / picture}", highlight=False)
+            console.print(f"picture: {folder / picture}")
     return 0
 
 

@@ -64,7 +64,7 @@ def run(args: Any) -> None:
         trust_remote_code=args.trust_remote_code,
     )
     out = Path(args.out) if args.out else default_folder(args.model)
-    console = Console()
+    console = Console(markup=False, highlight=False)
     console.print(f"answers go to {out}; stopped, the same command goes on", highlight=False)
     results = evaluate(
         loaded.model,

@@ -7,6 +7,7 @@ A command module has two functions: `build_parser()` returns a `rosa.cli.parser.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -21,8 +22,10 @@ COMMANDS = {
     "params": "count the trainable parameters of each method, without loading weights",
     "convert": "turn a llama2.c checkpoint into a Hugging Face folder",
 }
+EXIT_UNEXPECTED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+TRACEBACK = "ROSA_TRACEBACK"
 
 
 def usage() -> str:
@@ -46,6 +49,9 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(f"rosa {rosa.__version__}\n")
         return 0
     command, rest = argv[0], argv[1:]
+    for stream in (sys.stdout, sys.stderr):  # a terminal without "…" is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
@@ -59,6 +65,15 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `rosa ... | head` is no mistake
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        reason = " ".join(str(error).split())[:400]
+        _complain(
+            f"rosa {command}: unexpected {type(error).__name__}: {reason} "
+            f"({TRACEBACK}=1 shows where; if your input is right, please report it)"
+        )
+        return EXIT_UNEXPECTED
 
 
 def _run(command: str, rest: list[str]) -> int:

@@ -31,14 +31,15 @@ class RecipeParser:
             RosaError: no recipe file, bad YAML, an unknown key (the nearest is named), a value of
                 the wrong type, or a missing key.
         """
-        path = argv[0] if argv and not argv[0].startswith("-") else None
+        path, options = _split_path(argv)
         given = read_recipe_file(path) if path else {}
-        options = argv[1:] if path else argv
-        method = _option(options, "method") or given.get("method", DEFAULT_METHOD)
+        method = _option(options, "method") or given.get("method") or DEFAULT_METHOD
+        for key in ("adapter", "dls"):
+            _refuse_scalar(given, key, path)
         parser = self._parser(str(method))
         if path:
             reject_unknown_keys(given, parser, path)
-            options = ["--config", path, *options]
+            options = ["--config", yaml.safe_dump(given), *options]
         elif not {"-h", "--help"} & set(options):
             raise RosaError(f"name a recipe: {self._prog} RECIPE.yaml [--key value]")
         namespace = parser.parse_args(options)
@@ -47,9 +48,8 @@ class RecipeParser:
         values = namespace.as_dict()
         if values["dls"] is not None:
             values["dls"] = DlsConfig(**values["dls"])
-        values["adapter"] = said_values(
-            values["adapter"], parser.get_defaults().as_dict()["adapter"]
-        )
+        asked = {word.split(".")[1].split("=")[0] for word in options if "adapter." in word}
+        values["adapter"] = said_values(values["adapter"], asked | set(given.get("adapter", {})))
         return Recipe(**values), switches
 
     def _parser(self, method_name: str) -> Parser:
@@ -57,6 +57,7 @@ class RecipeParser:
         parser = Parser(
             nested_keys=[f"dls.{field.name}" for field in fields(DlsConfig)],
             prog=self._prog,
+            usage=f"{self._prog} RECIPE.yaml [--key value ...]",
             description="Fine-tune a model from a recipe.",
         )
         parser.add_argument("--config", action="config", help="the recipe file (given first)")
@@ -70,12 +71,12 @@ class RecipeParser:
         return parser
 
 
-def said_values(adapter: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """`adapter` without what says nothing: nulls, and PEFT's nested options left as they are."""
+def said_values(adapter: dict[str, Any], asked: set[str]) -> dict[str, Any]:
+    """`adapter` without what says nothing: nulls, and PEFT's nested options nobody asked for."""
     return {
         key: value
         for key, value in adapter.items()
-        if value is not None and not (isinstance(value, dict) and value == defaults.get(key))
+        if value is not None and (key in asked or not isinstance(value, dict))
     }
 
 
@@ -126,6 +127,28 @@ def _flatten(mapping: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"
+
+
+def _split_path(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The recipe's path, first or else the first word that ends like one, and the rest."""
+    if argv and not argv[0].startswith("-"):
+        return argv[0], argv[1:]
+    before = ["", *argv]
+    for i, word in enumerate(argv):
+        follows_key = before[i].startswith("--") and before[i] not in ("--resume", "--dry_run")
+        if word.endswith((".yaml", ".yml")) and not follows_key:
+            return word, [*argv[:i], *argv[i + 1 :]]
+    return None, argv
+
+
+def _refuse_scalar(given: dict[str, Any], key: str, path: str | None) -> None:
+    """`dls: false` or `adapter: 5`; an empty `adapter:` means its defaults."""
+    if key == "adapter" and given.get(key, {}) is None:
+        del given[key]
+    value = given.get(key)
+    if value is not None and not isinstance(value, dict):
+        cure = " or null to turn it off" if key == "dls" else ""
+        raise RosaError(f"{path}: `{key}` must hold keys of its own{cure}, not {value!r}")
 
 
 def _option(argv: list[str], name: str) -> str | None:

@@ -26,8 +26,8 @@ def run(args: tuple[Recipe, dict[str, bool]]) -> int:
     from rosa.study.recipe import dump_recipe
 
     recipe, flags = args
-    console = Console()
-    console.print(dump_recipe(recipe), highlight=False, end="")
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console.print(dump_recipe(recipe), end="")
     if flags["dry_run"]:
         return 0
     from rosa.study.train import train

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from contextlib import nullcontext
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, check_target_module_exists
@@ -107,6 +108,15 @@ class RosaModel(BaseTuner):
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         if config.dls is not None and not config.inference_mode:
             remind_of_selection(model)
+
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """PEFT's entry for batches of mixed adapters, which would all get the active one here."""
+        if kwargs.get("adapter_names") is not None:
+            raise RosaError(
+                "RoSA runs one adapter for a whole batch: leave adapter_names out and activate one "
+                "with set_adapter"
+            )
+        return nullcontext()
 
     def _check_merge_allowed(self) -> None:
         raise RosaError(NO_MERGE)

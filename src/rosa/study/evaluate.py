@@ -22,6 +22,7 @@ from rosa.errors import RosaError
 from rosa.study.benchmarks import Example, Task, fingerprint, load_examples, resolve_tasks
 from rosa.study.evaluation_folder import EvaluationFolder
 from rosa.study.generate import Response, encode_prompts, generate, longest_first_batches
+from rosa.study.lock import folder_in_use
 from rosa.study.models import quiet
 from rosa.study.scores import Results, TaskScore
 from rosa.study.sources import sample
@@ -105,7 +106,8 @@ def evaluate(
     if folder:
         folder.claim(identity, {w.task.name: fingerprint(w.task, w.examples) for w in work})
     bench = _Bench(model, tokenizer, batch_size, num_beams, folder)
-    with quiet(), _evaluating(model), _progress_bar(work, progress) as report:
+    held = folder_in_use(folder.path) if folder else contextlib.nullcontext()
+    with held, quiet(), _evaluating(model), _progress_bar(work, progress) as report:
         scores = [bench.score(w, report) for w in work]
     settings = {**identity, "batch_size": batch_size, **bench.speed()}
     if trained_on:

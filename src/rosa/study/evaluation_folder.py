@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rosa.errors import RosaError
+from rosa.study.lock import LOCK
 from rosa.study.scores import Results
 
 
@@ -49,7 +50,7 @@ class EvaluationFolder:
         if self.path.exists() and not self.path.is_dir():
             raise RosaError(f"{self.path} is a file; name a folder with --out")
         if not file.is_file():
-            if self.path.is_dir() and any(self.path.iterdir()):
+            if self.path.is_dir() and any(f.name != LOCK for f in self.path.iterdir()):
                 raise RosaError(
                     f"{self.path} is not empty and holds no evaluation; name another folder with "
                     "--out"

@@ -116,9 +116,7 @@ def load_base_model(
         raise
     except Exception as error:
         where_from = "" if Path(path).is_dir() else " (no folder of that name, so from the hub)"
-        raise RosaError(
-            f"cannot load the model {name!r}{where_from}: {_first_line(error)}"
-        ) from error
+        raise RosaError(f"cannot load the model {name!r}{where_from}: {_gist(error)}") from error
     model, info = loaded
     for key, in_file, expected in sorted(info["mismatched_keys"]):
         raise RosaError(
@@ -142,7 +140,11 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise RosaError(f"cannot load the tokenizer of {name!r}: {_first_line(error)}") from error
+        raise RosaError(f"cannot load the tokenizer of {name!r}: {_gist(error)}") from error
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
+        raise RosaError(
+            f"the tokenizer of {name!r} has no words: its tokenizer.json is missing or empty"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
@@ -163,11 +165,13 @@ def load(
     if config_file is None:
         model: Any = load_base_model(name, dtype=dtype, device=device, **options)
         tokenizer = load_tokenizer(name, **options)
+        check_vocabulary(model, tokenizer, name)
         return Loaded(model.eval(), tokenizer, name, name, None)
     base = adapter_base(name, config_file)
     model = load_adapter(load_base_model(base, dtype=dtype, device=device, **options), name)
     has_own_tokenizer = (config_file.parent / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(name if has_own_tokenizer else base, **options)
+    check_vocabulary(model, tokenizer, name)
     return Loaded(model.eval(), tokenizer, name, base, name)
 
 
@@ -183,7 +187,7 @@ def find_adapter_config(name: str) -> Path | None:
     try:
         found = find_adapter_config_file(name)
     except Exception as error:
-        raise RosaError(f"cannot look up {name!r}: {_first_line(error)}") from error
+        raise RosaError(f"cannot look up {name!r}: {_gist(error)}") from error
     return Path(found) if found else None
 
 
@@ -192,7 +196,7 @@ def adapter_base(name: str, config_file: Path) -> str:
     try:
         base = json.loads(config_file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError) as error:
-        raise RosaError(f"cannot read {config_file}: {_first_line(error)}") from error
+        raise RosaError(f"cannot read {config_file}: {_gist(error)}") from error
     if not base:
         raise RosaError(f"{config_file} names no base_model_name_or_path; add the base model there")
     base = resolve_name(base, relative_to=Path(name)) if base not in BUILT_IN else base
@@ -216,7 +220,7 @@ def load_adapter(model: PreTrainedModel, name: str, *, is_trainable: bool = Fals
     except RosaError:
         raise
     except Exception as error:
-        raise RosaError(f"cannot attach the adapter {name!r}: {_first_line(error)}") from error
+        raise RosaError(f"cannot attach the adapter {name!r}: {_gist(error)}") from error
 
 
 def _adapter_folder(name: str) -> Path:
@@ -228,7 +232,7 @@ def _adapter_folder(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["adapter_*.json", "*.safetensors"]))
     except Exception as error:
-        raise RosaError(f"cannot fetch the adapter {name!r}: {_first_line(error)}") from error
+        raise RosaError(f"cannot fetch the adapter {name!r}: {_gist(error)}") from error
 
 
 def _check_exists(name: str, path: str) -> None:
@@ -278,7 +282,20 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _first_line(error: BaseException) -> str:
-    """The gist of a library's error: its first line with words in it."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)
+def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
+    """The model has an embedding for every token.
+
+    Raises:
+        RosaError: the tokenizer belongs to a model with more tokens.
+    """
+    rows, tokens = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
+    if tokens >= rows:
+        raise RosaError(
+            f"the tokenizer of {name!r} has a token number {tokens}, but its model has only {rows} "
+            "embeddings; use the tokenizer that belongs to the model"
+        )
+
+
+def _gist(error: BaseException) -> str:
+    """A library's error on one line, cut where it goes on for long."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -63,7 +63,7 @@ def draw_layers(history: Path, picture: Path) -> bool:
     axes.set_xticks(list(ticks), [str(records[i]["step"]) for i in ticks])
     axes.set_yticks(range(0, layers, max(1, layers // 16)))
     axes.set(xlabel="optimizer step of the choice", ylabel="layer")
-    figure.colorbar(grid, label="score / largest score of the step")
+    figure.colorbar(grid, label="score / largest of the step")
     axes.legend(
         title="chosen by", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False
     )

@@ -50,7 +50,7 @@ class Recipe:
         save_steps: optimizer steps between checkpoints and validations; `null`: a tenth of the run.
         keep_checkpoints: how many checkpoints stay on disk (the best one always does).
         log_steps: optimizer steps between two lines of metrics.
-        report_to: trackers by name: `tensorboard`, `wandb`, `trackio`; `[]` is none.
+        report_to: trackers by name: `tensorboard`, `wandb`, `trackio`, or a list; `[]` is none.
         trust_remote_code: run Python code that comes with a hub model.
         seed: seeds the weights, the data order and the samples.
     """
@@ -80,14 +80,23 @@ class Recipe:
     save_steps: int | None = None
     keep_checkpoints: int = 2
     log_steps: int = 10
-    report_to: list[str] = field(default_factory=lambda: ["tensorboard"])
+    report_to: str | list[str] = "tensorboard"
     trust_remote_code: bool = False
     seed: int = 2333
 
     @property
     def data_sources(self) -> list[str]:
         """`data` as a list."""
-        return [self.data] if isinstance(self.data, str) else list(self.data)
+        return _as_list(self.data)
+
+    @property
+    def trackers(self) -> list[str]:
+        """`report_to` as a list."""
+        return _as_list(self.report_to)
+
+
+def _as_list(one_or_many: str | list[str]) -> list[str]:
+    return [one_or_many] if isinstance(one_or_many, str) else list(one_or_many)
 
 
 def dump_recipe(recipe: Recipe) -> str:

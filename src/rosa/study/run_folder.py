@@ -11,6 +11,7 @@ checkpoint-N/        what `--resume` needs
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import yaml
 
 from rosa.errors import RosaError
+from rosa.study.lock import LOCK
 from rosa.study.recipe import Recipe, dump_recipe
 
 # A resumed run may differ from its first part in how it reports, not in what it computes.
@@ -56,50 +58,60 @@ class RunFolder:
         """Make the folder this run's, and return the checkpoint to go on from, if any.
 
         Raises:
-            RosaError: the folder holds another run or other files, is not writable, or `--resume`
-                was asked for a run that does not match or is not there.
+            RosaError: as `check`, or the folder cannot be written.
         """
+        self.check(recipe, resume)
         if resume:
-            return self._reopen(recipe)
-        if self.path.is_file():
-            raise RosaError(f"output_dir '{self.path}' is a file; name a folder")
-        if self.recipe.is_file():
-            raise RosaError(
-                f"output_dir '{self.path}' holds another run; go on with it by --resume, or name "
-                "another folder with --output_dir"
-            )
-        if self.path.is_dir() and any(self.path.iterdir()):
-            raise RosaError(
-                f"output_dir '{self.path}' is not empty and holds no run; name another folder"
-            )
+            checkpoints = self.checkpoints()
+            return checkpoints[-1] if checkpoints else None
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with self.recipe.open("x", encoding="utf-8") as file:  # "x": one of two runs wins
-                file.write(dump_recipe(recipe))
-        except FileExistsError:
-            raise RosaError(f"output_dir '{self.path}' was just taken by another run") from None
+            self.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
         except OSError as error:
             raise RosaError(
                 f"output_dir '{self.path}' cannot be written: {error.strerror}"
             ) from None
         return None
 
-    def _reopen(self, recipe: Recipe) -> Path | None:
+    def check(self, recipe: Recipe, resume: bool) -> None:
+        """Whether this run may have the folder; touches nothing.
+
+        Raises:
+            RosaError: the folder holds another run or other files, or `--resume` was asked for a
+                run that does not match or is not there.
+        """
+        if resume:
+            return self._check_reopening(recipe)
+        if self.path.exists() and not self.path.is_dir():
+            raise RosaError(f"output_dir '{self.path}' is a file; name a folder")
+        if self.recipe.is_file():
+            raise RosaError(
+                f"output_dir '{self.path}' holds another run; go on with it by --resume, or name "
+                "another folder with --output_dir"
+            )
+        if self.path.is_dir() and any(f.name != LOCK for f in self.path.iterdir()):
+            raise RosaError(
+                f"output_dir '{self.path}' is not empty and holds no run; name another folder"
+            )
+
+    def _check_reopening(self, recipe: Recipe) -> None:
         if not self.recipe.is_file():
             raise RosaError(
                 f"--resume: '{self.path}' holds no run (no recipe.yaml); start it without --resume"
             )
         if self.finished:
             raise RosaError(f"--resume: the run in '{self.path}' is already finished")
-        before = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        try:
+            before = dict(yaml.safe_load(self.recipe.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, yaml.YAMLError):
+            raise RosaError(
+                f"--resume: {self.recipe} is damaged; put the run's recipe back there"
+            ) from None
         key = first_difference(before, asdict(recipe))
         if key:
             raise RosaError(
                 f"--resume: the run in '{self.path}' was started with another {key}; use its own "
                 f"recipe ({self.recipe}) or name another folder"
             )
-        checkpoints = self.checkpoints()
-        return checkpoints[-1] if checkpoints else None
 
 
 def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
@@ -111,15 +123,26 @@ def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    """The Trainer writes its state last, so a checkpoint that has it whole is whole."""
+    """The Trainer writes its state last; a file that was cut later is noticed too."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    archives = [checkpoint / f"{name}.pt" for name in ("optimizer", "scheduler")]
     return (
         checkpoint.name == f"checkpoint-{state.get('global_step')}"
-        and (checkpoint / "optimizer.pt").is_file()
+        and all(map(zipfile.is_zipfile, [*archives, *checkpoint.glob("rng_state*.pth")]))
+        and _is_readable(checkpoint / "adapter_model.safetensors")
     )
+
+
+def _is_readable(weights: Path) -> bool:
+    from rosa.roae.load import read_shapes
+
+    try:
+        return bool(read_shapes(weights))
+    except RosaError:
+        return False
 
 
 def drop_lines_after(path: Path, step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,8 +22,15 @@ from rosa.dls import DlsCallback
 from rosa.errors import RosaError
 from rosa.study.card import write_model_card
 from rosa.study.examples import Examples, tokenize_records
+from rosa.study.lock import folder_in_use
 from rosa.study.methods import method_config
-from rosa.study.models import load_base_model, load_tokenizer, pick_device, pick_dtype
+from rosa.study.models import (
+    check_vocabulary,
+    load_base_model,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+)
 from rosa.study.plots import draw_layers, draw_loss
 from rosa.study.progress import AdaLoraAllocation, MetricsWriter, Progress, StopOnSignal
 from rosa.study.recipe import Recipe
@@ -83,8 +91,9 @@ class GuardedTrainer(SFTTrainer):
             f"the last good checkpoint is {good[-1]}" if good else "no checkpoint was written yet"
         )
         raise RosaError(
-            f"{what} is not a finite number after step {self.state.global_step}: {kept}; lower "
-            "learning_rate, or look at the data of that step"
+            f"{what} is not a finite number after step {self.state.global_step}: {kept}; start "
+            "again in another output_dir with a lower learning_rate, or look at the data and the "
+            "base model's weights"
         )
 
 
@@ -104,6 +113,8 @@ def train(
     # TRL and Transformers still call their own deprecated names; users can do nothing about it.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
     check_recipe(recipe)
+    folder = RunFolder(Path(recipe.output_dir))
+    folder.check(recipe, resume)
     # Read everything that may be wrong before the folder is claimed.
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
     train_set, validation_set = load_examples(recipe, tokenizer)
@@ -113,13 +124,28 @@ def train(
     set_seed(recipe.seed)
     total_steps = planned_steps(recipe, len(train_set.rows))
     model = build_model(recipe, total_steps)
+    check_vocabulary(model, tokenizer, recipe.model)
     say(describe_parameters(model))
+    with folder_in_use(folder.path):
+        checkpoint = folder.claim(recipe, resume)
+        return _run(recipe, folder, checkpoint, model, tokenizer, train_set, validation_set, say)
 
-    folder = RunFolder(Path(recipe.output_dir))
-    checkpoint = folder.claim(recipe, resume)
+
+def _run(
+    recipe: Recipe,
+    folder: RunFolder,
+    checkpoint: Path | None,
+    model: Any,
+    tokenizer: Any,
+    train_set: Examples,
+    validation_set: Examples,
+    say: Callable[[str], None],
+) -> TrainResult:
+    """Train in a folder that is this run's, from a checkpoint or from the start."""
+    total_steps = planned_steps(recipe, len(train_set.rows))
     step = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
     drop_lines_after(folder.metrics, step)
-    if resume:
+    if checkpoint:
         say(f"resuming after step {step}")
 
     stopper, progress = StopOnSignal(), Progress()
@@ -167,21 +193,26 @@ def check_recipe(recipe: Recipe) -> None:
     """
     positive = ("max_length", "epochs", "batch_size", "gradient_accumulation", "learning_rate")
     for key in (*positive, "log_steps", "keep_checkpoints"):
-        if getattr(recipe, key) <= 0:
-            raise RosaError(f"{key} must be above 0, not {getattr(recipe, key)}")
+        if not 0 < getattr(recipe, key) < math.inf:
+            raise RosaError(f"{key} must be a number above 0, not {getattr(recipe, key)}")
     for key in ("limit", "max_steps", "save_steps"):
         value = getattr(recipe, key)
         if value is not None and value <= 0:
             raise RosaError(f"{key} must be above 0 or null, not {value}")
     for key in ("validation", "warmup", "weight_decay", "max_grad_norm"):
-        if getattr(recipe, key) < 0:
+        if not 0 <= getattr(recipe, key) < math.inf:
             raise RosaError(f"{key} must be 0 or more, not {getattr(recipe, key)}")
+    if not 0 <= recipe.seed < 2**32:
+        raise RosaError(f"seed must be from 0 to 4294967295, not {recipe.seed}")
+    for key in ("model", "output_dir", "data"):
+        if not getattr(recipe, key):
+            raise RosaError(f"{key} is empty; name one")
     if recipe.method == "adalora" and recipe.dls is not None:
         raise RosaError(
             "adalora decides its ranks by the gradients of every layer, and dls leaves the frozen "
             "layers without any; set dls: null"
         )
-    check_trackers(recipe.report_to)
+    check_trackers(recipe.trackers)
 
 
 def check_trackers(names: list[str]) -> None:
@@ -241,9 +272,18 @@ def build_model(recipe: Recipe, total_steps: int) -> Any:
     config = method_config(recipe.method, recipe.adapter, total_steps=total_steps)
     if hasattr(config, "dls"):
         config.dls = recipe.dls
-    adapted = get_peft_model(model, config)
-    # A path in this machine's site-packages would mean nothing elsewhere.
-    config.base_model_name_or_path = recipe.model
+    try:
+        adapted = get_peft_model(model, config)
+    except RosaError:
+        raise
+    except (ValueError, TypeError, re.error) as error:
+        reason = " ".join(str(error).split())
+        raise RosaError(
+            f"{recipe.method} cannot be attached to {recipe.model}: {reason}"
+        ) from error
+    base = Path(str(model.name_or_path))
+    if base.is_dir():  # a relative path would be another folder elsewhere
+        config.base_model_name_or_path = str(base.resolve())
     return adapted
 
 
@@ -310,7 +350,7 @@ def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) ->
         metric_for_best_model="eval_loss" if has_validation else None,
         greater_is_better=False if has_validation else None,
         logging_steps=recipe.log_steps,
-        report_to=recipe.report_to or "none",
+        report_to=recipe.trackers or "none",
         disable_tqdm=True,
         use_cpu=device.type == "cpu",
         seed=recipe.seed,
