@@ -1,8 +1,7 @@
 """Writes the generated parts of the docs; a test checks that they are up to date.
 
 docs/recipe.md comes from the recipe's own definition, the README's table from
-docs/results/demo.json (`make demo-record`), the table of methods in docs/tiny.md from
-docs/results/tiny_methods.json (`python benchmarks/tiny_methods.py`).
+docs/results/demo.json (`make demo-record`).
 
 python docs/generate.py
 """
@@ -21,7 +20,6 @@ from rosa.study.recipe import Recipe
 
 PAGE = Path(__file__).parent / "recipe.md"
 README = Path(__file__).parent.parent / "README.md"
-TINY = Path(__file__).parent / "tiny.md"
 RESULTS = Path(__file__).parent / "results"
 HEAD = """# Recipe keys
 
@@ -142,20 +140,6 @@ def demo_table() -> str:
     return "\n".join([*lines, "", f"{cost}; {measured_on(record)}."])
 
 
-def methods_table() -> str:
-    """RoSA beside LoRA on the toy tasks."""
-    record = json.loads((RESULTS / "tiny_methods.json").read_text(encoding="utf-8"))
-    tasks = list(next(iter(record["methods"].values()))["accuracy"])
-    head = ["", "trainable", *(f"{task} %" for task in tasks), "seconds of training"]
-    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
-    for name, found in record["methods"].items():
-        scores = [f"{found['accuracy'][task]:.1f}" for task in tasks]
-        cells = [name, f"{found['trainable']:,}", *scores, str(found["seconds"])]
-        lines.append(f"| {' | '.join(cells)} |")
-    steps = found["steps"]
-    return "\n".join([*lines, "", f"{steps} steps each, one seed; {measured_on(record)}."])
-
-
 def measured_on(record: dict[str, Any]) -> str:
     """Machine, versions and commit in a few words."""
     versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("torch", "transformers"))
@@ -177,7 +161,6 @@ def pages() -> dict[Path, str]:
     return {
         PAGE: page(),
         README: filled(README, "demo-table", demo_table()),
-        TINY: filled(TINY, "methods-table", methods_table()),
     }
 
 
