@@ -36,6 +36,13 @@ _PENDING = "_rosa_pending"
 _HANDLE = "_rosa_hook"
 
 
+def as_heads(output: Tensor, tap: Tap, head_dim: int) -> Tensor:
+    """A tapped output as (b, l, heads, head_dim), a view."""
+    if tap.axes == "flat":
+        return output.unflatten(-1, (tap.heads, head_dim))
+    return output.transpose(1, 2) if tap.axes == "heads_first" else output
+
+
 class _Modulation(NamedTuple):
     """What a hook needs to act on one output: everything but the output itself."""
 
@@ -49,11 +56,7 @@ class _Modulation(NamedTuple):
     def __call__(self, output: Tensor) -> Tensor:
         """The tapped output, modulated, in its own shape and dtype."""
         axes = self.tap.axes
-        z = output  # (b, l, heads, head_dim), as a view
-        if axes == "flat":
-            z = output.unflatten(-1, (self.tap.heads, self.head_dim))
-        elif axes == "heads_first":
-            z = output.transpose(1, 2)
+        z = as_heads(output, self.tap, self.head_dim)
         if self.rotation is None:
             z = modulate_pre_rotation(z, self.signal, self.alpha, self.pairs)
         else:

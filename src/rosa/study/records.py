@@ -20,7 +20,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     Raises RosaError naming the file, and the row, for a missing or unreadable file, bad JSON, a
     row that is no object, and a file without rows.
     """
-    text = _read_text(Path(path))
+    text = read_text(Path(path))
     if text.lstrip().startswith("["):
         rows = _parse_array(text, path)
     else:
@@ -36,21 +36,8 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def text_field(row: dict[str, Any], field: str, path: str | Path, number: int) -> str:
-    """`row[field]`, which must be there and be text. `number` counts rows from 1."""
-    if field not in row:
-        has = ", ".join(sorted(map(str, row))) or "none"
-        raise RosaError(f"{path}, row {number}: the field '{field}' is missing (fields: {has})")
-    value = row[field]
-    if not isinstance(value, str):
-        raise RosaError(
-            f"{path}, row {number}: the field '{field}' must be text, found "
-            f"{type(value).__name__} {value!r:.60}"
-        )
-    return value
-
-
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The whole of a UTF-8 file. Raises RosaError for one that is missing or cannot be read."""
     if path.is_dir():
         raise RosaError(f"{path} is a folder; give a .json or .jsonl file")
     try:
@@ -63,6 +50,20 @@ def _read_text(path: Path) -> str:
         ) from None
     except OSError as error:
         raise RosaError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def text_field(row: dict[str, Any], field: str, path: str | Path, number: int) -> str:
+    """`row[field]`, which must be there and be text. `number` counts rows from 1."""
+    if field not in row:
+        has = ", ".join(sorted(map(str, row))) or "none"
+        raise RosaError(f"{path}, row {number}: the field '{field}' is missing (fields: {has})")
+    value = row[field]
+    if not isinstance(value, str):
+        raise RosaError(
+            f"{path}, row {number}: the field '{field}' must be text, found "
+            f"{type(value).__name__} {value!r:.60}"
+        )
+    return value
 
 
 def _lines(text: str) -> Iterable[tuple[int, str]]:
