@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rosa import DlsConfig, RosaConfig
-from rosa.study.recipe import Recipe
+from rosa.study.recipe import MethodsOwn, Recipe
 
 PAGE = Path(__file__).parent / "recipe.md"
 README = Path(__file__).parent.parent / "README.md"
@@ -62,6 +62,7 @@ where nothing of the response would be left; the run prints how many.
 | `metrics.jsonl` | a line per log: step, loss, learning rate, gradient norm, tokens per second |
 | `dls_history.jsonl` | a line per choice of layers: step, mode, scores, selected |
 | `loss.png`, `layers.png` | the same, drawn |
+| `costs.json` | [what it cost](costs.md): time, memory, tokens, energy, size |
 | `README.md` | the model card |
 | `checkpoint-N/` | what `--resume` needs; the newest and the best are kept |
 
@@ -92,8 +93,10 @@ def default_of(field: dataclasses.Field[Any]) -> str:
         value = field.default_factory()
     else:
         return "required"
-    if dataclasses.is_dataclass(value) or value == {}:
+    if value == {}:
         return "see below"
+    if isinstance(value, MethodsOwn):
+        return str(value)
     return (
         "`null`"
         if value is None

@@ -7,18 +7,24 @@ from importlib import resources
 import peft
 import pytest
 
+from rosa.dls import DlsConfig
 from rosa.errors import RosaError
-from rosa.study.methods import load_method, method_config, method_names
+from rosa.study.methods import GROUPS, load_method, method_config, method_names
+from rosa.study.recipe import Recipe
 
 NINE = {"lora", "dora", "adalora", "boft", "vera", "c3a", "bone", "ln_tuning", "rosa"}
+VARIANTS = {"roae_only", "rosa_low_0.5", "rosa_lr128", "rosa_lr64", "lora_qk", "norms_only"}
+WITH_DLS = {"rosa", "rosa_low_0.5", "rosa_lr128", "rosa_lr64", "norms_only"}
 
 
-def test_the_nine_methods_of_table_1_are_there_with_rosa_last():
+def test_the_nine_methods_of_table_1_are_there_with_rosa_last_and_variants_after_them():
     assert set(method_names()) == NINE
     assert method_names()[-1] == "rosa"
+    assert set(method_names(["variant"])) == VARIANTS
+    assert method_names(GROUPS) == method_names() + method_names(["variant"])
 
 
-@pytest.mark.parametrize("name", sorted(NINE))
+@pytest.mark.parametrize("name", sorted(NINE | VARIANTS))
 def test_every_file_is_named_after_its_method_and_gives_a_peft_config(name):
     method = load_method(name)
     assert method.name == name
@@ -27,12 +33,38 @@ def test_every_file_is_named_after_its_method_and_gives_a_peft_config(name):
     assert config.task_type == "CAUSAL_LM"
     for key, value in method.kwargs.items():
         actual = getattr(config, key)
-        assert (sorted(actual) if isinstance(actual, set) else actual) == value
+        assert actual == (set(value) if isinstance(actual, set) else value)
 
 
 def test_files_and_names_agree():
     files = (resources.files("rosa.study") / "methods").iterdir()
-    assert {f.name for f in files if f.name.endswith(".yaml")} == {f"{n}.yaml" for n in NINE}
+    assert {f.name for f in files if f.name.endswith(".yaml")} == {
+        f"{n}.yaml" for n in NINE | VARIANTS
+    }
+
+
+@pytest.mark.parametrize("name", sorted(NINE | VARIANTS))
+def test_a_recipe_that_does_not_mention_dls_has_it_only_where_it_is_part_of_the_method(name):
+    def recipe(**keys):
+        return Recipe("rosa-tiny", "tiny-sums", "out", method=name, **keys)
+
+    assert recipe().dls == (DlsConfig() if name in WITH_DLS else None)
+    assert recipe(dls=None).dls is None
+    assert recipe(dls=DlsConfig(interval=7)).dls == DlsConfig(interval=7)
+
+
+def test_a_variant_is_its_base_but_for_what_it_says():
+    rosa, half = load_method("rosa"), load_method("rosa_low_0.5")
+    assert half.kwargs == {**rosa.kwargs, "r_low": 0.5}
+    assert (half.peft_config, half.dls) == (rosa.peft_config, True)
+    assert half.paper_percent == {}
+    assert load_method("roae_only").kwargs == rosa.kwargs
+
+
+@pytest.mark.parametrize("title", ["RoSA-RoAEonly", "rosa-lr128", "RoSA-RoAE0.5", "AdaLoRA"])
+def test_a_title_is_a_name_too_and_a_recipe_keeps_the_name(title):
+    assert load_method(title).title.lower() == title.lower()
+    assert Recipe("m", "d", "o", method=title).method == load_method(title).name
 
 
 @pytest.mark.parametrize("spelling", ["LN Tuning", "ln-tuning", "LN_TUNING"])

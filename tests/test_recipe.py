@@ -9,6 +9,7 @@ import yaml
 
 from rosa.cli.recipe import RecipeParser, load_recipe
 from rosa.errors import RosaError
+from rosa.study.methods import method_config
 from rosa.study.recipe import Recipe, dump_recipe
 
 MINIMAL = {"model": "rosa-tiny", "data": "rows.json", "output_dir": "out"}
@@ -44,6 +45,34 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
 def test_no_layer_selection(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, dls=None)).dls is None
     assert load_recipe(write(tmp_path), "--dls", "null").dls is None
+
+
+def test_the_method_decides_about_layer_selection_where_the_recipe_does_not(tmp_path: Path) -> None:
+    plain = write(tmp_path)
+    assert load_recipe(plain).dls is not None
+    assert load_recipe(plain, "--method", "lora").dls is None
+    assert load_recipe(plain, "--method", "roae_only").dls is None
+    asked = load_recipe(plain, "--method", "lora", "--dls.interval", "7").dls
+    assert (asked.interval, asked.k_ratio) == (7, 0.5)
+    said = write(tmp_path, method="lora", dls={"k_ratio": 0.25})
+    assert load_recipe(said).dls.k_ratio == 0.25
+    assert load_recipe(said, "--dls", "null").dls is None
+
+
+@pytest.mark.parametrize("method", ["lora", "rosa", "rosa_lr64"])
+def test_a_resolved_recipe_says_what_the_method_decided(tmp_path: Path, method: str) -> None:
+    recipe = load_recipe(write(tmp_path, method=method))
+    resolved = yaml.safe_load(dump_recipe(recipe))
+    assert (resolved["dls"] is None) == (method == "lora")
+    again = tmp_path / "resolved.yaml"
+    again.write_text(dump_recipe(recipe))
+    assert load_recipe(str(again)) == recipe
+
+
+def test_a_null_that_was_asked_for_reaches_the_method(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, method="rosa_lr64", adapter={"modules_to_save": None}))
+    assert recipe.adapter["modules_to_save"] is None
+    assert method_config("rosa_lr64", recipe.adapter).modules_to_save is None
 
 
 def test_the_resolved_recipe_gives_the_same_run(tmp_path: Path) -> None:

@@ -25,7 +25,12 @@ def build_parser() -> Parser:
         type=str,
         help="a built-in name such as Qwen2.5-7B, a folder with a config.json, or a hub id",
     )
-    parser.add_argument("--methods", type=str, default="all", help="names, separated by commas")
+    parser.add_argument(
+        "--methods",
+        type=str,
+        default="paper",
+        help="names separated by commas; paper: the nine of its Table 1, variants, all",
+    )
     parser.add_argument(
         "--r", type=int | None, default=None, help="rank, for the methods that have one"
     )
@@ -39,10 +44,9 @@ def build_parser() -> Parser:
 def run(args: Any) -> int:
     """Counts and prints; raises `RosaError` on bad input."""
     from rosa.study.budget import builtin_name, count, model_shape, rank_overrides
-    from rosa.study.methods import load_method, method_names
+    from rosa.study.methods import load_method
 
-    names = method_names() if args.methods == "all" else args.methods.split(",")
-    methods = [load_method(name) for name in names]
+    methods = [load_method(name) for name in chosen_names(args.methods)]
     if args.r is not None and args.r < 1:
         raise RosaError(f"--r must be at least 1, not {args.r}")
     shape = model_shape(args.model)
@@ -61,6 +65,15 @@ def run(args: Any) -> int:
     paper = {m.name: m.paper_percent.get(label) for m in methods} if as_paper else {}
     _print_json(label, budgets, paper) if args.json else _print_table(label, budgets, paper)
     return 0
+
+
+def chosen_names(asked: str) -> list[str]:
+    """What `--methods` means: a group of methods, or names separated by commas."""
+    from rosa.study.methods import GROUPS, method_names
+
+    groups = {"paper": method_names(), "variants": method_names(["variant"])}
+    groups["all"] = method_names(GROUPS)
+    return groups.get(asked) or asked.split(",")
 
 
 def _print_json(label: str, budgets: list[Budget], paper: dict[str, float | None]) -> None:

@@ -68,15 +68,16 @@ class RecipeParser:
             method.config_class, "adapter", skip=bookkeeping_keys(method), fail_untyped=False
         )
         parser.set_defaults({f"adapter.{key}": value for key, value in method.kwargs.items()})
+        parser.set_defaults({"dls": DlsConfig() if method.dls else None})
         return parser
 
 
 def said_values(adapter: dict[str, Any], asked: set[str]) -> dict[str, Any]:
-    """`adapter` without what says nothing: nulls, and PEFT's nested options nobody asked for."""
+    """`adapter` without the nulls and PEFT's nested options that nobody asked for."""
     return {
         key: value
         for key, value in adapter.items()
-        if value is not None and (key in asked or not isinstance(value, dict))
+        if key in asked or not (value is None or isinstance(value, dict))
     }
 
 

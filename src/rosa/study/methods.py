@@ -1,17 +1,20 @@
-"""The methods that the paper compares, as PEFT configurations: one YAML file each in `methods/`.
+"""The study's methods as PEFT configurations: one YAML file each in `methods/`.
 
     method_config("lora", {"r": 8})            # a peft.LoraConfig
     method_config("adalora", total_steps=900)  # AdaLoRA must know how long it trains
 
-The values are those that reproduce the "# Param (%)" column of the paper's Table 1; where they
-cannot, the file's note says so.
+The values of baselines are those that reproduce the "# Param (%)" column of the paper's Table 1;
+where they cannot, the file's note says so. A file with `base: NAME` is that method with some keys
+changed: its `kwargs` are laid over the base's, and it has no figures of the paper's Table 1.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Iterable
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -20,16 +23,22 @@ from rosa.errors import RosaError, did_you_mean
 if TYPE_CHECKING:
     from peft import PeftConfig
 
+Group = Literal["baseline", "ours", "variant"]
+OF_THE_PAPER: tuple[Group, ...] = ("baseline", "ours")  # the nine rows of Table 1
+GROUPS: tuple[Group, ...] = (*OF_THE_PAPER, "variant")
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
     """One method of the study."""
 
     name: str  # what users type: the file's stem
-    title: str  # what the paper's tables print
+    title: str  # what tables print
+    group: Group
     peft_config: str  # name of a class in `peft` or `rosa`
     kwargs: dict[str, Any]  # its arguments
-    paper_percent: dict[str, float]  # Table 1's "# Param (%)" by built-in model name
+    dls: bool = False  # whether dynamic layer selection is part of the method
+    paper_percent: dict[str, float] = dataclasses.field(default_factory=dict)  # Table 1, by model
     note: str = ""  # what a reader of its numbers must know
 
     @property
@@ -42,27 +51,54 @@ class Method:
         return getattr(rosa if self.peft_config in rosa.__all__ else peft, self.peft_config)
 
 
-def method_names() -> list[str]:
-    """Names of all methods, in alphabetical order, `rosa` last."""
-    names = [file.name for file in (resources.files("rosa.study") / "methods").iterdir()]
-    methods = [name.removesuffix(".yaml") for name in names if name.endswith(".yaml")]
-    return sorted(methods, key=lambda name: (name == "rosa", name))
+def method_names(groups: Iterable[Group] = OF_THE_PAPER) -> list[str]:
+    """Names of the methods in `groups`: group by group, in alphabetical order."""
+    wanted = list(groups)
+    methods = [m for m in _all_methods().values() if m.group in wanted]
+    return [m.name for m in sorted(methods, key=lambda m: (wanted.index(m.group), m.name))]
 
 
 def load_method(name: str) -> Method:
     """The method called `name`; case, spaces and dashes don't matter ("LN Tuning", "ln-tuning").
 
-    Raises `RosaError` for an unknown name, with the nearest one.
+    A title ("RoSA-RoAEonly") is understood too. Raises `RosaError` for an unknown name, with the
+    nearest one.
     """
-    key = name.strip().lower().replace(" ", "_").replace("-", "_")
-    known = method_names()
-    if key not in known:
+    known = _all_methods()
+    titles = {_key(method.title): method for method in known.values()}
+    found = known.get(_key(name)) or titles.get(_key(name))
+    if found is None:
         raise RosaError(
-            f"there is no method '{name}'{did_you_mean(key, known)}; "
-            f"the methods are {', '.join(known)}"
+            f"there is no method '{name}'{did_you_mean(_key(name), known)}; "
+            f"the methods are {', '.join(method_names(GROUPS))}"
         )
-    file = resources.files("rosa.study") / "methods" / f"{key}.yaml"
-    return Method(**yaml.safe_load(file.read_text("utf-8")))
+    return found
+
+
+def _key(name: str) -> str:
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+@functools.cache
+def _all_methods() -> dict[str, Method]:
+    """Every method of the package by name."""
+    files = (resources.files("rosa.study") / "methods").iterdir()
+    read = [yaml.safe_load(f.read_text("utf-8")) for f in files if f.name.endswith(".yaml")]
+    values = {entry["name"]: entry for entry in read}
+    return {name: Method(**_extended(entry, values)) for name, entry in values.items()}
+
+
+def _extended(entry: dict[str, Any], others: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A method's keys with those of its `base` where it says nothing itself.
+
+    What is said of the base alone, its note and the paper's figures, is not taken over.
+    """
+    own = {key: value for key, value in entry.items() if key != "base"}
+    if "base" not in entry:
+        return own
+    base = _extended(others[entry["base"]], others)
+    kwargs = {**base["kwargs"], **own.get("kwargs", {})}
+    return {**base, "note": "", "paper_percent": {}, **own, "kwargs": kwargs}
 
 
 def method_config(

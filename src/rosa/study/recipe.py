@@ -13,8 +13,19 @@ from typing import Any, Literal
 import yaml
 
 from rosa.dls.config import DlsConfig
+from rosa.study.methods import load_method
 
 DEFAULT_METHOD = "rosa"
+
+
+class MethodsOwn:
+    """Stands for a value that the recipe does not give and its method decides."""
+
+    def __repr__(self) -> str:
+        return "the method's"
+
+
+METHODS_OWN: Any = MethodsOwn()
 
 
 @dataclass
@@ -30,7 +41,8 @@ class Recipe:
         output_dir: the run's folder; refused when it holds another run.
         method: the PEFT method, by the name of its file in `study/methods`.
         adapter: the method's own keys, those of its PEFT config.
-        dls: dynamic layer selection; `null` trains every layer at every step.
+        dls: dynamic layer selection; `null` trains every layer at every step. Where a recipe does
+            not mention it, `rosa` and some of its variants have it and other methods don't.
         max_length: longest row in tokens, prompt and response together.
         overlong: what happens to a longer row; a row whose response would be cut whole is dropped.
         train_on_prompt: take the loss on the prompt too, as the published LLM-Adapters suite does.
@@ -60,7 +72,7 @@ class Recipe:
     output_dir: str
     method: str = DEFAULT_METHOD
     adapter: dict[str, Any] = field(default_factory=dict)
-    dls: DlsConfig | None = field(default_factory=DlsConfig)
+    dls: DlsConfig | None = METHODS_OWN
     max_length: int = 512
     overlong: Literal["truncate", "drop"] = "truncate"
     train_on_prompt: bool = False
@@ -83,6 +95,12 @@ class Recipe:
     report_to: str | list[str] = "tensorboard"
     trust_remote_code: bool = False
     seed: int = 2333
+
+    def __post_init__(self) -> None:
+        method = load_method(self.method)
+        self.method = method.name
+        if isinstance(self.dls, MethodsOwn):
+            self.dls = DlsConfig() if method.dls else None
 
     @property
     def data_sources(self) -> list[str]:
