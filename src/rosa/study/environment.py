@@ -19,7 +19,7 @@ def describe_environment() -> dict[str, Any]:
 
     cuda = torch.cuda.is_available()
     return {
-        "machine": _processor(),
+        "machine": processor(),
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "python": platform.python_version(),
@@ -29,7 +29,8 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, or its architecture where it has none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))

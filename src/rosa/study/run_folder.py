@@ -4,6 +4,7 @@ recipe.yaml          the resolved recipe; says which run the folder holds
 metrics.jsonl        one line per log: step, loss, learning_rate, tokens_per_second, ...
 dls_history.jsonl    one line per choice of layers: step, mode, scores, selected
 loss.png layers.png  the same, drawn
+costs.json           time, memory and size, once the run is finished
 adapter_*            the adapter, in PEFT's format; README.md is its model card
 checkpoint-N/        what `--resume` needs
 """

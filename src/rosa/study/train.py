@@ -4,40 +4,28 @@ from __future__ import annotations
 
 import math
 import re
-import signal
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from datasets import Dataset
 from peft import get_peft_model
 from transformers import TrainerCallback, set_seed
-from trl import SFTConfig, SFTTrainer
 
-from rosa.dls import DlsCallback
 from rosa.errors import RosaError
 from rosa.study.card import write_model_card
+from rosa.study.costs import CostMeter, Costs, run_costs, write_costs
 from rosa.study.examples import Examples, tokenize_records
 from rosa.study.lock import folder_in_use
 from rosa.study.methods import method_config
-from rosa.study.models import (
-    check_vocabulary,
-    load_base_model,
-    load_tokenizer,
-    pick_device,
-    pick_dtype,
-)
+from rosa.study.models import check_vocabulary, load_base_model, load_tokenizer
 from rosa.study.plots import draw_layers, draw_loss
-from rosa.study.progress import AdaLoraAllocation, MetricsWriter, Progress, StopOnSignal
+from rosa.study.progress import MetricsWriter, Progress, StopOnSignal
 from rosa.study.recipe import Recipe
 from rosa.study.run_folder import RunFolder, drop_lines_after
 from rosa.study.sources import hold_out, sample, training_records
-
-CHECKPOINTS_PER_RUN = 10
+from rosa.study.trainer import GuardedTrainer, PreparedRun, build_trainer, stop_on_signals
 
 
 @dataclass(frozen=True)
@@ -50,6 +38,7 @@ class TrainResult:
         finished: False when a signal stopped the run; `--resume` goes on.
         loss: the last logged training loss, in nats per response token.
         trainable: number of trainable parameters.
+        costs: time, memory and size; None unless `finished`.
     """
 
     folder: Path
@@ -58,43 +47,7 @@ class TrainResult:
     finished: bool
     loss: float | None
     trainable: int
-
-
-class GuardedTrainer(SFTTrainer):
-    """SFTTrainer that stops at the first loss or weight that is not a number.
-
-    What is on disk then is the last good checkpoint.
-    """
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass.
-
-        Raises:
-            RosaError: the loss is NaN or infinite.
-        """
-        loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss).all():
-            self._stop_not_finite("the loss")
-        return loss
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
-            self._stop_not_finite("a trained weight")
-        super()._save_checkpoint(model, trial)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The run writes a card of its own (`rosa.study.card`)."""
-
-    def _stop_not_finite(self, what: str) -> None:
-        good = RunFolder(Path(str(self.args.output_dir))).checkpoints()
-        kept = (
-            f"the last good checkpoint is {good[-1]}" if good else "no checkpoint was written yet"
-        )
-        raise RosaError(
-            f"{what} is not a finite number after step {self.state.global_step}: {kept}; start "
-            "again in another output_dir with a lower learning_rate, or look at the data and the "
-            "base model's weights"
-        )
+    costs: Costs | None = None
 
 
 def train(
@@ -126,49 +79,43 @@ def train(
     model = build_model(recipe, total_steps)
     check_vocabulary(model, tokenizer, recipe.model)
     say(describe_parameters(model))
+    prepared = PreparedRun(recipe, model, tokenizer, train_set, validation_set, total_steps)
     with folder_in_use(folder.path):
-        checkpoint = folder.claim(recipe, resume)
-        return _run(recipe, folder, checkpoint, model, tokenizer, train_set, validation_set, say)
+        return _run(prepared, folder, folder.claim(recipe, resume), say)
 
 
 def _run(
-    recipe: Recipe,
-    folder: RunFolder,
-    checkpoint: Path | None,
-    model: Any,
-    tokenizer: Any,
-    train_set: Examples,
-    validation_set: Examples,
-    say: Callable[[str], None],
+    prepared: PreparedRun, folder: RunFolder, checkpoint: Path | None, say: Callable[[str], None]
 ) -> TrainResult:
     """Train in a folder that is this run's, from a checkpoint or from the start."""
-    total_steps = planned_steps(recipe, len(train_set.rows))
     step = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
     drop_lines_after(folder.metrics, step)
     if checkpoint:
         say(f"resuming after step {step}")
 
-    stopper, progress = StopOnSignal(), Progress()
+    stopper, progress, meter = StopOnSignal(), Progress(), CostMeter()
     watchers: list[TrainerCallback] = [stopper, MetricsWriter(), progress]
-    arguments = trainer_arguments(recipe, total_steps, bool(validation_set.rows))
-    trainer = build_trainer(
-        recipe, arguments, model, tokenizer, train_set, validation_set, watchers
-    )
-    with stop_on_signals(stopper), progress:
+    trainer = build_trainer(prepared, meter, watchers)
+    with stop_on_signals(stopper), progress, meter:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return conclude(recipe, folder, trainer)
+    return conclude(prepared.recipe, folder, trainer, meter)
 
 
-def conclude(recipe: Recipe, folder: RunFolder, trainer: GuardedTrainer) -> TrainResult:
-    """Draws what happened; writes the adapter and its card if the run came to its end."""
+def conclude(
+    recipe: Recipe, folder: RunFolder, trainer: GuardedTrainer, meter: CostMeter
+) -> TrainResult:
+    """Draws what happened; writes adapter, costs and card if the run came to its end."""
     state = trainer.state
     model: Any = trainer.model
     tokenizer: Any = trainer.processing_class
     finished = state.global_step >= state.max_steps
+    costs = None
     if finished:
         # Not `save_model`: it adds a pickle, and an adapter's folder holds none.
         model.save_pretrained(folder.path)
         tokenizer.save_pretrained(folder.path)
+        costs = run_costs(meter, model, folder.path)
+        write_costs(costs, folder.path)
     draw_loss(folder.metrics, folder.path / "loss.png")
     draw_layers(folder.dls_history, folder.path / "layers.png")
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
@@ -179,6 +126,7 @@ def conclude(recipe: Recipe, folder: RunFolder, trainer: GuardedTrainer) -> Trai
         finished=finished,
         loss=losses[-1] if losses else None,
         trainable=model.get_nb_trainable_parameters()[0],
+        costs=costs,
     )
     if finished:
         write_model_card(recipe, result, state.log_history)
@@ -291,93 +239,3 @@ def describe_parameters(model: Any) -> str:
     """`trainable parameters: 1,234 of 5,678 (21.733 %)`, by PEFT's rule."""
     trainable, total = model.get_nb_trainable_parameters()
     return f"trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.3f} %)"
-
-
-def build_trainer(
-    recipe: Recipe,
-    arguments: SFTConfig,
-    model: Any,
-    tokenizer: Any,
-    train_set: Examples,
-    validation_set: Examples,
-    watchers: list[TrainerCallback],
-) -> GuardedTrainer:
-    """The trainer with the run's callbacks; layer selection comes before what reports on it."""
-    selection = [] if recipe.dls is None else [DlsCallback(recipe.dls)]
-    callbacks: list[TrainerCallback] = [*selection, *watchers]
-    if recipe.method == "adalora":
-        callbacks.append(AdaLoraAllocation())
-    trainer = GuardedTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(train_set.rows),
-        eval_dataset=Dataset.from_list(validation_set.rows) if validation_set.rows else None,
-        processing_class=tokenizer,
-        callbacks=callbacks,
-    )
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    for noisy in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(noisy)
-    return trainer
-
-
-def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) -> SFTConfig:
-    """The recipe in the Trainer's words."""
-    save_steps = recipe.save_steps or max(1, total_steps // CHECKPOINTS_PER_RUN)
-    device = pick_device()
-    half = pick_dtype(recipe.precision, device) == torch.bfloat16
-    return SFTConfig(
-        output_dir=recipe.output_dir,
-        num_train_epochs=recipe.epochs,
-        max_steps=recipe.max_steps or -1,
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.gradient_accumulation,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=recipe.warmup,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        bf16=half,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        eval_strategy="steps" if has_validation else "no",
-        eval_steps=save_steps,
-        save_strategy="steps",
-        save_steps=save_steps,
-        save_total_limit=recipe.keep_checkpoints,
-        load_best_model_at_end=has_validation,
-        metric_for_best_model="eval_loss" if has_validation else None,
-        greater_is_better=False if has_validation else None,
-        logging_steps=recipe.log_steps,
-        report_to=recipe.trackers or "none",
-        disable_tqdm=True,
-        use_cpu=device.type == "cpu",
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        max_length=None,  # rows are cut in `tokenize_records`, with a count
-        dataset_kwargs={"skip_prepare_dataset": True},
-        dataloader_pin_memory=device.type == "cuda",
-    )
-
-
-@contextmanager
-def stop_on_signals(stopper: StopOnSignal) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the run after its step, saved; the second at once."""
-
-    def request(number: int, frame: Any) -> None:
-        if stopper.requested:
-            raise KeyboardInterrupt
-        stopper.requested = True
-
-    signals = [signal.SIGINT, signal.SIGTERM]
-    try:
-        before = [signal.signal(s, request) for s in signals]
-    except ValueError:  # not in the main thread: leave the caller's handlers alone
-        yield
-        return
-    try:
-        yield
-    finally:
-        for s, handler in zip(signals, before, strict=True):
-            signal.signal(s, handler)

@@ -1,0 +1,166 @@
+"""TRL's SFTTrainer as a run uses it: its arguments, its callbacks, and how it stops."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import SFTConfig, SFTTrainer
+
+from rosa.dls import DlsCallback
+from rosa.errors import RosaError
+from rosa.study.costs import CostMeter
+from rosa.study.examples import Examples
+from rosa.study.models import pick_device, pick_dtype
+from rosa.study.progress import AdaLoraAllocation, StopOnSignal
+from rosa.study.recipe import Recipe
+from rosa.study.run_folder import RunFolder
+
+CHECKPOINTS_PER_RUN = 10
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A recipe with everything read that it names."""
+
+    recipe: Recipe
+    model: Any
+    tokenizer: Any
+    train_set: Examples
+    validation_set: Examples
+    total_steps: int
+
+
+class GuardedTrainer(SFTTrainer):
+    """SFTTrainer that stops at the first loss or weight that is not a number.
+
+    What is on disk then is the last good checkpoint.
+    """
+
+    def __init__(self, *args: Any, meter: CostMeter, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._meter = meter
+        self.add_callback(meter)
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One forward and backward pass.
+
+        Raises:
+            RosaError: the loss is NaN or infinite.
+        """
+        self._meter.count(int(inputs["attention_mask"].sum()))
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if not torch.isfinite(loss).all():
+            self._stop_not_finite("the loss")
+        return loss
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
+            self._stop_not_finite("a trained weight")
+        super()._save_checkpoint(model, trial)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The run writes a card of its own (`rosa.study.card`)."""
+
+    def _stop_not_finite(self, what: str) -> None:
+        good = RunFolder(Path(str(self.args.output_dir))).checkpoints()
+        kept = (
+            f"the last good checkpoint is {good[-1]}" if good else "no checkpoint was written yet"
+        )
+        raise RosaError(
+            f"{what} is not a finite number after step {self.state.global_step}: {kept}; start "
+            "again in another output_dir with a lower learning_rate, or look at the data and the "
+            "base model's weights"
+        )
+
+
+def build_trainer(
+    run: PreparedRun, meter: CostMeter, watchers: list[TrainerCallback]
+) -> GuardedTrainer:
+    """The trainer with the run's callbacks; layer selection comes before what reports on it."""
+    recipe, rows = run.recipe, run.validation_set.rows
+    selection = [] if recipe.dls is None else [DlsCallback(recipe.dls)]
+    callbacks: list[TrainerCallback] = [*selection, *watchers]
+    if recipe.method == "adalora":
+        callbacks.append(AdaLoraAllocation())
+    trainer = GuardedTrainer(
+        model=run.model,
+        args=trainer_arguments(recipe, run.total_steps, bool(rows)),
+        train_dataset=Dataset.from_list(run.train_set.rows),
+        eval_dataset=Dataset.from_list(rows) if rows else None,
+        processing_class=run.tokenizer,
+        callbacks=callbacks,
+        meter=meter,
+    )
+    for noisy in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(noisy)
+    return trainer
+
+
+def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) -> SFTConfig:
+    """The recipe in the Trainer's words."""
+    save_steps = recipe.save_steps or max(1, total_steps // CHECKPOINTS_PER_RUN)
+    device = pick_device()
+    half = pick_dtype(recipe.precision, device) == torch.bfloat16
+    return SFTConfig(
+        output_dir=recipe.output_dir,
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.max_steps or -1,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.schedule,
+        warmup_steps=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=half,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        eval_strategy="steps" if has_validation else "no",
+        eval_steps=save_steps,
+        save_strategy="steps",
+        save_steps=save_steps,
+        save_total_limit=recipe.keep_checkpoints,
+        load_best_model_at_end=has_validation,
+        metric_for_best_model="eval_loss" if has_validation else None,
+        greater_is_better=False if has_validation else None,
+        logging_steps=recipe.log_steps,
+        report_to=recipe.trackers or "none",
+        disable_tqdm=True,
+        use_cpu=device.type == "cpu",
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        max_length=None,  # rows are cut in `tokenize_records`, with a count
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_pin_memory=device.type == "cuda",
+    )
+
+
+@contextmanager
+def stop_on_signals(stopper: StopOnSignal) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the run after its step, saved; the second at once."""
+
+    def request(number: int, frame: Any) -> None:
+        if stopper.requested:
+            raise KeyboardInterrupt
+        stopper.requested = True
+
+    signals = [signal.SIGINT, signal.SIGTERM]
+    try:
+        before = [signal.signal(s, request) for s in signals]
+    except ValueError:  # not in the main thread: leave the caller's handlers alone
+        yield
+        return
+    try:
+        yield
+    finally:
+        for s, handler in zip(signals, before, strict=True):
+            signal.signal(s, handler)
