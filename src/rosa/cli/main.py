@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "fine-tune the embedded model with RoSA and score it before and after",
     "train": "fine-tune a model from a recipe",
     "evaluate": "score a model or an adapter on benchmarks",
+    "compare": "train and score a grid of methods, models, data and seeds",
     "params": "count the trainable parameters of each method, without loading weights",
     "convert": "turn a llama2.c checkpoint into a Hugging Face folder",
 }

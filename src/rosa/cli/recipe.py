@@ -44,13 +44,23 @@ class RecipeParser:
             raise RosaError(f"name a recipe: {self._prog} RECIPE.yaml [--key value]")
         namespace = parser.parse_args(options)
         switches = {name: bool(namespace.pop(name)) for name in self._flags}
-        namespace.pop("config", None)
-        values = namespace.as_dict()
-        if values["dls"] is not None:
-            values["dls"] = DlsConfig(**values["dls"])
         asked = {word.split(".")[1].split("=")[0] for word in options if "adapter." in word}
-        values["adapter"] = said_values(values["adapter"], asked | set(given.get("adapter", {})))
-        return Recipe(**values), switches
+        return _recipe(namespace, asked | set(given.get("adapter", {}))), switches
+
+    def resolve(self, given: dict[str, Any], where: str) -> Recipe:
+        """The recipe of a mapping of keys; errors name `where` it stands.
+
+        Raises:
+            RosaError: as `parse_args`.
+        """
+        for key in ("adapter", "dls"):
+            _refuse_scalar(given, key, where)
+        parser = self._parser(str(given.get("method") or DEFAULT_METHOD))
+        reject_unknown_keys(given, parser, where)
+        namespace = parser.parse_args(["--config", yaml.safe_dump(given)])
+        for name in self._flags:
+            namespace.pop(name)
+        return _recipe(namespace, set(given.get("adapter", {})))
 
     def _parser(self, method_name: str) -> Parser:
         method = load_method(method_name)
@@ -70,6 +80,16 @@ class RecipeParser:
         parser.set_defaults({f"adapter.{key}": value for key, value in method.kwargs.items()})
         parser.set_defaults({"dls": DlsConfig() if method.dls else None})
         return parser
+
+
+def _recipe(namespace: Any, asked: set[str]) -> Recipe:
+    """The parsed keys as a recipe; `asked` are the adapter's keys that were given."""
+    namespace.pop("config", None)
+    values = namespace.as_dict()
+    if values["dls"] is not None:
+        values["dls"] = DlsConfig(**values["dls"])
+    values["adapter"] = said_values(values["adapter"], asked)
+    return Recipe(**values)
 
 
 def said_values(adapter: dict[str, Any], asked: set[str]) -> dict[str, Any]:
@@ -120,6 +140,11 @@ def reject_unknown_keys(given: dict[str, Any], parser: Parser, path: str) -> Non
 def load_recipe(path: str, *overrides: str) -> Recipe:
     """The recipe in `path` with `--key value` overrides: the Python way to `rosa train`."""
     return RecipeParser("rosa train", {}).parse_args([path, *overrides])[0]
+
+
+def resolve_recipe(given: dict[str, Any], where: str) -> Recipe:
+    """The recipe of a mapping of keys, checked as a file's would be."""
+    return RecipeParser("rosa train", {}).resolve(given, where)
 
 
 def _flatten(mapping: dict[str, Any], prefix: str = "") -> Iterator[str]:

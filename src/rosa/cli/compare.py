@@ -1,0 +1,135 @@
+"""`rosa compare GRID.yaml`: models x methods x training sets x seeds, in one resumable folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from rosa.cli.parser import Parser
+from rosa.cli.recipe import read_recipe_file, resolve_recipe
+from rosa.errors import RosaError, did_you_mean
+from rosa.study.compare.grid import Evaluation, Grid, TrainingSet, Tuning
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rosa.study.compare.plan import Job
+    from rosa.study.compare.schedule import Engine
+
+
+class GridParser:
+    """Parses `GRID.yaml [--key value]` into a `Grid` and the command's own options."""
+
+    def parse_args(self, argv: list[str]) -> tuple[Grid, Any]:
+        """The grid and `workers`, `engine`, `dry_run`.
+
+        Raises:
+            RosaError: no grid file, bad YAML, an unknown key or a value of the wrong type.
+        """
+        parser = _options()
+        if argv and not argv[0].startswith("-"):
+            path, rest = argv[0], argv[1:]
+            given = read_recipe_file(path)
+            reject_unknown_grid_keys(given, path)
+            argv = ["--config", yaml.safe_dump(given), *rest]
+        elif not {"-h", "--help"} & set(argv):
+            raise RosaError("name a grid: rosa compare GRID.yaml [--key value]")
+        options = parser.instantiate_classes(parser.parse_args(argv))
+        return Grid(**{f.name: getattr(options, f.name) for f in fields(Grid)}), options
+
+
+def build_parser() -> GridParser:
+    return GridParser()
+
+
+def run(args: tuple[Grid, Any]) -> int:
+    """Plan, run, gather."""
+    from rich.console import Console
+
+    from rosa.study.compare.plan import plan
+    from rosa.study.compare.run import compare
+
+    grid, options = args
+    console = Console(markup=False, highlight=False)
+    if options.dry_run:
+        list_jobs(plan(grid, resolve_recipe), console)
+        return 0
+    workers = options.workers if options.workers is not None else default_workers(grid.threads)
+    if workers < 1:
+        raise RosaError(f"workers must be at least 1, not {workers}")
+
+    def make_engine(folder: Path) -> Engine:
+        return engine(options.engine, folder, workers)
+
+    results = compare(grid, resolve_recipe, make_engine, workers=workers, console=console)
+    for failure in results.failures:
+        console.print(f"failed: {failure['run']}: {failure['error']}", soft_wrap=True)
+    console.print(f"{len(results.runs)} finished runs are in {results.folder}", soft_wrap=True)
+    return 1 if results.failures else 0
+
+
+def _options() -> Parser:
+    parser = Parser(
+        prog="rosa compare",
+        usage="rosa compare GRID.yaml [--key value ...]",
+        description="Train and score every method of a grid. The same command goes on with a "
+        "study that was stopped, and does failed runs again.",
+    )
+    parser.add_argument("--config", action="config", help="the grid's file (given first)")
+    parser.add_argument(
+        "--workers",
+        type=int | None,
+        default=None,
+        help="runs at a time; default: one per GPU, else as many as the CPU has cores for",
+    )
+    parser.add_argument(
+        "--engine", type=Literal["local", "ray"], default="local", help="where the runs go"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="list the runs and stop")
+    parser.add_class_arguments(Grid)
+    return parser
+
+
+def reject_unknown_grid_keys(given: dict[str, Any], path: str) -> None:
+    """An unknown key, also inside `tune`, `evaluate` or a training set, names the nearest one."""
+    parts = [("", given, Grid), ("tune.", given.get("tune"), Tuning)]
+    parts.append(("evaluate.", given.get("evaluate"), Evaluation))
+    sets = given.get("training_sets")
+    for name, value in (sets if isinstance(sets, dict) else {}).items():
+        parts.append((f"training_sets.{name}.", value, TrainingSet))
+    for prefix, mapping, kind in parts:
+        known = [field.name for field in fields(kind)]
+        for key in mapping if isinstance(mapping, dict) else {}:
+            if key not in known:
+                hint = did_you_mean(str(key), known)
+                raise RosaError(f"{path}: there is no key '{prefix}{key}'{hint}")
+
+
+def default_workers(threads: int) -> int:
+    """One run per GPU, else as many as there are cores for."""
+    from rosa.study.compare.local import visible_gpus
+
+    return len(visible_gpus()) or max(1, (os.cpu_count() or 1) // threads)
+
+
+def engine(name: str, folder: Path, workers: int) -> Engine:
+    """The engine of that name."""
+    if name == "ray":
+        from rosa.study.compare.ray_engine import RayEngine
+
+        return RayEngine(folder, workers)
+    from rosa.study.compare.local import LocalEngine, visible_gpus
+
+    return LocalEngine(folder, workers, visible_gpus())
+
+
+def list_jobs(jobs: list[Job], console: Console) -> None:
+    """Every run, one line each."""
+    for job in jobs:
+        console.print(job.id, soft_wrap=True)
+    tuning = sum(job.is_tuning for job in jobs)
+    console.print(f"{len(jobs) - tuning} runs, and {tuning} to choose learning rates")

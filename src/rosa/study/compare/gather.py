@@ -1,0 +1,118 @@
+"""Reads every finished run of a study into its results."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rosa.errors import RosaError
+from rosa.study.compare.grid import Grid, MethodEntry
+from rosa.study.compare.plan import Group, Job
+from rosa.study.compare.results import RESULTS, RunResult, StudyResults, to_json
+from rosa.study.compare.schedule import Schedule
+from rosa.study.compare.tuning import record, tuning_losses
+from rosa.study.methods import load_method
+from rosa.study.scores import TaskScore
+
+VARIANT = "variant"
+
+
+def gather(schedule: Schedule, grid: Grid, environment: dict[str, Any]) -> StudyResults:
+    """The results of all runs that are done, in the grid's order."""
+    entries = {entry.name: entry for entry in grid.entries}
+    done = [j for j in schedule.jobs if not j.is_tuning and schedule.states[j.id] == "done"]
+    order = {job.group: number for number, job in enumerate(schedule.jobs)}
+    done.sort(key=lambda job: (order[job.group], grid.seeds.index(job.seed)))
+    failures = [{"run": id, "error": error} for id, error in schedule.errors.items()]
+    return StudyResults(
+        schedule.study,
+        tuple(read_run(schedule.study, job, entries[job.group.method]) for job in done),
+        tuple(failures),
+        tuple(_tuning(schedule)),
+        environment,
+        asdict(grid),
+    )
+
+
+def write(study: StudyResults) -> Path:
+    """Replace `results.json` in one step."""
+    file = study.folder / RESULTS
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(to_json(study), indent=1) + "\n", encoding="utf-8")
+    part.replace(file)
+    return file
+
+
+def read_run(study: Path, job: Job, entry: MethodEntry) -> RunResult:
+    """One finished run.
+
+    Raises:
+        RosaError: a file of the run is missing or damaged.
+    """
+    folder = study / job.id
+    try:
+        costs = json.loads((folder / "costs.json").read_text(encoding="utf-8"))
+        scores = json.loads((folder / "evaluation" / "results.json").read_text(encoding="utf-8"))
+        trained = (folder / "recipe.yaml").read_text(encoding="utf-8")
+        tasks = tuple(_task_score(values) for values in scores["tasks"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RosaError(
+            f"the run {folder} is damaged ({error}); delete status/{job.id}.json and the run's "
+            "folder, and the same command does it again"
+        ) from None
+    return RunResult(
+        **asdict(job.group),
+        title=title(entry),
+        group=kind(entry),
+        seed=job.seed,
+        folder=job.id,
+        learning_rate=_learning_rate(trained),
+        trainable=costs["trainable"],
+        total=costs["total"],
+        scores=tasks,
+        costs={**costs, **_forgetting(folder)},
+    )
+
+
+def title(entry: MethodEntry) -> str:
+    """What tables call the entry: its own title, else the method's, else its name."""
+    if entry.title:
+        return entry.title
+    return load_method(entry.recipe["method"]).title if _is_plain(entry) else entry.name
+
+
+def kind(entry: MethodEntry) -> str:
+    """The method's own group; anything that changes the method's keys is a variant of it."""
+    return load_method(entry.recipe["method"]).group if _is_plain(entry) else VARIANT
+
+
+def _is_plain(entry: MethodEntry) -> bool:
+    return entry.name == entry.recipe["method"]
+
+
+def _task_score(values: dict[str, Any]) -> TaskScore:
+    known = {key: v for key, v in values.items() if key in TaskScore.__dataclass_fields__}
+    return TaskScore(**{**known, "seen_in_training": tuple(known["seen_in_training"])})
+
+
+def _learning_rate(recipe: str) -> float:
+    import yaml
+
+    return float(yaml.safe_load(recipe)["learning_rate"])
+
+
+def _forgetting(folder: Path) -> dict[str, Any]:
+    file = folder / "evaluation" / "forgetting.json"
+    if not file.is_file():
+        return {}
+    return {"forgetting": json.loads(file.read_text(encoding="utf-8"))["difference"]}
+
+
+def _tuning(schedule: Schedule) -> list[dict[str, Any]]:
+    groups: dict[Group, list[Job]] = {}
+    for job in schedule.jobs:
+        if job.is_tuning and schedule.states[job.id] in ("done", "failed"):
+            groups.setdefault(job.group, []).append(job)
+    return [record(g, tuning_losses(schedule.study, jobs)) for g, jobs in groups.items()]

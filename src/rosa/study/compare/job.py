@@ -1,0 +1,166 @@
+"""One job in a process of its own: train, then evaluate, and say how far it is.
+
+A job is nothing but `rosa train` and `rosa evaluate` on the run's folder: it goes on where an
+earlier attempt stopped, and its recipe alone repeats it.
+
+status/<id>.json   {"state": "training" | "evaluating" | "stopped" | "done" | "failed", ...}
+logs/<id>.txt      what the commands printed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rosa.errors import RosaError
+from rosa.study.compare.plan import Job
+from rosa.study.run_folder import RunFolder
+
+ORPHAN_CHECK_SECONDS = 2.0
+
+
+def status_file(study: Path, job_id: str) -> Path:
+    """Where a job says how far it is."""
+    return study / "status" / f"{job_id}.json"
+
+
+def log_file(study: Path, job_id: str) -> Path:
+    """Where a job's output goes."""
+    return study / "logs" / f"{job_id}.txt"
+
+
+def read_status(study: Path, job_id: str) -> dict[str, Any]:
+    """The last word of a job; empty before its first."""
+    try:
+        return json.loads(status_file(study, job_id).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def run_job(study: Path, job: Job, device: str | None = None) -> None:
+    """The body of a job's process; never raises: what went wrong stands in its status.
+
+    Args:
+        study: the study's folder.
+        job: what to run.
+        device: index of the GPU to see; None leaves the choice to the machine.
+    """
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    log = log_file(study, job.id)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.time()
+    with log.open("a", encoding="utf-8", buffering=1) as stream, _output_to(stream):
+        try:
+            state = _train_and_evaluate(study, job, started)
+            _say(study, job, state, started)
+        except RosaError as error:
+            sys.stderr.write(f"failed: {error}\n")
+            _say(study, job, "failed", started, error=str(error))
+        except BaseException as error:  # the study goes on without this run
+            traceback.print_exc()
+            kind, reason = type(error).__name__, " ".join(str(error).split())[:300]
+            _say(study, job, "failed", started, error=f"{kind}: {reason}")
+
+
+def _train_and_evaluate(study: Path, job: Job, started: float) -> str:
+    import torch
+
+    from rosa.study.train import train
+
+    torch.set_num_threads(job.threads)
+    folder = RunFolder(Path(job.recipe.output_dir))
+    if not folder.finished:
+        _say(study, job, "training", started)
+        result = train(job.recipe, resume=folder.recipe.is_file(), say=_line)
+        if not result.finished:
+            return "stopped"
+    if job.evaluate is not None:
+        _say(study, job, "evaluating", started)
+        _evaluate(job, folder.path)
+    return "done"
+
+
+def _evaluate(job: Job, adapter: Path) -> None:
+    from rosa.study import models, provenance
+    from rosa.study.evaluate import evaluate, prepare
+
+    options = job.evaluate
+    assert options is not None
+    work = prepare(
+        list(job.tasks),
+        data=options.data,
+        limit=options.limit,
+        max_new_tokens=options.max_new_tokens,
+    )
+    loaded = models.load(str(adapter), trust_remote_code=job.recipe.trust_remote_code)
+    evaluate(
+        loaded.model,
+        loaded.tokenizer,
+        work,
+        out=adapter / "evaluation",
+        batch_size=options.batch_size,
+        limit=options.limit,
+        num_beams=options.num_beams,
+        run=provenance.identity(loaded),
+        trained_on=provenance.trained_on(str(adapter)),
+    )
+
+
+def _say(study: Path, job: Job, state: str, started: float, **more: Any) -> None:
+    file = status_file(study, job.id)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    record = {
+        "state": state,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": started,
+        "seconds": round(time.time() - started, 1),
+        **more,
+    }
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    part.replace(file)
+
+
+def _line(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+@contextlib.contextmanager
+def _output_to(stream: Any) -> Iterator[None]:
+    """Everything the process prints, and its libraries below Python, goes to `stream`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    try:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+        with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+            yield
+    finally:
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def stop_with_parent() -> None:
+    """Saves and ends this process once the one that started it is gone, however it went."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(ORPHAN_CHECK_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

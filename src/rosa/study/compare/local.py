@@ -1,0 +1,102 @@
+"""Jobs side by side on this machine: one process each, one GPU each where there are any.
+
+Each run has a process of its own, so one that is killed for memory takes nothing with it. Where
+the system has it, the processes are forked from a server that imported the libraries once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rosa.study.compare.job import run_job, stop_with_parent
+from rosa.study.compare.plan import Job
+
+PRELOAD = ["rosa.study.train", "rosa.study.evaluate", "rosa.study.models", "rosa.study.provenance"]
+STOP_SECONDS = 120
+
+
+class LocalEngine:
+    """`workers` jobs at a time; `start`, then `finished` until the job comes out of it."""
+
+    def __init__(self, study: Path, workers: int, devices: Sequence[str] = ()) -> None:
+        """`devices`: GPU indices, shared out evenly; none leaves the choice to the machine."""
+        self._study = study
+        self._free = [devices[i % len(devices)] if devices else None for i in range(workers)]
+        self._running: dict[str, tuple[Job, Any, str | None]] = {}
+        methods = multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context(
+            "forkserver" if "forkserver" in methods else "spawn"
+        )
+        if "forkserver" in methods:
+            self._context.set_forkserver_preload(PRELOAD)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a job can be started now."""
+        return bool(self._free)
+
+    @property
+    def running(self) -> list[Job]:
+        """The jobs that are under way, oldest first."""
+        return [job for job, _, _ in self._running.values()]
+
+    def start(self, job: Job) -> None:
+        """Run the job in a new process."""
+        device = self._free.pop()
+        process = self._context.Process(target=_body, args=(self._study, job, device))
+        process.start()
+        self._running[job.id] = (job, process, device)
+
+    def finished(self) -> list[tuple[Job, str | None]]:
+        """The jobs that ended since the last call, with what killed their process if it was."""
+        ended = []
+        for job, process, device in list(self._running.values()):
+            if process.is_alive():
+                continue
+            process.join()
+            del self._running[job.id]
+            self._free.append(device)
+            ended.append((job, _cause_of_death(process.exitcode)))
+        return ended
+
+    def stop(self) -> None:
+        """Let every job save and end."""
+        for _, process, _ in self._running.values():
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGTERM)
+        for _, process, _ in self._running.values():
+            process.join(STOP_SECONDS)
+            if process.is_alive():
+                process.kill()
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name.strip()]
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _body(study: Path, job: Job, device: str | None) -> None:
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C ends the study, which then tells its runs to save: once, not twice
+    stop_with_parent()
+    run_job(study, job, device)
+
+
+def _cause_of_death(exit_code: int) -> str | None:
+    if exit_code == 0:
+        return None
+    if exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        hint = ": out of memory?" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{hint}"
+    return f"its process ended with code {exit_code}"

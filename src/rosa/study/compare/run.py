@@ -1,0 +1,113 @@
+"""`rosa compare` in Python: plan, run what is not done, gather."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from rosa.errors import RosaError
+from rosa.study.compare.gather import gather, write
+from rosa.study.compare.grid import Grid
+from rosa.study.compare.plan import Job, Resolve, plan
+from rosa.study.compare.schedule import Engine, Schedule
+from rosa.study.compare.watch import Watch
+from rosa.study.lock import folder_in_use
+from rosa.study.run_folder import first_difference
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rosa.study.compare.results import StudyResults
+
+# What may change between two calls on one study: more of the same, or where its data lies.
+GROWING = ("output_dir", "models", "methods", "training_sets", "seeds")
+
+
+def compare(
+    grid: Grid,
+    resolve: Resolve,
+    make_engine: Callable[[Path], Engine],
+    *,
+    workers: int,
+    console: Console,
+) -> StudyResults:
+    """Run every job of the grid that is not done, and return what all of them say.
+
+    `results.json`, the tables and the pictures are written anew after each run.
+
+    Args:
+        grid: what to compare; its folder may hold an earlier part of the same study.
+        resolve: turns a mapping of recipe keys into a checked recipe.
+        make_engine: gives the engine for a study's folder.
+        workers: runs at a time.
+        console: where the live table goes.
+
+    Raises:
+        RosaError: a mistake in the grid, or a folder that holds something else.
+    """
+    jobs = plan(grid, resolve)
+    folder = Path(grid.output_dir)
+    with folder_in_use(folder):
+        claim(folder, grid)
+        schedule = Schedule(folder, jobs)
+        study = StudyWriter(schedule, grid)
+        with Watch(schedule, workers, console) as watch:
+
+            def changed(job: Job) -> None:
+                watch.changed(job)
+                if not job.is_tuning:
+                    study.write()
+
+            if schedule.waiting:
+                schedule.run(make_engine(folder), changed, watch.tick)
+        return study.write()
+
+
+class StudyWriter:
+    """Writes what is known so far."""
+
+    def __init__(self, schedule: Schedule, grid: Grid) -> None:
+        from rosa.study.environment import describe_environment
+
+        self._schedule = schedule
+        self._grid = grid
+        self._environment = describe_environment()
+
+    def write(self) -> StudyResults:
+        """`results.json` from the runs that are done."""
+        results = gather(self._schedule, self._grid, self._environment)
+        write(results)
+        return results
+
+
+def claim(folder: Path, grid: Grid) -> None:
+    """Make the folder this study's, or check that it is.
+
+    A study may grow (more models, methods, sets, seeds); what its finished runs shared must stay.
+
+    Raises:
+        RosaError: the folder holds another study or other files.
+    """
+    file = folder / "grid.yaml"
+    now = asdict(grid)
+    if file.is_file():
+        before = _read(file)
+        shared = {key: value for key, value in now.items() if key not in GROWING}
+        if key := first_difference(before, shared):
+            raise RosaError(
+                f"output_dir '{folder}' holds a study with another {key}; name another folder"
+            )
+    elif any(f.name != ".lock" for f in folder.iterdir()):
+        raise RosaError(f"output_dir '{folder}' is not empty and holds no study; name another")
+    file.write_text(yaml.safe_dump(now, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        raise RosaError(f"{file} is damaged; put the study's grid back there") from None
