@@ -19,6 +19,7 @@ from typing import Any
 
 from rosa.study.benchmarks import Task, load_task
 from rosa.study.compare.grid import Grid, TrainingSet
+from rosa.study.compare.plan import Group
 from rosa.study.compare.results import RESULTS, RunResult, StudyResults, to_json
 from rosa.study.methods import load_method
 from rosa.study.prompts import instruction_prompt
@@ -36,6 +37,7 @@ def synthetic_study(
     skills: Mapping[str, float] = SKILLS,
     models: Sequence[str] = ("rosa-tiny",),
     train_sets: Mapping[str, Sequence[str]] = TRAIN_SETS,
+    data: Mapping[str, str] | None = None,
     seeds: Iterable[int] = (1, 2, 3),
     examples: int = 60,
     seed_spread: float = 0.02,
@@ -47,6 +49,7 @@ def synthetic_study(
     Args:
         skills: methods by name, in the order of the grid, with the share they get right.
         train_sets: tasks by training set.
+        data: the file of a training set, for the grid; by default one that does not exist.
         examples: questions per task; the i-th task has 10 i more, so that micro is not macro.
         seed_spread: standard deviation of a run's skill around its method's.
         failed: (method, seed) pairs that failed, everywhere.
@@ -64,7 +67,7 @@ def synthetic_study(
         for train_set, asked in tasks.items():
             for method, skill in skills.items():
                 for seed in seeds:
-                    name = f"runs/{model}/{train_set}/{method}/{seed}"
+                    name = f"runs/{Group(model, train_set, method).path}/seed-{seed}"
                     if (method, seed) in failed:
                         failures.append({"run": name, "error": "out of memory on purpose"})
                         continue
@@ -78,7 +81,9 @@ def synthetic_study(
         output_dir=str(folder),
         models=list(models),
         methods=list(skills),
-        training_sets={n: TrainingSet(f"{n}.json", [*t]) for n, t in train_sets.items()},
+        training_sets={
+            n: TrainingSet((data or {}).get(n, f"{n}.json"), [*t]) for n, t in train_sets.items()
+        },
         seeds=seeds,
     )
     environment = {"machine": "a synthetic one", "commit": "0" * 7}
