@@ -32,11 +32,13 @@ class TrainingSet:
         data: as a recipe's `data`.
         tasks: tasks, groups or task files, as `rosa evaluate --tasks`.
         recipe: recipe keys of the runs on this set alone.
+        sha256: hash of the one local file that `data` names; null checks nothing.
     """
 
     data: str | list[str]
     tasks: list[str]
     recipe: dict[str, Any] = field(default_factory=dict)
+    sha256: str | None = None
 
 
 @dataclass
