@@ -1,7 +1,8 @@
 """Answer filters: what a response is taken to say, and whether that is the label.
 
-A benchmark's YAML names one of `FILTERS`. The rules are the `llm-adapters` protocol's; a response
-in which a filter finds nothing is wrong and is counted as unparsable.
+A benchmark's YAML names one of `FILTERS`, which follow the rules of the `llm-adapters` protocol;
+`PROTOCOLS` has the `strict` protocol's counterpart of each. A response in which a filter finds
+nothing is wrong and is counted as unparsable.
 """
 
 from __future__ import annotations
@@ -12,6 +13,15 @@ from collections.abc import Sequence
 from typing import Protocol
 
 TOLERANCE = 1e-3  # numbers this close are the same answer
+PUBLISHED = "llm-adapters"
+
+# Where a response says what its answer is: "the answer is", "the correct option is", "Answer:",
+# GSM8K's "####", LaTeX's "\boxed{".
+_STATEMENT = (
+    r"(?:(?i:\banswers?\b[*_\s]*[:=]|\b(?:answer|option|choice)s?\b[^.\n:=]{0,40}?\bis\b)"
+    r"|####|\\boxed\{)"
+)
+_OPENING = r"""[\s*_:=$`"'(\[{]*"""  # marks between a statement and its answer
 
 
 class AnswerFilter(Protocol):
@@ -39,9 +49,7 @@ class FirstLabel:
     needs_answers = True
 
     def parse(self, response: str, answers: Sequence[str]) -> str | None:
-        # Longest first, so that `option10` is not read as `option1`.
-        pattern = "|".join(re.escape(a) for a in sorted(answers, key=len, reverse=True))
-        match = re.search(pattern, response)
+        match = re.search(_any_of(answers), response)
         return match.group() if match else None
 
     def is_label(self, label: str, answers: Sequence[str]) -> bool:
@@ -49,6 +57,26 @@ class FirstLabel:
 
     def equal(self, answer: str, label: str) -> bool:
         return answer == label
+
+
+class OnlyLabel(FirstLabel):
+    """The one label that the text names, case-sensitive and as a whole word.
+
+    Where the text states its answer ("the answer is", "Answer:", ...), the stated labels alone
+    count. Two different labels are no answer. The article "A" is no label.
+
+    >>> OnlyLabel().parse("A train goes 5 miles. Answer: C", ["A", "B", "C"])
+    'C'
+    >>> OnlyLabel().parse("either answer1 or answer3", ["answer1", "answer3"]) is None
+    True
+    """
+
+    def parse(self, response: str, answers: Sequence[str]) -> str | None:
+        option = rf"(?:(?i:option|choice)\b{_OPENING})?"
+        stated = rf"{_STATEMENT}{_OPENING}{option}({_any_of(answers)})(?!\w)"
+        named = rf"(?<!\w)(?!A\s[a-z])({_any_of(answers)})(?!\w)"
+        found = set(re.findall(stated, response)) or set(re.findall(named, response))
+        return found.pop() if len(found) == 1 else None
 
 
 class LastNumber:
@@ -76,8 +104,47 @@ class LastNumber:
         return abs(_number(answer) - _number(label)) <= TOLERANCE
 
 
+class StatedNumber(LastNumber):
+    """The number that the text's last statement of its answer gives, else the last number.
+
+    Of a statement, its sentence counts: the number after its last "=", else its first number. A
+    number is written as people write it: a comma only before three digits, a minus sign only where
+    no digit, letter or bracket stands before it.
+
+    >>> StatedNumber().parse("The answer is 5 - 3 = $2.00. I checked it 3 times.", [])
+    '2.00'
+    """
+
+    def parse(self, response: str, answers: Sequence[str]) -> str | None:
+        for statement in reversed(list(re.finditer(_STATEMENT + _OPENING, response))):
+            sentence = re.split(r"[.!?](?!\S)|\n", response[statement.end() :], maxsplit=1)[0]
+            result = _written_numbers(sentence.rpartition("=")[2])
+            numbers = result or _written_numbers(sentence)
+            if numbers:
+                return numbers[0]
+        numbers = _written_numbers(response)
+        return numbers[-1] if numbers else None
+
+
+def _written_numbers(text: str) -> list[str]:
+    """Every number in `text`, without commas and currency signs."""
+    minus = r"(?<![\w)\]}.])[-−][$€£]?"
+    digits = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+"
+    found = re.findall(rf"({minus})?(?<![A-Za-z_])({digits})", text)
+    return [("-" if sign else "") + number.replace(",", "") for sign, number in found]
+
+
+def _any_of(answers: Sequence[str]) -> str:
+    # Longest first, so that `option10` is not read as `option1`.
+    return "|".join(re.escape(a) for a in sorted(answers, key=len, reverse=True))
+
+
 def _number(text: str) -> float:
     return float(text.replace(",", ""))
 
 
 FILTERS: dict[str, AnswerFilter] = {"first_label": FirstLabel(), "last_number": LastNumber()}
+PROTOCOLS: dict[str, dict[str, AnswerFilter]] = {
+    PUBLISHED: FILTERS,
+    "strict": {"first_label": OnlyLabel(), "last_number": StatedNumber()},
+}

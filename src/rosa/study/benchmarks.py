@@ -21,9 +21,9 @@ from typing import Any
 import yaml
 
 from rosa.errors import RosaError
-from rosa.study.answers import FILTERS
+from rosa.study.answers import FILTERS, PROTOCOLS, PUBLISHED
 from rosa.study.models import ASSETS
-from rosa.study.prompts import instruction_prompt
+from rosa.study.prompts import PROMPTS, Question, chat_turns, render
 from rosa.study.records import read_records, text_field
 
 TASKS = Path(__file__).resolve().parent / "tasks"
@@ -32,7 +32,6 @@ PAPER_ORDER = (
     *("winogrande", "MultiArith", "gsm8k", "AddSub", "AQuA", "SingleEq", "SVAMP", "mawps"),
 )
 SUITES = ("commonsense", "arithmetic", "toy")
-PROMPTS = {"alpaca": instruction_prompt, "plain": lambda instruction, input="": instruction + input}
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Task:
         filter: the answer filter, a key of `FILTERS`.
         max_new_tokens: tokens that a response may have.
         answers: the labels, for filters that need them.
-        prompt: the template around instruction and input, a key of `PROMPTS`.
+        prompt: the template around instruction and input, one of `PROMPTS`.
         packaged: the test set comes with the package.
         hub: the test set on the hub, where one with these rows is known.
         seen_in_training: training sets that hold the training part of this test.
@@ -83,9 +82,9 @@ class Task:
     citation: str = ""
     folder: Path = field(default=TASKS, compare=False)
 
-    def parse(self, response: str) -> str | None:
-        """The answer in `response`, or None."""
-        return FILTERS[self.filter].parse(response, self.answers)
+    def parse(self, response: str, protocol: str = PUBLISHED) -> str | None:
+        """The answer in `response` by the rules of `protocol`, or None."""
+        return PROTOCOLS[protocol][self.filter].parse(response, self.answers)
 
     def is_correct(self, answer: str | None, label: str) -> bool:
         """Whether a parsed answer is the label; no answer never is."""
@@ -94,11 +93,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Example:
-    """One question: its row in the test set (from 0), the prompt, and the label."""
+    """One question: its row in the test set (from 0), the prompt, and the label.
+
+    Until a tokenizer has put a `chat` question into its template, its prompt is the user's turn.
+    """
 
     index: int
     prompt: str
     label: str
+    question: Question = field(default=Question(""), repr=False)
 
 
 @cache
@@ -202,7 +205,7 @@ def load_examples(task: Task, data: str | Path | None = None) -> list[Example]:
     Rows come from the package for a toy task, from the folder `data` where given, from beside the
     task's own YAML, else from the hub.
     """
-    file = _local_file(task, data)
+    file = data_file(task, data)
     if file is not None:
         rows, source = read_records(file), str(file)
     else:
@@ -210,17 +213,19 @@ def load_examples(task: Task, data: str | Path | None = None) -> list[Example]:
     return [_example(task, row, source, number) for number, row in enumerate(rows, 1)]
 
 
-def _local_file(task: Task, data: str | Path | None) -> Path | None:
+def data_file(task: Task, data: str | Path | None, name: str | None = None) -> Path | None:
+    """The local file of the test set, or the file `name` in its folder; None where none is there.
+
+    Raises RosaError where `data` is given and neither it nor the YAML's folder has the test set.
+    """
+    path = Path(task.file).with_name(name) if name else Path(task.file)
     if task.packaged:
-        return ASSETS / "tiny-data" / task.file
-    beside = task.folder / task.file
-    if data is not None:
-        file = Path(data) / task.file
-        if file.is_file():
-            return file
-        if not beside.is_file():
-            raise RosaError(_not_there(task, file))
-    return beside if beside.is_file() else None
+        return ASSETS / "tiny-data" / path
+    places = [task.folder / path] if data is None else [Path(data) / path, task.folder / path]
+    found = next((file for file in places if file.is_file()), None)
+    if found is None and data is not None and name is None:
+        raise RosaError(_not_there(task, places[0]))
+    return found
 
 
 def _not_there(task: Task, file: Path) -> str:
@@ -243,7 +248,10 @@ def _example(task: Task, row: dict[str, Any], source: str, number: int) -> Examp
             f"{source}, row {number}: the label {label!r} is unknown to the task {task.name}; its "
             f"labels are {known}"
         )
-    return Example(number - 1, PROMPTS[task.prompt](instruction, context), label)
+    question = Question(instruction, context)
+    chat = task.prompt == "chat"
+    prompt = chat_turns(question)[0]["content"] if chat else render(task.prompt, question)
+    return Example(number - 1, prompt, label, question)
 
 
 def _hub_rows(task: Task) -> tuple[list[dict[str, Any]], str]:

@@ -1,4 +1,4 @@
-"""Scoring a model on benchmarks under the `llm-adapters` protocol.
+"""Scoring a model on benchmarks: it is asked, its answers are read by a protocol's rules.
 
     results = evaluate(model, tokenizer, ["boolq", "gsm8k"], data="dataset", out="runs/eval")
     results["boolq"].accuracy
@@ -10,7 +10,6 @@ from the whole task, never from what is left, so the answers are those of an uni
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,48 +18,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rosa.errors import RosaError
-from rosa.study.benchmarks import Example, Task, fingerprint, load_examples, resolve_tasks
+from rosa.study.answers import PROTOCOLS, PUBLISHED
+from rosa.study.benchmarks import Example, Task, fingerprint
 from rosa.study.evaluation_folder import EvaluationFolder
 from rosa.study.generate import Response, encode_prompts, generate, longest_first_batches
 from rosa.study.lock import folder_in_use
 from rosa.study.models import quiet
+from rosa.study.prompts import NEXT_EXAMPLE
 from rosa.study.scores import Results, TaskScore
-from rosa.study.sources import sample
-
-PROTOCOL = "llm-adapters"
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One task with the examples that are asked, out of `rows` in its test set."""
-
-    task: Task
-    examples: list[Example]
-    rows: int
-
-
-def prepare(
-    tasks: Sequence[str | Task],
-    *,
-    data: str | Path | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    max_new_tokens: int | None = None,
-) -> list[Workload]:
-    """Load and check every task's examples; `limit` takes a seeded sample of each.
-
-    Raises RosaError for an unknown task, bad data or an unknown label: before any model is loaded.
-    """
-    for name, value in (("limit", limit), ("max_new_tokens", max_new_tokens)):
-        if value is not None and value < 1:
-            raise RosaError(f"{name} must be at least 1, found {value}")
-    work = []
-    for task in resolve_tasks(tasks):
-        if max_new_tokens is not None:
-            task = dataclasses.replace(task, max_new_tokens=max_new_tokens)
-        examples = load_examples(task, data)
-        work.append(Workload(task, sample(examples, limit, seed), len(examples)))
-    return work
+from rosa.study.workload import Workload, conditions, departures, prepare
 
 
 def evaluate(
@@ -68,29 +34,32 @@ def evaluate(
     tokenizer: Any,
     tasks: Sequence[str | Task] | Sequence[Workload],
     *,
-    data: str | Path | None = None,
     out: str | Path | None = None,
     batch_size: int = 16,
     limit: int | None = None,
     seed: int = 0,
     num_beams: int = 1,
-    max_new_tokens: int | None = None,
+    protocol: str = PUBLISHED,
     run: dict[str, Any] | None = None,
     trained_on: Sequence[str] = (),
     progress: bool = False,
+    **asking: Any,
 ) -> Results:
     """Ask `model` every question of `tasks` and score its answers.
 
     Args:
         model: a Transformers causal model, adapted or not; its training mode is restored.
         tasks: names, groups, YAML files or `Task`s; or what `prepare` gave.
-        data: folder with the test sets in LLM-Adapters' layout; the hub where it is None.
         out: folder for answers and results, resumed where it holds this run; None keeps nothing.
-        limit: ask a seeded sample of this many examples per task.
+        batch_size: prompts at a time.
+        limit: ask a seeded sample of this many examples per task; of prepared tasks, the record.
+        seed: of the sample and of the worked examples, likewise.
         num_beams: 1 is greedy; the published suite used 4.
+        protocol: whose rules read the answers, a key of `PROTOCOLS`.
         run: what identifies the model (its name, adapter, ...); a folder with another is refused.
         trained_on: names of the training sets, where they are known.
         progress: show a progress bar with tokens per second.
+        asking: `prepare`'s other options: data, max_new_tokens, prompt, num_fewshot, fewshot_data.
 
     Raises:
         RosaError: bad tasks or data, or a folder that holds another run.
@@ -98,30 +67,32 @@ def evaluate(
     for name, value in (("batch_size", batch_size), ("num_beams", num_beams)):
         if value < 1:
             raise RosaError(f"{name} must be at least 1, found {value}")
-    work = _prepared(tasks, data=data, limit=limit, seed=seed, max_new_tokens=max_new_tokens)
-    identity = {"protocol": PROTOCOL, **(run or {})}
+    if protocol not in PROTOCOLS:
+        raise RosaError(f"unknown protocol {protocol!r}; say one of {', '.join(PROTOCOLS)}")
+    if tasks and all(isinstance(task, Workload) for task in tasks):
+        if asking:
+            raise TypeError(f"give {', '.join(asking)} to `prepare`, which made these tasks")
+        work: list[Any] = list(tasks)
+    else:
+        work = prepare(tasks, limit=limit, seed=seed, **asking)  # type: ignore[arg-type]
+    work = [w.rendered(tokenizer) for w in work]
+    identity = {"protocol": protocol, **(run or {})}
     identity |= {"dtype": str(model.dtype).removeprefix("torch."), "num_beams": num_beams}
-    identity |= {"limit": limit, "seed": seed}
+    identity |= {"limit": limit, "seed": seed, **departures(work)}
     folder = EvaluationFolder(Path(out)) if out is not None else None
     if folder:
         folder.claim(identity, {w.task.name: fingerprint(w.task, w.examples) for w in work})
-    bench = _Bench(model, tokenizer, batch_size, num_beams, folder)
+    bench = _Bench(model, tokenizer, batch_size, num_beams, protocol, folder)
     held = folder_in_use(folder.path) if folder else contextlib.nullcontext()
     with held, quiet(), _evaluating(model), _progress_bar(work, progress) as report:
         scores = [bench.score(w, report) for w in work]
     settings = {**identity, "batch_size": batch_size, **bench.speed()}
     if trained_on:
         settings["trained_on"] = list(trained_on)
-    results = Results(scores, settings, bench.notes)
+    results = Results(scores, settings, [*conditions(protocol, seed, work), *bench.notes])
     if folder:
         folder.write_results(results)
     return results
-
-
-def _prepared(tasks: Sequence[Any], **options: Any) -> list[Workload]:
-    if tasks and all(isinstance(task, Workload) for task in tasks):
-        return list(tasks)
-    return prepare(tasks, **options)
 
 
 @dataclass
@@ -132,6 +103,7 @@ class _Bench:
     tokenizer: Any
     batch_size: int
     num_beams: int
+    protocol: str
     folder: EvaluationFolder | None
     tokens: int = 0
     seconds: float = 0.0
@@ -141,7 +113,9 @@ class _Bench:
         task = work.task
         done = self.folder.read_lines(task.name) if self.folder else {}
         report(task.title, len(done), self.rate)
-        prompts = encode_prompts(self.tokenizer, [e.prompt for e in work.examples])
+        texts = [e.prompt for e in work.examples]
+        # A chat template writes the special tokens itself.
+        prompts = encode_prompts(self.tokenizer, texts, special=task.prompt != "chat")
         self._note_overlong(task, prompts)
         with self.folder.open(task.name) if self.folder else contextlib.nullcontext() as file:
             for batch in longest_first_batches([len(p) for p in prompts], self.batch_size):
@@ -149,22 +123,24 @@ class _Bench:
                 if not missing:
                     continue
                 # The whole batch again: padding, and so rounding, is as in an uninterrupted run.
-                responses = self._ask([prompts[i] for i in batch], task)
+                responses = self._ask([prompts[i] for i in batch], work)
                 for i in missing:
-                    record = judge(task, work.examples[i], responses[batch.index(i)].text)
+                    text = responses[batch.index(i)].text
+                    record = judge(task, work.examples[i], text, self.protocol)
                     done[record["index"]] = record
                     _write_line(file, record)
                 report(task.title, len(missing), self.rate)
         return tally(work, list(done.values()))
 
-    def _ask(self, prompts: list[list[int]], task: Task) -> list[Response]:
+    def _ask(self, prompts: list[list[int]], work: Workload) -> list[Response]:
         start = time.perf_counter()
         responses = generate(
             self.model,
             self.tokenizer,
             prompts,
-            max_new_tokens=task.max_new_tokens,
+            max_new_tokens=work.task.max_new_tokens,
             num_beams=self.num_beams,
+            until=NEXT_EXAMPLE.get(work.task.prompt) if work.shots else None,
         )
         self.seconds += time.perf_counter() - start
         self.tokens += sum(response.tokens for response in responses)
@@ -191,9 +167,9 @@ class _Bench:
         return {"tokens_per_second": round(self.rate, 1)} if self.tokens else {}
 
 
-def judge(task: Task, example: Example, response: str) -> dict[str, Any]:
+def judge(task: Task, example: Example, response: str, protocol: str = PUBLISHED) -> dict[str, Any]:
     """The line that an answered example leaves in the task's file."""
-    prediction = task.parse(response)
+    prediction = task.parse(response, protocol)
     return {
         "index": example.index,
         "prompt": example.prompt,

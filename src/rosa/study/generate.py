@@ -20,9 +20,14 @@ class Response:
     tokens: int
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each prompt, as training sees them: without a closing end-of-text token."""
-    encoded = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+def encode_prompts(
+    tokenizer: Any, prompts: Sequence[str], *, special: bool = True
+) -> list[list[int]]:
+    """Token ids of each prompt, as training sees them: without a closing end-of-text token.
+
+    `special=False` for prompts that hold their special tokens already.
+    """
+    encoded = [list(tokenizer(p, add_special_tokens=special)["input_ids"]) for p in prompts]
     end = tokenizer.eos_token_id
     return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in encoded]
 
@@ -44,8 +49,11 @@ def generate(
     *,
     max_new_tokens: int,
     num_beams: int = 1,
+    until: str | None = None,
 ) -> list[Response]:
     """The responses to a batch of tokenised prompts, padded on the left, without sampling.
+
+    A response ends before the text `until`, where that is given.
 
     The penalties that some models' generation settings carry are turned off: the protocol is
     plain greedy or beam search, the same for every model.
@@ -72,6 +80,8 @@ def generate(
                 length_penalty=1.0,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=stops,
+                stop_strings=until,
+                tokenizer=tokenizer if until else None,
             )
     except torch.OutOfMemoryError as error:
         raise RosaError(
@@ -79,7 +89,7 @@ def generate(
             "tokens; lower --batch_size"
         ) from error
     new = output[:, ids.shape[1] :].tolist()
-    return [_response(tokenizer, ids, stops) for ids in new]
+    return [_response(tokenizer, ids, stops, until) for ids in new]
 
 
 def left_padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
@@ -98,7 +108,9 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return sorted(t for t in stops | {tokenizer.eos_token_id} if t is not None)
 
 
-def _response(tokenizer: Any, ids: list[int], stops: list[int]) -> Response:
+def _response(tokenizer: Any, ids: list[int], stops: list[int], until: str | None) -> Response:
     length = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-    text = tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
-    return Response(text, min(length + 1, len(ids)))
+    text = tokenizer.decode(ids[:length], skip_special_tokens=True)
+    if until:
+        text = text.split(until)[0]
+    return Response(text.strip(), min(length + 1, len(ids)))

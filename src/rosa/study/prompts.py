@@ -1,6 +1,20 @@
-"""The instruction template of the LLM-Adapters suite (Alpaca's wording)."""
+"""Prompts: a question in a template, after worked examples where there are any.
+
+`alpaca` is the instruction template of the LLM-Adapters suite (Alpaca's wording), `plain` the
+question as it is, `chat` the chat template that an instruct model's tokenizer brings.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rosa.errors import RosaError
+
+PROMPTS = ("alpaca", "plain", "chat")
+# Text that begins the next example: a model that goes on to invent one has ended its response.
+NEXT_EXAMPLE = {"alpaca": "Below is an instruction that describes a task", "plain": "\n\n"}
 
 _WITHOUT_INPUT = (
     "Below is an instruction that describes a task. "
@@ -14,6 +28,22 @@ _WITH_INPUT = (
 )
 
 
+@dataclass(frozen=True)
+class Question:
+    """What one row asks: its instruction and the input that goes with it, if any."""
+
+    instruction: str
+    input: str = ""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A worked example: a question with the response that training would teach."""
+
+    question: Question
+    response: str
+
+
 def instruction_prompt(instruction: str, input: str = "") -> str:
     """The prompt for one example, ending where the response begins.
 
@@ -22,3 +52,67 @@ def instruction_prompt(instruction: str, input: str = "") -> str:
     """
     template = _WITH_INPUT if input else _WITHOUT_INPUT
     return template.format(instruction=instruction, input=input)
+
+
+def render(
+    style: str, question: Question, shots: Sequence[Shot] = (), tokenizer: Any = None
+) -> str:
+    """The whole prompt in one of `PROMPTS`; `chat` needs the tokenizer.
+
+    >>> render("plain", Question("2+3="), [Shot(Question("1+1="), "2")])
+    '1+1= 2\\n\\n2+3='
+    """
+    if style == "chat":
+        return chat_prompt(tokenizer, chat_turns(question, shots))
+    ask = instruction_prompt if style == "alpaca" else _plain
+    done = [_joined(ask(s.question.instruction, s.question.input), s.response) for s in shots]
+    return "\n\n".join([*done, ask(question.instruction, question.input)])
+
+
+def _plain(instruction: str, input: str = "") -> str:
+    return instruction + input
+
+
+def _joined(prompt: str, response: str) -> str:
+    return prompt + ("" if prompt[-1:].isspace() else " ") + response.strip()
+
+
+def chat_turns(question: Question, shots: Sequence[Shot] = ()) -> list[dict[str, str]]:
+    """The conversation so far: each shot a user's and an assistant's turn, then the question."""
+    turns = []
+    for shot in shots:
+        turns.append({"role": "user", "content": _user_turn(shot.question)})
+        turns.append({"role": "assistant", "content": shot.response.strip()})
+    return [*turns, {"role": "user", "content": _user_turn(question)}]
+
+
+def _user_turn(question: Question) -> str:
+    parts = (question.instruction.strip(), question.input.strip())
+    return "\n\n".join(part for part in parts if part)
+
+
+def chat_prompt(tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
+    """`turns` in the tokenizer's chat template, up to where the assistant's reply begins.
+
+    The text holds the template's special tokens: encode it without adding others.
+    Raises RosaError where the tokenizer has no chat template, or one that refuses these turns.
+    """
+    check_chat_template(tokenizer)
+    try:
+        return tokenizer.apply_chat_template(
+            list(turns), tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # a template may raise anything about turns that it does not like
+        raise RosaError(
+            f"the tokenizer's chat template cannot take {len(turns)} turns "
+            f"({' '.join(str(error).split())[:200]}); use --prompt alpaca"
+        ) from error
+
+
+def check_chat_template(tokenizer: Any) -> None:
+    """Raises RosaError where the tokenizer has no chat template."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise RosaError(
+            "this model's tokenizer has no chat template, so --prompt chat cannot be used; use an "
+            "instruct model, or --prompt alpaca"
+        )
