@@ -1,11 +1,16 @@
-"""`rosa evaluate MODEL_OR_ADAPTER --tasks NAMES`: score a model or an adapter on benchmarks."""
+"""`rosa evaluate MODEL_OR_ADAPTER --tasks NAMES --forgetting`: score a model or an adapter."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rosa.cli.parser import Parser
+from rosa.errors import RosaError
+
+if TYPE_CHECKING:
+    from rosa.study.forgetting import Text
+    from rosa.study.models import Loaded
 
 
 def build_parser() -> Parser:
@@ -19,9 +24,19 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--tasks",
         nargs="+",
-        required=True,
+        default=[],
         metavar="NAME",
         help="tasks, groups (commonsense, arithmetic, toy, all) or task YAML files",
+    )
+    parser.add_argument(
+        "--forgetting",
+        action="store_true",
+        help="measure an adapter's loss on plain text after fine-tuning minus before",
+    )
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        help="that text: a file, 'wikitext' (the hub) or 'rosa-tiny'; default: by the base model",
     )
     parser.add_argument("--data", help="folder with <name>/test.json; else the hub")
     parser.add_argument(
@@ -43,20 +58,23 @@ def build_parser() -> Parser:
 
 
 def run(args: Any) -> None:
-    """Prepare the tasks, load the model, ask, print the table."""
+    """Prepare everything, load the model, ask, measure, print."""
     from rich.console import Console
 
-    from rosa.study import models, provenance
+    from rosa.study import forgetting, models, provenance
     from rosa.study.evaluate import evaluate, prepare
 
+    text = check(args)
     names = [name for word in args.tasks for name in word.split(",") if name]
-    work = prepare(
-        names,
-        data=args.data,
-        limit=args.limit,
-        seed=args.seed,
-        max_new_tokens=args.max_new_tokens,
-    )
+    work = []
+    if names:
+        work = prepare(
+            names,
+            data=args.data,
+            limit=args.limit,
+            seed=args.seed,
+            max_new_tokens=args.max_new_tokens,
+        )
     loaded = models.load(
         args.model,
         dtype=args.dtype,
@@ -65,6 +83,11 @@ def run(args: Any) -> None:
     )
     out = Path(args.out) if args.out else default_folder(args.model)
     console = Console(markup=False, highlight=False)
+    if args.forgetting:
+        text = text or forgetting.text_for(loaded.base)
+        console.print(measure_forgetting(loaded, text, out))
+    if not work:
+        return
     console.print(f"answers go to {out}; stopped, the same command goes on", highlight=False)
     results = evaluate(
         loaded.model,
@@ -81,6 +104,40 @@ def run(args: Any) -> None:
     )
     console.print(results.table())
     console.print(f"results are in {out}/results.md and results.json", highlight=False)
+
+
+def check(args: Any) -> Text | None:
+    """Refuses what cannot work before a model is loaded; the text of --text, if it was named."""
+    from rosa.study.forgetting import text_for
+    from rosa.study.models import find_adapter_config
+
+    if not (args.tasks or args.forgetting):
+        raise RosaError("nothing to do; name --tasks, or --forgetting, or both")
+    if args.text is not None and not args.forgetting:
+        raise RosaError("--text is what --forgetting is measured on; add --forgetting")
+    if args.forgetting and find_adapter_config(args.model) is None:
+        raise RosaError(
+            f"--forgetting is measured on an adapter, and '{args.model}' is a base model; name the "
+            "adapter's folder"
+        )
+    return None if args.text is None else text_for(args.model, args.text)
+
+
+def measure_forgetting(loaded: Loaded, text: Text, out: Path) -> str:
+    """Writes `forgetting.json` in `out` and says what is in it."""
+    from rosa.study import provenance
+    from rosa.study.evaluation_folder import FORGETTING, EvaluationFolder
+    from rosa.study.forgetting import forgetting
+    from rosa.study.models import quiet
+
+    with quiet():
+        found = forgetting(loaded.model, loaded.tokenizer, text)
+    EvaluationFolder(out).write_forgetting(found, provenance.identity(loaded))
+    return (
+        f"forgetting on {found.text} ({found.tokens:,} tokens): {found.loss_before:.4f} nats per "
+        f"token before, {found.loss_after:.4f} after, {found.difference:+.4f}; in "
+        f"{out / FORGETTING}"
+    )
 
 
 def default_folder(name: str) -> Path:

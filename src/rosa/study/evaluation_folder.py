@@ -3,18 +3,22 @@
 run.json       what the folder belongs to: model, protocol, and each task's fingerprint
 <task>.jsonl   one line per example, written as it goes
 results.json   scores and settings; results.md is the same as a table
+forgetting.json  loss on plain text before and after (`rosa.study.forgetting`)
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from rosa.errors import RosaError
+from rosa.study.forgetting import Forgetting
 from rosa.study.lock import LOCK
 from rosa.study.scores import Results
+
+FORGETTING = "forgetting.json"
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,26 @@ class EvaluationFolder:
         except OSError as error:
             raise RosaError(f"cannot write to {self.path}: {error.strerror or error}") from None
 
+    def write_forgetting(self, result: Forgetting, run: dict[str, Any]) -> None:
+        """`forgetting.json`; `run` is the model's identity (`rosa.study.provenance`).
+
+        Raises RosaError where the folder holds another model's answers or other files.
+        """
+        before = self._read_run(self.path / "run.json")
+        self._compare({key: before[key] for key in run if key in before}, run if before else {})
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            content = json.dumps({**asdict(result), **run}, indent=2, ensure_ascii=False)
+            _write_whole(self.path / FORGETTING, content + "\n")
+        except OSError as error:
+            raise RosaError(f"cannot write to {self.path}: {error.strerror or error}") from None
+
     def _read_run(self, file: Path) -> dict[str, Any]:
         if self.path.exists() and not self.path.is_dir():
             raise RosaError(f"{self.path} is a file; name a folder with --out")
         if not file.is_file():
-            if self.path.is_dir() and any(f.name != LOCK for f in self.path.iterdir()):
+            ours = (LOCK, FORGETTING)
+            if self.path.is_dir() and any(f.name not in ours for f in self.path.iterdir()):
                 raise RosaError(
                     f"{self.path} is not empty and holds no evaluation; name another folder with "
                     "--out"
