@@ -21,7 +21,7 @@ from rosa.study.overlap import (
     questions,
     without_template,
 )
-from rosa.study.prompts import instruction_prompt
+from rosa.study.prompts import Question, instruction_prompt
 from rosa.study.sources import training_records
 from tests.synthetic_study import synthetic_study
 
@@ -30,7 +30,7 @@ text = st.text(st.characters(exclude_characters="\0\1"), max_size=40)
 
 
 def ask(*instructions: str) -> list[Example]:
-    return [Example(i, instruction_prompt(text), "1") for i, text in enumerate(instructions)]
+    return [Example(i, "", "1", Question(text)) for i, text in enumerate(instructions)]
 
 
 def test_white_space_and_case_are_forgiven_and_nothing_else():
@@ -57,7 +57,7 @@ def test_a_question_counts_as_often_as_the_test_asks_it():
     ],
 )
 def test_every_form_of_training_rows_is_read(row):
-    examples = [Example(0, instruction_prompt("say hi", "to ann"), "Hi"), *ask("Say hi to Ann")]
+    examples = [Example(0, "", "Hi", Question("say hi", "to ann")), *ask("Say hi to Ann")]
     assert overlap([row], examples) == Overlap(2, 2)
 
 

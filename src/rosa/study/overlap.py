@@ -4,8 +4,8 @@
     # Overlap(matches=141, of=600)
 
 Two questions are the same where their texts are, white space and case aside: "in the box ?" is
-"in the box?". Nothing else is forgiven, so a reworded question is not found and a match is never a
-coincidence of meaning. The question is instruction and input, without the template around them.
+"in the box?". Nothing else is forgiven, so a reworded question is not found. The question is
+instruction and input, without the template or the worked examples around them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def overlap(rows: Iterable[dict[str, Any]], examples: Iterable[Example]) -> Over
         examples: a test set.
     """
     seen = {normalized(question) for row in rows for question in questions(row)}
-    asked = [normalized(without_template(example.prompt)) for example in examples]
+    asked = [normalized(f"{e.question.instruction} {e.question.input}") for e in examples]
     return Overlap(sum(question in seen for question in asked), len(asked))
 
 
@@ -76,7 +76,7 @@ def questions(row: dict[str, Any]) -> list[str]:
 
 
 def without_template(prompt: str) -> str:
-    """Instruction and input of a prompt in the suite's template; any other prompt as it is."""
+    """Instruction and input of a text in the suite's template; any other text as it is."""
     for head, middle, tail in (_WITH_INPUT, _WITHOUT_INPUT):
         if prompt.startswith(head) and prompt.endswith(tail):
             return prompt[len(head) : -len(tail)].replace(middle, " ", 1)
