@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,9 @@ def _recipe(namespace: Any, asked: set[str]) -> Recipe:
 
 
 def said_values(adapter: dict[str, Any], asked: set[str]) -> dict[str, Any]:
-    """`adapter` without the nulls and PEFT's nested options that nobody asked for."""
+    """`adapter` without the nulls and nested options that nobody asked for; enums as text."""
     return {
-        key: value
+        key: value.value if isinstance(value, Enum) else value
         for key, value in adapter.items()
         if key in asked or not (value is None or isinstance(value, dict))
     }

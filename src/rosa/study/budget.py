@@ -22,6 +22,7 @@ from unittest import mock
 from rosa.errors import RosaError, did_you_mean
 from rosa.study.methods import load_method, method_config, one_line
 from rosa.study.models import BUILT_IN, resolve_name
+from rosa.study.other_methods import set_targets
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -97,6 +98,7 @@ def count(config: PretrainedConfig, method: str, overrides: dict[str, Any] | Non
 
     chosen = load_method(method)
     peft_config = method_config(chosen.name, overrides, total_steps=_ANY_TOTAL_STEPS)
+    set_targets(peft_config, config.model_type)
     with warnings.catch_warnings(), torch.device("meta"), _without_boft_buffers():
         warnings.simplefilter("ignore")
         base = _empty_model(config)

@@ -6,6 +6,7 @@
 The values of baselines are those that reproduce the "# Param (%)" column of the paper's Table 1;
 where they cannot, the file's note says so. A file with `base: NAME` is that method with some keys
 changed: its `kwargs` are laid over the base's, and it has no figures of the paper's Table 1.
+PEFT's other methods are there by PEFT's names (`rosa.study.other_methods`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from rosa.errors import RosaError, did_you_mean
+from rosa.study import other_methods
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-Group = Literal["baseline", "ours", "variant"]
+Group = Literal["baseline", "ours", "variant", "other"]  # other: PEFT's, not the study's
 OF_THE_PAPER: tuple[Group, ...] = ("baseline", "ours")  # the nine rows of Table 1
 GROUPS: tuple[Group, ...] = (*OF_THE_PAPER, "variant")
 
@@ -44,11 +46,12 @@ class Method:
     @property
     def config_class(self) -> type[PeftConfig]:
         """The class that `peft_config` names."""
-        import peft
-
         import rosa
 
-        return getattr(rosa if self.peft_config in rosa.__all__ else peft, self.peft_config)
+        if self.peft_config in rosa.__all__:
+            return getattr(rosa, self.peft_config)
+        classes = {cls.__name__: cls for cls in other_methods.config_classes().values()}
+        return classes[self.peft_config]
 
 
 def method_names(groups: Iterable[Group] = OF_THE_PAPER) -> list[str]:
@@ -61,18 +64,29 @@ def method_names(groups: Iterable[Group] = OF_THE_PAPER) -> list[str]:
 def load_method(name: str) -> Method:
     """The method called `name`; case, spaces and dashes don't matter ("LN Tuning", "ln-tuning").
 
-    A title ("RoSA-RoAEonly") is understood too. Raises `RosaError` for an unknown name, with the
-    nearest one.
+    A title ("RoSA-RoAEonly") and PEFT's name for a method that is not of the study ("ia3") are
+    understood too. Raises `RosaError` for an unknown name, with the nearest one, and for a method
+    that a recipe cannot train.
     """
     known = _all_methods()
     titles = {_key(method.title): method for method in known.values()}
-    found = known.get(_key(name)) or titles.get(_key(name))
-    if found is None:
+    return known.get(_key(name)) or titles.get(_key(name)) or _other_method(name)
+
+
+def _other_method(name: str) -> Method:
+    key = _key(name)
+    if key in other_methods.REFUSED:
+        raise RosaError(f"'{key}' can't be trained by a recipe: {other_methods.REFUSED[key]}")
+    classes = other_methods.config_classes()
+    if key not in classes:
+        names = method_names(GROUPS)
         raise RosaError(
-            f"there is no method '{name}'{did_you_mean(_key(name), known)}; "
-            f"the methods are {', '.join(method_names(GROUPS))}"
+            f"there is no method '{name}'{did_you_mean(key, [*names, *classes])}; the methods "
+            f"are {', '.join(names)}, and PEFT's others by their PEFT names"
         )
-    return found
+    cls = classes[key]
+    title = cls.__name__.removesuffix("Config")
+    return Method(key, title, "other", cls.__name__, other_methods.default_kwargs(cls))
 
 
 def _key(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import TrainerCallback, set_seed
 
 from rosa.errors import RosaError
@@ -18,8 +18,9 @@ from rosa.study.card import write_model_card
 from rosa.study.costs import CostMeter, Costs, run_costs, write_costs
 from rosa.study.examples import Examples, tokenize_records
 from rosa.study.lock import folder_in_use
-from rosa.study.methods import method_config
+from rosa.study.methods import method_config, one_line
 from rosa.study.models import check_vocabulary, load_base_model, load_tokenizer
+from rosa.study.other_methods import ATTACHING_FAILED, set_targets
 from rosa.study.plots import draw_layers, draw_loss
 from rosa.study.progress import MetricsWriter, Progress, StopOnSignal
 from rosa.study.recipe import Recipe
@@ -220,15 +221,21 @@ def build_model(recipe: Recipe, total_steps: int) -> Any:
     config = method_config(recipe.method, recipe.adapter, total_steps=total_steps)
     if hasattr(config, "dls"):
         config.dls = recipe.dls
+    set_targets(config, model.config.model_type)
     try:
         adapted = get_peft_model(model, config)
     except RosaError:
         raise
-    except (ValueError, TypeError, re.error) as error:
-        reason = " ".join(str(error).split())
+    except ATTACHING_FAILED as error:
+        reason = one_line(error)
         raise RosaError(
             f"{recipe.method} cannot be attached to {recipe.model}: {reason}"
         ) from error
+    if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
+        raise RosaError(
+            f"{recipe.method} would adapt the output embeddings of {recipe.model}, which the loss "
+            "reads past any adapter; leave lm_head out of target_modules"
+        )
     base = Path(str(model.name_or_path))
     if base.is_dir():  # a relative path would be another folder elsewhere
         config.base_model_name_or_path = str(base.resolve())
