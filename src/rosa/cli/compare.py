@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,7 +37,7 @@ class GridParser:
             argv = ["--config", yaml.safe_dump(given), *rest]
         elif not {"-h", "--help"} & set(argv):
             raise RosaError("name a grid: rosa compare GRID.yaml [--key value]")
-        options = parser.instantiate_classes(parser.parse_args(argv))
+        options = parser.instantiate(parser.parse_args(argv))
         return Grid(**{f.name: getattr(options, f.name) for f in fields(Grid)}), options
 
 
@@ -58,14 +57,13 @@ def run(args: tuple[Grid, Any]) -> int:
     if options.dry_run:
         list_jobs(plan(grid, resolve_recipe), console)
         return 0
-    workers = options.workers if options.workers is not None else default_workers(grid.threads)
-    if workers < 1:
-        raise RosaError(f"workers must be at least 1, not {workers}")
+    if options.workers is not None and options.workers < 1:
+        raise RosaError(f"workers must be at least 1, not {options.workers}")
 
     def make_engine(folder: Path) -> Engine:
-        return engine(options.engine, folder, workers)
+        return engine(options.engine, folder, options.workers, grid.threads)
 
-    results = compare(grid, resolve_recipe, make_engine, workers=workers, console=console)
+    results = compare(grid, resolve_recipe, make_engine, console)
     for failure in results.failures:
         console.print(f"failed: {failure['run']}: {failure['error']}", soft_wrap=True)
     console.print(f"{len(results.runs)} finished runs are in {results.folder}", soft_wrap=True)
@@ -109,22 +107,15 @@ def reject_unknown_grid_keys(given: dict[str, Any], path: str) -> None:
                 raise RosaError(f"{path}: there is no key '{prefix}{key}'{hint}")
 
 
-def default_workers(threads: int) -> int:
-    """One run per GPU, else as many as there are cores for."""
-    from rosa.study.compare.local import visible_gpus
-
-    return len(visible_gpus()) or max(1, (os.cpu_count() or 1) // threads)
-
-
-def engine(name: str, folder: Path, workers: int) -> Engine:
+def engine(name: str, folder: Path, workers: int | None, threads: int) -> Engine:
     """The engine of that name."""
     if name == "ray":
         from rosa.study.compare.ray_engine import RayEngine
 
-        return RayEngine(folder, workers)
-    from rosa.study.compare.local import LocalEngine, visible_gpus
+        return RayEngine(folder, workers, threads)
+    from rosa.study.compare.local import LocalEngine
 
-    return LocalEngine(folder, workers, visible_gpus())
+    return LocalEngine(folder, workers, threads)
 
 
 def list_jobs(jobs: list[Job], console: Console) -> None:

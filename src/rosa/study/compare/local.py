@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,11 @@ STOP_SECONDS = 120
 class LocalEngine:
     """`workers` jobs at a time; `start`, then `finished` until the job comes out of it."""
 
-    def __init__(self, study: Path, workers: int, devices: Sequence[str] = ()) -> None:
-        """`devices`: GPU indices, shared out evenly; none leaves the choice to the machine."""
+    def __init__(self, study: Path, workers: int | None, threads: int) -> None:
+        """`workers`: None is one per GPU, else as many as there are cores for."""
+        devices = visible_gpus()
+        cores = os.cpu_count() or 1
+        self.workers = workers = workers or len(devices) or max(1, cores // threads)
         self._study = study
         self._free = [devices[i % len(devices)] if devices else None for i in range(workers)]
         self._running: dict[str, tuple[Job, Any, str | None]] = {}

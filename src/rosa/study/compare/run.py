@@ -31,8 +31,6 @@ def compare(
     grid: Grid,
     resolve: Resolve,
     make_engine: Callable[[Path], Engine],
-    *,
-    workers: int,
     console: Console,
 ) -> StudyResults:
     """Run every job of the grid that is not done, and return what all of them say.
@@ -42,8 +40,7 @@ def compare(
     Args:
         grid: what to compare; its folder may hold an earlier part of the same study.
         resolve: turns a mapping of recipe keys into a checked recipe.
-        make_engine: gives the engine for a study's folder.
-        workers: runs at a time.
+        make_engine: gives the engine for a study's folder; not called where all is done.
         console: where the live table goes.
 
     Raises:
@@ -54,17 +51,21 @@ def compare(
     with folder_in_use(folder):
         claim(folder, grid)
         schedule = Schedule(folder, jobs)
-        study = StudyWriter(schedule, grid)
-        with Watch(schedule, workers, console) as watch:
+        writer = StudyWriter(schedule, grid)
+        if schedule.waiting:
+            _run(schedule, make_engine(folder), writer, console)
+        return writer.write()
 
-            def changed(job: Job) -> None:
-                watch.changed(job)
-                if not job.is_tuning:
-                    study.write()
 
-            if schedule.waiting:
-                schedule.run(make_engine(folder), changed, watch.tick)
-        return study.write()
+def _run(schedule: Schedule, engine: Engine, writer: StudyWriter, console: Console) -> None:
+    with Watch(schedule, engine.workers, console) as watch:
+
+        def changed(job: Job) -> None:
+            watch.changed(job)
+            if not job.is_tuning:
+                writer.write()
+
+        schedule.run(engine, changed, watch.tick)
 
 
 class StudyWriter:

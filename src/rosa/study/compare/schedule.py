@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
+
+import yaml
 
 from rosa.errors import RosaError
 from rosa.study.compare.job import read_status
 from rosa.study.compare.plan import Group, Job
 from rosa.study.compare.tuning import choose, tuning_losses, with_rate
+from rosa.study.run_folder import RunFolder, first_difference
 
 POLL_SECONDS = 0.5
 OVER = ("done", "failed")
@@ -18,6 +22,8 @@ OVER = ("done", "failed")
 
 class Engine(Protocol):
     """Where jobs run: this machine or a cluster."""
+
+    workers: int
 
     @property
     def has_room(self) -> bool: ...
@@ -35,6 +41,7 @@ class Schedule:
     """
 
     def __init__(self, study: Path, jobs: Sequence[Job]) -> None:
+        """Raises RosaError where a finished run of the folder was made with another recipe."""
         self.study = study
         self.jobs = list(jobs)
         self.states = {job.id: self._state_on_disk(job) for job in jobs}
@@ -79,7 +86,10 @@ class Schedule:
         return sum(self.states[job.id] in states for job in self.jobs)
 
     def _state_on_disk(self, job: Job) -> str:
-        return "done" if read_status(self.study, job.id).get("state") == "done" else "waiting"
+        if read_status(self.study, job.id).get("state") != "done":
+            return "waiting"
+        refuse_another_recipe(self.study / job.id, job)
+        return "done"
 
     def _next(self) -> Job | None:
         """The first job whose learning rate is known, which is then put in."""
@@ -115,3 +125,23 @@ class Schedule:
     def _fail(self, job: Job, error: str) -> None:
         self.states[job.id] = "failed"
         self.errors[job.id] = error
+
+
+def refuse_another_recipe(folder: Path, job: Job) -> None:
+    """A finished run must be the one that the grid asks for.
+
+    Raises:
+        RosaError: its recipe differs, by more than the learning rate that tuning puts in.
+    """
+    recipe = RunFolder(folder).recipe
+    if not recipe.is_file():
+        return  # `gather` says what is missing
+    before = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    now = asdict(job.recipe)
+    if job.tuned:
+        now.pop("learning_rate")
+    if key := first_difference(before, now):
+        raise RosaError(
+            f"the finished run {folder} had another {key}; give the method another name, or "
+            "delete that folder and its status to run it anew"
+        )
