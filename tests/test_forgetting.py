@@ -165,6 +165,9 @@ def test_what_cannot_be_measured_is_named() -> None:
         forgetting(tiny_llama(), word_tokenizer(), some_text())
     with pytest.raises(RosaError, match="no document of two tokens"):
         forgetting(adapted(CONFIGS[0]), word_tokenizer(), Text("short", ("true",)))
+    biased = LoraConfig(r=2, target_modules=["q_proj"], bias="all")
+    with pytest.raises(RosaError, match="bias: all"):
+        forgetting(adapted(biased), word_tokenizer(), some_text())
 
 
 def test_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,10 +101,17 @@ def forgetting(
         batch_size: windows at a time.
 
     Raises:
-        RosaError: the model has no adapter, or the text no two tokens in a row.
+        RosaError: the model has no adapter or one that cannot be disabled whole, or the text no
+            two tokens in a row.
     """
     if not hasattr(model, "disable_adapter"):
         raise RosaError("forgetting is measured on an adapter, and this is a base model")
+    for config in model.peft_config.values():
+        if getattr(config, "bias", "none") != "none":
+            raise RosaError(
+                f"forgetting cannot be measured where biases of the base model were trained "
+                f"(bias: {config.bias}): PEFT does not give them back; train with bias: none"
+            )
     window = min(window, getattr(model.config, "max_position_embeddings", None) or window)
     pieces = scored_pieces(tokenizer, text, window, min(stride, window - 1))
     with model.disable_adapter():
