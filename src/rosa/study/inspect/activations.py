@@ -1,0 +1,106 @@
+"""Activation strength, the maths: rotation, sums over tokens, shares of energy. Pure functions.
+
+The strength of a dimension is the root mean square over tokens of the state that attention sees,
+after rotation: the L2 norm over tokens that the paper's Figure 1 shows, divided by the square root
+of their number, so that texts of any length compare.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rosa.rope import RopeLayout, low_pair_count, low_pair_slices
+
+Array = NDArray[np.float64]
+
+
+def rotate(z: Tensor, cos: Tensor, sin: Tensor, layout: RopeLayout) -> Tensor:
+    """Queries or keys as attention sees them.
+
+    Args:
+        z: (b, l, heads, head_dim) before rotation.
+        cos, sin: (b or 1, l, ρ), as the model rotates with.
+
+    Returns float32 (float64 for float64) of z's shape; dimensions beyond ρ as they are.
+    """
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    out = z.to(dtype, copy=True)
+    real, imaginary = _all_pairs(layout)
+    a, b = z[..., real].to(dtype), z[..., imaginary].to(dtype)
+    cos, sin = (turn.to(dtype).unsqueeze(-2) for turn in (cos, sin))
+    # Both dimensions of a pair have their own entry; with the model's rounding they are equal.
+    out[..., real] = a * cos[..., real] - b * sin[..., real]
+    out[..., imaginary] = b * cos[..., imaginary] + a * sin[..., imaginary]
+    return out
+
+
+def sum_of_squares(z: Tensor, real_tokens: Tensor) -> Array:
+    """Σ z² over the tokens that are real.
+
+    Args:
+        z: (b, l, heads, width).
+        real_tokens: (b, at most l) of 0 and 1. Where a prompt-learning adapter has put virtual
+            tokens in front, z is longer; those do not count.
+
+    Returns (heads, width).
+    """
+    missing = z.shape[1] - real_tokens.shape[1]
+    mask = torch.nn.functional.pad(real_tokens, (missing, 0)).bool().to(z.device)
+    return z[mask].square().sum(0).double().cpu().numpy()
+
+
+def frequencies(cos: Tensor, sin: Tensor, layout: RopeLayout) -> Array:
+    """Radians per token of each pair (ρ/2,), as the turn between the first two positions shows.
+
+    Read off the rotation itself, so that every scaling (YaRN, Llama 3, one base per layer type) is
+    in it. cos, sin: (b or 1, l >= 2, ρ).
+    """
+    real, _ = _all_pairs(layout)
+    (c0, c1), (s0, s1) = (turn[0, :2, real].double() for turn in (cos, sin))
+    return torch.atan2(s1 * c0 - c1 * s0, c1 * c0 + s1 * s0).cpu().numpy()
+
+
+def low_dimensions(layout: RopeLayout, r_low: float) -> list[int]:
+    """The dimensions of a head that RoAE with this r_low modulates, ascending.
+
+    Raises RosaError where r_low selects none.
+    """
+    pairs = low_pair_count(layout.head_dim, layout.rotary_dim, r_low)
+    return dimensions_of(low_pair_slices(layout.rotary_dim, layout.pairing, pairs), layout)
+
+
+def dimensions_of(pairs: tuple[slice, slice], layout: RopeLayout) -> list[int]:
+    """The dimensions that two slices of a head cover, ascending."""
+    every = range(layout.head_dim)
+    return sorted({*every[pairs[0]], *every[pairs[1]]})
+
+
+def energy_share(strength: Array, dimensions: list[int]) -> float:
+    """The share (0 to 1) of the energy Σ z² of all heads that lies in `dimensions`.
+
+    strength: (heads, head_dim), root mean squares. nan where there is no energy at all.
+    """
+    energy = strength**2
+    total = energy.sum()
+    return float(energy[:, dimensions].sum() / total) if total else float("nan")
+
+
+def over_heads(strength: Array) -> Array:
+    """Root mean square over heads and tokens, (head_dim,), of strengths (heads, head_dim)."""
+    return np.sqrt((strength**2).mean(0))
+
+
+def pair_of_dimension(layout: RopeLayout) -> list[int | None]:
+    """For each dimension of a head the index of its pair, None where it is not rotated."""
+    found: list[int | None] = [None] * layout.head_dim
+    for half in _all_pairs(layout):
+        for pair, dimension in enumerate(range(layout.head_dim)[half]):
+            found[dimension] = pair
+    return found
+
+
+def _all_pairs(layout: RopeLayout) -> tuple[slice, slice]:
+    return low_pair_slices(layout.rotary_dim, layout.pairing, layout.rotary_dim // 2)
