@@ -66,7 +66,12 @@ class Evaluation:
         limit: ask a seeded sample of this many examples per task.
         num_beams: 1 is greedy; the published suite used 4.
         max_new_tokens: null is the task's own.
-        forgetting: plain text whose loss before and after tells what was forgotten; null skips it.
+        protocol: whose rules read the answers, `llm-adapters` or `strict`.
+        prompt: how a question is put; null is the task's own.
+        num_fewshot: worked examples before each question, drawn from `fewshot_data`.
+        fewshot_data: a file of training rows; null is `train.json` beside the test set.
+        forgetting: plain text whose loss before and after tells what was forgotten: a file,
+            `wikitext` or `rosa-tiny`; null skips it.
     """
 
     data: str | None = None
@@ -74,6 +79,10 @@ class Evaluation:
     limit: int | None = None
     num_beams: int = 1
     max_new_tokens: int | None = None
+    protocol: str = "llm-adapters"
+    prompt: str | None = None
+    num_fewshot: int = 0
+    fewshot_data: str | None = None
     forgetting: str | None = None
 
 

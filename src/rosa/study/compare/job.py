@@ -18,13 +18,18 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rosa.errors import RosaError
+from rosa.study.compare.grid import Evaluation
 from rosa.study.compare.plan import Job
 from rosa.study.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from rosa.study.models import Loaded
+    from rosa.study.workload import Workload
 
 ORPHAN_CHECK_SECONDS = 2.0
 
@@ -87,23 +92,38 @@ def _train_and_evaluate(study: Path, job: Job, started: float) -> str:
             return "stopped"
     if job.evaluate is not None:
         _say(study, job, "evaluating", started)
-        _evaluate(job, folder.path)
+        _evaluate(job, job.evaluate, folder.path)
     return "done"
 
 
-def _evaluate(job: Job, adapter: Path) -> None:
-    from rosa.study import models, provenance
-    from rosa.study.evaluate import evaluate, prepare
+def prepare_questions(tasks: Sequence[str], options: Evaluation) -> list[Workload]:
+    """What a run is asked.
 
-    options = job.evaluate
-    assert options is not None
-    work = prepare(
-        list(job.tasks),
+    Raises:
+        RosaError: an unknown task or bad test data.
+    """
+    from rosa.study.evaluate import prepare
+
+    return prepare(
+        list(tasks),
         data=options.data,
         limit=options.limit,
         max_new_tokens=options.max_new_tokens,
+        prompt=options.prompt,
+        num_fewshot=options.num_fewshot,
+        fewshot_data=options.fewshot_data,
     )
+
+
+def _evaluate(job: Job, options: Evaluation, adapter: Path) -> None:
+    from rosa.study import models, provenance
+    from rosa.study.evaluate import evaluate
+
+    work = prepare_questions(job.tasks, options)
     loaded = models.load(str(adapter), trust_remote_code=job.recipe.trust_remote_code)
+    identity = provenance.identity(loaded)
+    if options.forgetting is not None:
+        _measure_forgetting(loaded, options.forgetting, adapter / "evaluation", identity)
     evaluate(
         loaded.model,
         loaded.tokenizer,
@@ -112,9 +132,19 @@ def _evaluate(job: Job, adapter: Path) -> None:
         batch_size=options.batch_size,
         limit=options.limit,
         num_beams=options.num_beams,
-        run=provenance.identity(loaded),
+        protocol=options.protocol,
+        run=identity,
         trained_on=provenance.trained_on(str(adapter)),
     )
+
+
+def _measure_forgetting(loaded: Loaded, text: str, out: Path, identity: dict[str, Any]) -> None:
+    from rosa.study.evaluation_folder import FORGETTING, EvaluationFolder
+    from rosa.study.forgetting import forgetting, text_for
+
+    if not (out / FORGETTING).is_file():
+        found = forgetting(loaded.model, loaded.tokenizer, text_for(loaded.base, text))
+        EvaluationFolder(out).write_forgetting(found, identity)
 
 
 def _say(study: Path, job: Job, state: str, started: float, **more: Any) -> None:

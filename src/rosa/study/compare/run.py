@@ -11,9 +11,11 @@ import yaml
 
 from rosa.errors import RosaError
 from rosa.study.compare.gather import gather, write
-from rosa.study.compare.grid import Grid
+from rosa.study.compare.grid import Evaluation, Grid
+from rosa.study.compare.job import prepare_questions
 from rosa.study.compare.plan import Job, Resolve, plan
 from rosa.study.compare.schedule import Engine, Schedule
+from rosa.study.compare.training_data import verified
 from rosa.study.compare.watch import Watch
 from rosa.study.lock import folder_in_use
 from rosa.study.run_folder import first_difference
@@ -47,6 +49,9 @@ def compare(
         RosaError: a mistake in the grid, or a folder that holds something else.
     """
     jobs = plan(grid, resolve)
+    verified(grid.training_sets)
+    for train_set in grid.training_sets.values():  # what cannot be asked is found out now
+        prepare_questions(train_set.tasks, grid.evaluate)
     folder = Path(grid.output_dir)
     with folder_in_use(folder):
         claim(folder, grid)
@@ -98,6 +103,8 @@ def claim(folder: Path, grid: Grid) -> None:
     if file.is_file():
         before = _read(file)
         shared = {key: value for key, value in now.items() if key not in GROWING}
+        if isinstance(before.get("evaluate"), dict):  # an option added since then had its default
+            before["evaluate"] = {**asdict(Evaluation()), **before["evaluate"]}
         if key := first_difference(before, shared):
             raise RosaError(
                 f"output_dir '{folder}' holds a study with another {key}; name another folder"
