@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rosa.cli.parser import Parser
 from rosa.errors import RosaError
+from rosa.study.answers import PUBLISHED
 
 if TYPE_CHECKING:
     from rosa.study.forgetting import Text
@@ -20,7 +21,11 @@ def build_parser() -> Parser:
         description="Score a model or an adapter on benchmarks. The same command goes on with a "
         "run that was stopped.",
     )
-    parser.add_argument("model", help="hub id or folder of a model or adapter, or 'rosa-tiny'")
+    parser.add_argument(
+        "model",
+        help="hub id or folder of a model or adapter, or 'rosa-tiny'; with --rescore the folder "
+        "of a finished evaluation",
+    )
     parser.add_argument(
         "--tasks",
         nargs="+",
@@ -28,6 +33,7 @@ def build_parser() -> Parser:
         metavar="NAME",
         help="tasks, groups (commonsense, arithmetic, toy, all) or task YAML files",
     )
+    _add_protocol(parser)
     parser.add_argument(
         "--forgetting",
         action="store_true",
@@ -42,11 +48,13 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--out",
         help="results folder; default: evaluate-MODEL inside runs/, or "
-        "evaluation/ inside an adapter's own folder",
+        "evaluation/ inside an adapter's own folder; -strict is added for that protocol",
     )
     parser.add_argument("--batch_size", type=int, default=16, help="prompts at a time")
     parser.add_argument("--limit", type=int, help="ask a seeded sample of N examples per task")
-    parser.add_argument("--seed", type=int, default=0, help="seed of that sample")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of that sample and of the examples"
+    )
     parser.add_argument("--num_beams", type=int, default=1, help="1 is greedy; the suite used 4")
     parser.add_argument("--max_new_tokens", type=int, help="default: the task's own")
     parser.add_argument("--dtype", type=Literal["auto", "bf16", "float32"], default="auto")
@@ -57,6 +65,40 @@ def build_parser() -> Parser:
     return parser
 
 
+def _add_protocol(parser: Parser) -> None:
+    """How a question is put, by whose rules its answer is read, and who does both."""
+    parser.add_argument(
+        "--protocol",
+        type=Literal["llm-adapters", "strict"],
+        default="llm-adapters",
+        help="whose rules read the answers",
+    )
+    parser.add_argument(
+        "--rescore",
+        action="store_true",
+        help="read the stored answers of an evaluation by another protocol, asking no model",
+    )
+    parser.add_argument(
+        "--prompt",
+        type=Literal["alpaca", "plain", "chat"] | None,
+        help="template around a question (chat: the model's own); default: the task's",
+    )
+    parser.add_argument("--num_fewshot", type=int, help="worked examples before each question")
+    parser.add_argument(
+        "--fewshot_data",
+        metavar="FILE",
+        help="training rows that they are drawn from; default: train.json beside the test set",
+    )
+    parser.add_argument(
+        "--harness",
+        type=Literal["lm-eval"] | None,
+        help="run that harness's tasks instead (extra 'lm-eval')",
+    )
+    parser.add_argument(
+        "--task_dir", metavar="DIR", help="folder with lm-eval task YAMLs of your own"
+    )
+
+
 def run(args: Any) -> None:
     """Prepare everything, load the model, ask, measure, print."""
     from rich.console import Console
@@ -64,8 +106,12 @@ def run(args: Any) -> None:
     from rosa.study import forgetting, models, provenance
     from rosa.study.evaluate import evaluate, prepare
 
+    if args.harness:
+        return run_harness(args)
+    if args.rescore:
+        return run_rescore(args)
     text = check(args)
-    names = [name for word in args.tasks for name in word.split(",") if name]
+    names = task_names(args)
     work = []
     if names:
         work = prepare(
@@ -74,6 +120,9 @@ def run(args: Any) -> None:
             limit=args.limit,
             seed=args.seed,
             max_new_tokens=args.max_new_tokens,
+            prompt=args.prompt,
+            num_fewshot=args.num_fewshot or 0,
+            fewshot_data=args.fewshot_data,
         )
     loaded = models.load(
         args.model,
@@ -81,7 +130,8 @@ def run(args: Any) -> None:
         device=args.device,
         trust_remote_code=args.trust_remote_code,
     )
-    out = Path(args.out) if args.out else default_folder(args.model)
+    suffix = "" if args.protocol == PUBLISHED else f"-{args.protocol}"
+    out = Path(args.out) if args.out else default_folder(args.model, suffix=suffix)
     console = Console(markup=False, highlight=False)
     if args.forgetting:
         text = text or forgetting.text_for(loaded.base)
@@ -98,12 +148,71 @@ def run(args: Any) -> None:
         limit=args.limit,
         seed=args.seed,
         num_beams=args.num_beams,
+        protocol=args.protocol,
         run=provenance.identity(loaded),
         trained_on=provenance.trained_on(args.model),
         progress=console.is_terminal,
     )
     console.print(results.table())
     console.print(f"results are in {out}/results.md and results.json", highlight=False)
+
+
+def task_names(args: Any) -> list[str]:
+    """`--tasks a,b c` as three names."""
+    return [name for word in args.tasks for name in word.split(",") if name]
+
+
+def run_harness(args: Any) -> None:
+    """Hand the model to lm-evaluation-harness, write and print what it finds."""
+    from rich.console import Console
+
+    from rosa.study import harness, models, provenance
+
+    loading = ("dtype", "device", "trust_remote_code")
+    asking = ("tasks", "task_dir", "batch_size", "limit", "num_fewshot", "prompt", "out")
+    _refuse_others(args, "--harness lm-eval", ("harness", *loading, *asking))
+    if not args.tasks:
+        raise RosaError("--harness lm-eval needs --tasks with names of its tasks (arc_easy, ...)")
+    if args.prompt not in (None, "chat"):
+        raise RosaError("--harness lm-eval has prompts of its own; of ours it takes --prompt chat")
+    suite = harness.find_tasks(task_names(args), args.task_dir)
+    loaded = models.load(args.model, **{name: getattr(args, name) for name in loading})
+    results = harness.score(
+        loaded,
+        suite,
+        batch_size=args.batch_size,
+        limit=args.limit,
+        num_fewshot=args.num_fewshot,
+        chat=args.prompt == "chat",
+    )
+    out = Path(args.out) if args.out else default_folder(args.model, "lm-eval", "lm-eval")
+    file = harness.write_results(results, out, provenance.identity(loaded))
+    console = Console(markup=False, highlight=False)
+    console.print(harness.table(results))
+    console.print(f"results are in {file}")
+
+
+def run_rescore(args: Any) -> None:
+    """Read the answers of a finished evaluation by another protocol's rules."""
+    from rich.console import Console
+
+    from rosa.study.rescore import rescore
+
+    _refuse_others(args, "--rescore", ("rescore", "protocol", "tasks", "out"))
+    source = Path(args.model)
+    out = Path(args.out) if args.out else source.with_name(f"{source.name}-{args.protocol}")
+    results = rescore(source, args.protocol, out, task_names(args))
+    console = Console(markup=False, highlight=False)
+    console.print(results.table())
+    console.print(f"results are in {out}/results.md and results.json")
+
+
+def _refuse_others(args: Any, mode: str, used: tuple[str, ...]) -> None:
+    """Raises RosaError for an option that `mode` would ignore."""
+    defaults = build_parser().get_defaults()
+    for name, value in vars(args).items():
+        if name not in ("model", *used) and value != defaults.get(name):
+            raise RosaError(f"{mode} makes no use of --{name}; leave it out")
 
 
 def check(args: Any) -> Text | None:
@@ -113,6 +222,10 @@ def check(args: Any) -> Text | None:
 
     if not (args.tasks or args.forgetting):
         raise RosaError("nothing to do; name --tasks, or --forgetting, or both")
+    if args.task_dir is not None:
+        raise RosaError("--task_dir is where lm-eval's tasks are; add --harness lm-eval")
+    if args.fewshot_data is not None and not args.num_fewshot:
+        raise RosaError("--fewshot_data is what examples are drawn from; add --num_fewshot")
     if args.text is not None and not args.forgetting:
         raise RosaError("--text is what --forgetting is measured on; add --forgetting")
     if args.forgetting and find_adapter_config(args.model) is None:
@@ -140,10 +253,12 @@ def measure_forgetting(loaded: Loaded, text: Text, out: Path) -> str:
     )
 
 
-def default_folder(name: str) -> Path:
-    """Inside a local adapter's own folder, else under `runs`."""
+def default_folder(
+    name: str, inside: str = "evaluation", outside: str = "evaluate", suffix: str = ""
+) -> Path:
+    """`inside` a local adapter's own folder; else `outside`, with the model's name, in `runs`."""
     from rosa.study.models import find_adapter_config, short_name
 
     if Path(name).is_dir() and find_adapter_config(name):
-        return Path(name) / "evaluation"
-    return Path("runs") / f"evaluate-{short_name(name)}"
+        return Path(name) / f"{inside}{suffix}"
+    return Path("runs") / f"{outside}-{short_name(name)}{suffix}"

@@ -9,6 +9,7 @@ forgetting.json  loss on plain text before and after (`rosa.study.forgetting`)
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -116,6 +117,11 @@ class EvaluationFolder:
     def open(self, task: str) -> TextIO:
         """The task's file, to append lines to."""
         return (self.path / f"{task}.jsonl").open("a", encoding="utf-8", newline="\n")
+
+    def write_lines(self, task: str, records: Iterable[dict[str, Any]]) -> None:
+        """The task's whole file at once."""
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        _write_whole(self.path / f"{task}.jsonl", "".join(lines))
 
     def write_results(self, results: Results) -> None:
         """`results.json` and `results.md`."""

@@ -97,9 +97,14 @@ def departures(work: Sequence[Workload]) -> dict[str, Any]:
     return {**({"num_fewshot": shots} if shots else {}), **({"prompt": "chat"} if chat else {})}
 
 
+def protocol_note(protocol: str) -> str:
+    """The footnote about the rules."""
+    return f"Answers are read by the rules of the protocol {protocol}."
+
+
 def conditions(protocol: str, seed: int, work: Sequence[Workload]) -> list[str]:
     """Footnotes: by whose rules the answers were read, and what stood before the question."""
-    notes = [f"Answers are read by the rules of the protocol {protocol}."]
+    notes = [protocol_note(protocol)]
     chat = [w.task.title for w in work if w.task.prompt == "chat"]
     if chat:
         whose = "" if len(chat) == len(work) else f" of {', '.join(chat)}"
