@@ -1,0 +1,158 @@
+"""Puts the page together: data into the template, style and scripts into the page."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from rosa.errors import RosaError
+from rosa.study.compare.results import StudyResults
+from rosa.study.report import costs, dots, examples, scatter, summary, tables, training
+
+TEMPLATE = Path(__file__).parent / "template"
+HEAD_SCRIPTS = ("theme.js",)
+SCRIPTS = ("tables.js", "examples.js")
+PLAIN_BYTES = 500_000  # data up to this size is not compressed: any browser can read it
+GZIP_LEVEL = 5
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The examples as the page's script reads them: JSON, or JSON that is gzipped and base64."""
+
+    kind: str  # the type of the script element
+    text: Markup
+
+
+def write_report(
+    study: StudyResults,
+    path: str | Path,
+    *,
+    stars: tables.Stars | None = None,
+    limit_mb: float = examples.LIMIT_MB,
+) -> Path:
+    """Write the study's page.
+
+    Args:
+        study: what to show; its runs' folders are read for curves, layers and answers.
+        path: the file to write, replaced in one step.
+        stars: see `tables.blocks`.
+        limit_mb: megabytes of different responses up to which all are kept; above, those of the
+            first seed of each method, and above again none. The page says which.
+
+    Raises:
+        RosaError: the study has neither runs nor failures, a file of its runs is damaged, or
+            `path` cannot be written.
+    """
+    path = Path(path)
+    html = render(study, stars=stars, limit_mb=limit_mb)
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Half of a surrogate pair, which a response may hold, has no bytes in UTF-8.
+        part.write_text(html, encoding="utf-8", errors="xmlcharrefreplace", newline="\n")
+        part.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise RosaError(f"cannot write {path}: {reason}; name another file") from None
+    return path
+
+
+def render(
+    study: StudyResults,
+    *,
+    stars: tables.Stars | None = None,
+    limit_mb: float = examples.LIMIT_MB,
+) -> str:
+    """The page as text; see `write_report`."""
+    if not study.runs and not study.failures:
+        raise RosaError(f"the study in {study.folder} has no run; there is nothing to show")
+    blocks = tables.blocks(study, stars)
+    found = examples.gather(study, limit_mb)
+    head, scripts = _source(HEAD_SCRIPTS), _source(SCRIPTS)
+    style = _source(("report.css",))
+    template = _environment().get_template("report.html")
+    return template.render(
+        name=summary.study_name(study),
+        study=study,
+        sentence=summary.sentence(study) if study.runs else "No run has finished.",
+        facts=summary.facts(study),
+        blocks=blocks,
+        dots=[[dots.dot_plot(b, i) for i in range(len(b.columns))] for b in blocks],
+        budgets=[scatter.budget_plot(b) for b in blocks],
+        times=[scatter.cost_plot(b) for b in blocks],
+        costs=costs.cost_tables(blocks),
+        field=scatter,
+        mean_cost=costs.mean_cost,
+        losses=training.losses(study),
+        panel=training.PANEL,
+        layers=training.layers(study),
+        map_width=training.MAP_WIDTH,
+        examples=found,
+        answers=pack_data(found.data) if found.count else None,
+        limit_mb=limit_mb,
+        tunings=summary.tunings(study),
+        grid=yaml.safe_dump(study.grid, sort_keys=False, allow_unicode=True, width=88),
+        style=style,
+        head=head,
+        scripts=scripts,
+        policy=_policy(style, head, scripts),
+    )
+
+
+def pack_data(data: dict[str, Any]) -> Packed:
+    """JSON that can stand inside a script element, compressed where it is large."""
+    # ASCII alone: a response may hold anything, and no response may end the element.
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    if len(text) <= PLAIN_BYTES:
+        return Packed("application/json", Markup(text.replace("<", "\\u003c")))
+    packed = gzip.compress(text.encode("ascii"), GZIP_LEVEL, mtime=0)
+    return Packed("application/gzip", Markup(base64.b64encode(packed).decode("ascii")))
+
+
+def visible(text: object) -> str:
+    """Text with its control characters as pictures, which HTML would drop or trip over."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f]", lambda m: chr(0x2400 + ord(m[0])), str(text)).replace(
+        "\x7f", "␡"
+    )
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE, encoding="utf-8"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else visible(value),
+    )
+    environment.filters["place"] = lambda value: round(float(value), 2)
+    environment.filters["minus"] = lambda text: str(text).replace("-", "−")
+    return environment
+
+
+def _source(names: tuple[str, ...]) -> Markup:
+    """Files of the template as they are; our own, so nothing in them needs escaping."""
+    texts = [(TEMPLATE / name).read_text(encoding="utf-8") for name in names]
+    return Markup("\n" + "\n".join(texts))
+
+
+def _policy(style: str, *scripts: str) -> str:
+    """A policy under which the browser runs and loads nothing but what is in this page."""
+
+    def digest(text: str) -> str:
+        value = hashlib.sha256(text.encode("utf-8")).digest()
+        return f"'sha256-{base64.b64encode(value).decode('ascii')}'"
+
+    ours = " ".join(map(digest, scripts))
+    return f"default-src 'none'; script-src {ours}; style-src {digest(style)}; img-src data:"
