@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 LEVEL = 0.05
 RESAMPLES = 10_000
@@ -98,7 +99,7 @@ def welch(ours: Sequence[float], theirs: Sequence[float]) -> TTest:
     )
 
 
-def mcnemar(ours: Sequence[float], theirs: Sequence[float]) -> McNemar:
+def mcnemar(ours: ArrayLike, theirs: ArrayLike) -> McNemar:
     """Exact two-sided McNemar test, one case per example.
 
     An example counts as ahead where `ours` got it right in a larger share of its seeds, as behind
@@ -120,8 +121,8 @@ def mcnemar(ours: Sequence[float], theirs: Sequence[float]) -> McNemar:
 
 
 def bootstrap(
-    ours: Sequence[Sequence[float]],
-    theirs: Sequence[Sequence[float]],
+    ours: Sequence[ArrayLike],
+    theirs: Sequence[ArrayLike],
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -149,7 +150,7 @@ def bootstrap(
     return Interval(float(low), float(high))
 
 
-def _difference(ours: Sequence[float], theirs: Sequence[float]) -> np.ndarray:
+def _difference(ours: ArrayLike, theirs: ArrayLike) -> np.ndarray:
     return np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
 
 

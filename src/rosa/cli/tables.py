@@ -1,0 +1,108 @@
+"""`rosa tables STUDY_FOLDER`: a study's tables, or the paper's, in four formats."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rosa.cli.parser import Parser
+from rosa.errors import RosaError
+
+if TYPE_CHECKING:
+    from rosa.study.tables.table import Table
+
+
+def build_parser() -> Parser:
+    """The options of `rosa tables`."""
+    parser = Parser(
+        prog="rosa tables",
+        description="Print a study's tables: scores, the paper's beside them, and each method's "
+        "difference to the best baseline with its tests. Without a study, --paper prints a table "
+        "of the paper.",
+    )
+    parser.add_argument("study", nargs="?", help="a folder that `rosa compare` wrote")
+    parser.add_argument(
+        "--format",
+        type=Literal["terminal", "markdown", "latex", "csv"] | None,
+        default=None,
+        help="default: terminal; with --out all four",
+    )
+    parser.add_argument("--out", help="write the tables into this folder instead")
+    parser.add_argument("--paper", help="add a table of the paper: table1, table2, table3, table4")
+    parser.add_argument("--baseline", help="compare with this method, not with the best baseline")
+    parser.add_argument("--methods", default="", help="these methods only, separated by commas")
+    parser.add_argument(
+        "--averages", action="store_true", help="micro averages alone, methods by models"
+    )
+    parser.add_argument("--std", action="store_true", help="standard deviations of every task")
+    parser.add_argument(
+        "--star",
+        type=Literal["t", "examples"],
+        default="t",
+        help="what gives the star: a t-test over seeds, or McNemar's test over examples",
+    )
+    parser.add_argument(
+        "--holm", action="store_true", help="correct p values for the number of methods"
+    )
+    return parser
+
+
+def run(args: Any) -> None:
+    """Print or write; raises `RosaError` on bad input."""
+    from rosa.study.tables import paper
+    from rosa.study.tables.render import FORMATS, print_table
+    from rosa.study.tables.write import save, write_tables
+
+    if not (args.study or args.paper):
+        raise RosaError("name a study's folder, or a table of the paper with --paper table1")
+    if args.study is None and (args.averages or args.std or args.baseline or args.methods):
+        raise RosaError("--averages, --std, --baseline and --methods need a study's folder")
+    printed = paper.paper_tables(args.paper) if args.paper else []
+    if args.out:
+        formats = [args.format] if args.format else list(FORMATS)
+        files = save(printed, Path(args.out), formats)
+        if args.study:
+            study, options = _study(args)
+            files += write_tables(study, args.out, options, formats)
+        sys.stdout.write("".join(f"{file}\n" for file in files))
+        return
+    tables = [*(_tables(args) if args.study else []), *printed]
+    if args.format in (None, "terminal"):
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        for table in tables:
+            print_table(table, console)
+            console.print()
+    else:
+        _, render = FORMATS[args.format]
+        sys.stdout.write("\n".join(map(render, tables)))
+
+
+def _study(args: Any) -> tuple[Any, Any]:
+    """The study's results and what to show of them."""
+    from rosa.study.compare.results import StudyResults
+    from rosa.study.tables.parts import Options
+
+    options = Options(
+        star=args.star,
+        holm=args.holm,
+        std=args.std,
+        baseline=args.baseline,
+        methods=tuple(name.strip() for name in args.methods.split(",") if name.strip()),
+    )
+    return StudyResults.load(args.study), options
+
+
+def _tables(args: Any) -> list[Table]:
+    from rosa.study.tables.build import average_table
+    from rosa.study.tables.parts import parts
+    from rosa.study.tables.write import tables_of
+
+    found = parts(*_study(args))
+    if not found:
+        raise RosaError(f"{args.study} has no finished run yet; `rosa compare` goes on with it")
+    if args.averages:
+        return [average_table(part) for part in found]
+    return [table for part in found for table in tables_of(part)]
