@@ -7,7 +7,6 @@ import dataclasses
 import gzip
 import hashlib
 import json
-import math
 import re
 import shutil
 import statistics
