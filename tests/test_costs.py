@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rosa.errors import RosaError
 from rosa.study import probes
 from rosa.study.costs import CostMeter, Totals, read_costs, restored
 from rosa.study.methods import load_method
 from rosa.study.recipe import Recipe
+from rosa.study.run_folder import RunFolder
 from rosa.study.train import train
 from rosa.study.trainer import GuardedTrainer
 from tests.test_train import interrupt_at
@@ -117,6 +119,30 @@ def test_work_lost_to_a_kill_is_not_counted_twice(
     assert resumed is not None
     assert whole is not None
     assert resumed.tokens == whole.tokens
+
+
+@pytest.mark.parametrize("validation", [0, 4])
+def test_a_run_killed_while_it_writes_its_results_goes_on_with_them(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, validation: int
+) -> None:
+    def killed(*_args: Any) -> None:
+        raise KeyboardInterrupt
+
+    recipe = replace(recipe, validation=validation)
+    with monkeypatch.context() as patch:
+        patch.setattr("rosa.study.train.write_costs", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, say=str)
+    assert not RunFolder(Path(recipe.output_dir)).finished
+    resumed = train(recipe, resume=True, say=str)
+    assert (resumed.finished, resumed.steps) == (True, STEPS)  # no step is done again
+    assert not (resumed.folder / ".adapter").exists()
+    assert resumed.costs is not None
+    assert resumed.costs.tokens == tokens_logged(resumed.folder)
+    whole = train(replace(recipe, output_dir=recipe.output_dir + "-whole"), say=str)
+    one, two = (load_file(run.folder / "adapter_model.safetensors") for run in (whole, resumed))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 def test_step_time_leaves_validation_out(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

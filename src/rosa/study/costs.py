@@ -117,16 +117,20 @@ class CostMeter(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Takes over a checkpoint's totals and starts every clock."""
-        stored = state.stateful_callbacks.get(type(self).__name__)
-        if state.global_step:
-            self._earlier = restored(stored, state.global_step)
+        self.take_over(state, args.device)
         # A checkpoint of a run without this callback has no place for its state.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        self.device = args.device
         reset_device_peak(self.device)
         self._host.start()
         self._energy = energy_counter(self.device)
         self._begin = time.perf_counter()
+
+    def take_over(self, state: Any, device: Any) -> None:
+        """Goes on with the totals in a Trainer's state, where it has got any."""
+        self.device = device
+        if state.global_step:
+            stored = state.stateful_callbacks.get(type(self).__name__)
+            self._earlier = restored(stored, state.global_step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._step_begin = time.perf_counter()

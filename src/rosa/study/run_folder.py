@@ -12,6 +12,7 @@ checkpoint-N/        what `--resume` needs
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from rosa.errors import RosaError
 from rosa.study.lock import LOCK
 from rosa.study.recipe import Recipe, dump_recipe
 
+WEIGHTS = "adapter_model.safetensors"
 # A resumed run may differ from its first part in how it reports, not in what it computes.
 FREE_KEYS = {"output_dir", "report_to", "log_steps", "keep_checkpoints", "trust_remote_code"}
 
@@ -46,9 +48,20 @@ class RunFolder:
         return self.path / "dls_history.jsonl"
 
     @property
+    def draft(self) -> Path:
+        """Where the adapter is written before everything beside it is there."""
+        return self.path / ".adapter"
+
+    def publish_draft(self) -> None:
+        """Moves the adapter to its place; its weights last, for they say that the run is done."""
+        for name in ("adapter_config.json", WEIGHTS):
+            (self.draft / name).replace(self.path / name)
+        shutil.rmtree(self.draft)
+
+    @property
     def finished(self) -> bool:
-        """Whether the adapter of the whole run has been written."""
-        return (self.path / "adapter_model.safetensors").is_file()
+        """Whether everything that a finished run leaves has been written."""
+        return (self.path / WEIGHTS).is_file()
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
@@ -133,7 +146,7 @@ def _is_complete(checkpoint: Path) -> bool:
     return (
         checkpoint.name == f"checkpoint-{state.get('global_step')}"
         and all(map(zipfile.is_zipfile, [*archives, *checkpoint.glob("rng_state*.pth")]))
-        and _is_readable(checkpoint / "adapter_model.safetensors")
+        and _is_readable(checkpoint / WEIGHTS)
     )
 
 

@@ -97,8 +97,9 @@ def _run(
     stopper, progress, meter = StopOnSignal(), Progress(), CostMeter()
     watchers: list[TrainerCallback] = [stopper, MetricsWriter(), progress]
     trainer = build_trainer(prepared, meter, watchers)
-    with stop_on_signals(stopper), progress, meter:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if not (checkpoint and trainer.take_over_finished(checkpoint)):
+        with stop_on_signals(stopper), progress, meter:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return conclude(prepared.recipe, folder, trainer, meter)
 
 
@@ -113,10 +114,8 @@ def conclude(
     costs = None
     if finished:
         # Not `save_model`: it adds a pickle, and an adapter's folder holds none.
-        model.save_pretrained(folder.path)
-        tokenizer.save_pretrained(folder.path)
-        costs = run_costs(meter, model, folder.path)
-        write_costs(costs, folder.path)
+        model.save_pretrained(folder.draft)
+        costs = run_costs(meter, model, folder.draft)
     draw_loss(folder.metrics, folder.path / "loss.png")
     draw_layers(folder.dls_history, folder.path / "layers.png")
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
@@ -129,8 +128,11 @@ def conclude(
         trainable=model.get_nb_trainable_parameters()[0],
         costs=costs,
     )
-    if finished:
+    if costs is not None:
+        tokenizer.save_pretrained(folder.path)
+        write_costs(costs, folder.path)
         write_model_card(recipe, result, state.log_history)
+        folder.publish_draft()
     return result
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from trl import SFTConfig, SFTTrainer
 
 from rosa.dls import DlsCallback
@@ -69,6 +69,25 @@ class GuardedTrainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The run writes a card of its own (`rosa.study.card`)."""
+
+    def take_over_finished(self, checkpoint: Path) -> bool:
+        """Loads a checkpoint of the run's last step; False, touching nothing, for an earlier one.
+
+        Resumed from there, the Trainer would train a step too many.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step < state.max_steps:
+            return False
+        self.state = state
+        if self.args.load_best_model_at_end and state.best_model_checkpoint:
+            # By its name: the run's folder may have another path by now.
+            best = checkpoint.with_name(Path(state.best_model_checkpoint).name)
+            state.best_model_checkpoint = str(best)
+            self._load_best_model()
+        else:
+            self._load_from_checkpoint(str(checkpoint))
+        self._meter.take_over(state, self.args.device)
+        return True
 
     def _stop_not_finite(self, what: str) -> None:
         good = RunFolder(Path(str(self.args.output_dir))).checkpoints()
