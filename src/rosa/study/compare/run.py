@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from rosa.study.compare.results import StudyResults
 
+REPORT = "report.html"
 # What may change between two calls on one study: more of the same, or where its data lies.
 GROWING = ("output_dir", "models", "methods", "training_sets", "seeds")
 
@@ -59,7 +60,7 @@ def compare(
         writer = StudyWriter(schedule, grid)
         if schedule.waiting:
             _run(schedule, make_engine(folder), writer, console)
-        return writer.write()
+        return writer.finish()
 
 
 def _run(schedule: Schedule, engine: Engine, writer: StudyWriter, console: Console) -> None:
@@ -74,19 +75,33 @@ def _run(schedule: Schedule, engine: Engine, writer: StudyWriter, console: Conso
 
 
 class StudyWriter:
-    """Writes what is known so far."""
+    """Writes what is known so far: results, tables, and in the end the page that shows it all."""
 
     def __init__(self, schedule: Schedule, grid: Grid) -> None:
         from rosa.study.environment import describe_environment
+        from rosa.study.overlap import check_overlap
 
         self._schedule = schedule
         self._grid = grid
         self._environment = describe_environment()
+        check_overlap(gather(schedule, grid, self._environment))
 
     def write(self) -> StudyResults:
-        """`results.json` from the runs that are done."""
+        """`results.json` and the tables, from the runs that are done."""
+        from rosa.study.tables.write import write_tables
+
         results = gather(self._schedule, self._grid, self._environment)
         write(results)
+        write_tables(results, results.folder / "tables")
+        return results
+
+    def finish(self) -> StudyResults:
+        """The same, and `report.html`."""
+        from rosa.study.report import write_report
+
+        results = self.write()
+        if results.runs or results.failures:
+            write_report(results, results.folder / REPORT)
         return results
 
 
