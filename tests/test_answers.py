@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rosa.study.answers import FILTERS, TOLERANCE
+from rosa.study.answers import FILTERS, PROTOCOLS, TOLERANCE
 from rosa.study.benchmarks import built_in_tasks
 
 LABELLED = [t for t in built_in_tasks().values() if t.filter == "first_label"]
@@ -24,6 +24,16 @@ def test_the_first_label_decides(task, data):
     )
     before, between, after = (data.draw(plain_text) for _ in range(3))
     assert task.parse(f"{before}{first}{between}{second}{after}") == first
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("task", LABELLED, ids=lambda t: t.name)
+def test_no_label_stands_before_the_one_that_decides(task, data):
+    """Against a search that knows no regular expressions, in text made of pieces of labels."""
+    pieces = [*task.answers, *(a[:-1] for a in task.answers), " ", "x", "A", "1", "é"]
+    text = "".join(data.draw(st.lists(st.sampled_from(pieces), max_size=8)))
+    places = {text.find(answer): answer for answer in task.answers if answer in text}
+    assert task.parse(text) == (places[min(places)] if places else None)
 
 
 @given(text=plain_text)
@@ -85,12 +95,127 @@ def test_text_without_digits_gives_no_number(text):
     assert last_number.parse(text, []) is None
 
 
-@given(text=st.text(max_size=60), label=st.integers(-1000, 1000))
-def test_no_response_can_break_a_filter(text, label):
+def scanned_numbers(text):
+    """The rule of the suite, one character at a time: sign, digits, a dot, digits."""
+    text, numbers, i = text.replace(",", ""), [], 0
+    digits = "0123456789"
+    while i < len(text):
+        start = i
+        i += text[i] == "-"
+        whole = i
+        while i < len(text) and text[i] in digits:
+            i += 1
+        if i == whole:
+            i = start + 1
+            continue
+        if i < len(text) and text[i] == ".":
+            i += 1
+            while i < len(text) and text[i] in digits:
+                i += 1
+        numbers.append(text[start:i])
+    return numbers
+
+
+number_like = st.text(alphabet="0123456789.,-+$%()=/ e٣½−x\n", max_size=25)
+
+
+@given(text=st.one_of(number_like, st.text(max_size=40)))
+def test_the_last_number_is_that_of_a_plain_scan(text):
+    found = scanned_numbers(text)
+    assert last_number.parse(text, []) == (found[-1] if found else None)
+
+
+@pytest.mark.parametrize(
+    ("response", "number"),
+    [
+        ("1,234.50", 1234.5),
+        ("$3.00.", 3.0),
+        ("It costs $1,234.50.", 1234.5),
+        ("-7", -7.0),
+        ("from 10 to -2.5.", -2.5),
+        ("5-3", -3.0),  # the published rule
+        ("3, 4", 4.0),
+        ("(3,4)", 34.0),  # the published rule
+        (".5", 5.0),  # the published rule
+        ("12 ٣ ½", 12.0),
+        ("٣", None),
+        ("1" * 400, float("inf")),
+        ("", None),
+    ],
+)
+def test_numbers_as_the_published_rule_reads_them(response, number):
+    parsed = last_number.parse(response, [])
+    assert (parsed if parsed is None else float(parsed)) == number
+
+
+any_text = st.one_of(
+    st.text(max_size=60),
+    number_like,
+    # What statements, labels and their neighbours are made of.
+    st.lists(
+        st.sampled_from(
+            [
+                *(
+                    "the answer is ",
+                    "Answer: ",
+                    "####",
+                    "\\boxed{",
+                    "option ",
+                    "not ",
+                    "A",
+                    "B",
+                    "C)",
+                ),
+                *(
+                    "answer1",
+                    "true",
+                    "false",
+                    "ending2",
+                    "5",
+                    "1,000",
+                    ".",
+                    "=",
+                    "-",
+                    "\n",
+                    " ",
+                    "**",
+                ),
+            ]
+        ),
+        max_size=10,
+    ).map("".join),
+)
+
+
+@given(text=any_text, label=st.integers(-1000, 1000))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_no_response_can_break_a_filter(text, label, protocol):
     for task in built_in_tasks().values():
-        answer = task.parse(text)
+        answer = task.parse(text, protocol)
         verdict = task.is_correct(answer, task.answers[0] if task.answers else str(label))
         assert isinstance(verdict, bool)
+        assert verdict is False or answer is not None
+        if task.answers:
+            assert answer is None or answer in task.answers
+
+
+@given(text=any_text, space=st.text(alphabet=" \t\n\r\u00a0", max_size=4))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_space_at_the_end_changes_no_answer(text, space, protocol):
+    for task in built_in_tasks().values():
+        assert task.parse(text + space, protocol) == task.parse(text, protocol)
+
+
+@given(text=any_text)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_answer_names_itself(text, protocol):
+    """What a filter finds, it finds again in its own finding."""
+    for task in built_in_tasks().values():
+        answer = task.parse(text, protocol)
+        if answer is not None:
+            again = task.parse(answer, protocol)
+            assert again is not None
+            assert task.is_correct(again, answer)
 
 
 @pytest.mark.parametrize(

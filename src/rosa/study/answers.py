@@ -22,6 +22,8 @@ _STATEMENT = (
     r"|####|\\boxed\{)"
 )
 _OPENING = r"""[\s*_:=$`"'(\[{]*"""  # marks between a statement and its answer
+_ARTICLE = r"A +(?!(?:or|and|is)\b)[a-z]"  # "A train", but not "A or B"
+_SENTENCE = 200  # characters of a statement that count, where no full stop comes before
 
 
 class AnswerFilter(Protocol):
@@ -74,7 +76,7 @@ class OnlyLabel(FirstLabel):
     def parse(self, response: str, answers: Sequence[str]) -> str | None:
         option = rf"(?:(?i:option|choice)\b{_OPENING})?"
         stated = rf"{_STATEMENT}{_OPENING}{option}({_any_of(answers)})(?!\w)"
-        named = rf"(?<!\w)(?!A\s[a-z])({_any_of(answers)})(?!\w)"
+        named = rf"(?<!\w)(?!{_ARTICLE})({_any_of(answers)})(?!\w)"
         found = set(re.findall(stated, response)) or set(re.findall(named, response))
         return found.pop() if len(found) == 1 else None
 
@@ -117,7 +119,8 @@ class StatedNumber(LastNumber):
 
     def parse(self, response: str, answers: Sequence[str]) -> str | None:
         for statement in reversed(list(re.finditer(_STATEMENT + _OPENING, response))):
-            sentence = re.split(r"[.!?](?!\S)|\n", response[statement.end() :], maxsplit=1)[0]
+            rest = response[statement.end() : statement.end() + _SENTENCE]
+            sentence = re.split(r"[.!?](?!\S)|\n", rest, maxsplit=1)[0]
             result = _written_numbers(sentence.rpartition("=")[2])
             numbers = result or _written_numbers(sentence)
             if numbers:
