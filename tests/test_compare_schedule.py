@@ -16,7 +16,8 @@ from rosa.study.compare import schedule as schedule_module
 from rosa.study.compare.grid import Tuning
 from rosa.study.compare.job import status_file
 from rosa.study.compare.plan import Job, plan
-from rosa.study.compare.run import claim
+from rosa.study.compare.results import StudyResults, to_json
+from rosa.study.compare.run import claim, merged_environment
 from rosa.study.compare.schedule import Schedule
 from rosa.study.compare.tuning import choose, tuning_losses
 from rosa.study.compare.watch import Watch, in_words
@@ -207,3 +208,24 @@ class TestClaim:
         (tmp_path / "grid.yaml").write_text("{")
         with pytest.raises(RosaError, match="damaged"):
             claim(tmp_path, make_grid())
+
+
+class TestEnvironment:
+    HERE, THERE = {"machine": "here", "date": "1"}, {"machine": "there", "date": "2"}
+
+    def keep(self, study: Path, environment: dict[str, Any]) -> None:
+        results = StudyResults(study, (), environment=environment)
+        (study / "results.json").write_text(json.dumps(to_json(results)))
+
+    def test_gathering_elsewhere_does_not_move_the_figures(self, tmp_path: Path) -> None:
+        assert merged_environment(tmp_path, self.THERE, runs_now=False) == self.THERE
+        self.keep(tmp_path, self.HERE)
+        assert merged_environment(tmp_path, self.THERE, runs_now=False) == self.HERE
+
+    def test_runs_of_two_machines_name_both(self, tmp_path: Path) -> None:
+        self.keep(tmp_path, self.HERE)
+        both = merged_environment(tmp_path, self.THERE, runs_now=True)
+        assert both == {**self.THERE, "earlier": [self.HERE]}
+        self.keep(tmp_path, both)
+        later = {**self.THERE, "date": "3"}
+        assert merged_environment(tmp_path, later, runs_now=True)["earlier"] == [self.HERE]

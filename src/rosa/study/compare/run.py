@@ -14,6 +14,7 @@ from rosa.study.compare.gather import gather, write
 from rosa.study.compare.grid import Evaluation, Grid
 from rosa.study.compare.job import prepare_questions
 from rosa.study.compare.plan import Job, Resolve, plan
+from rosa.study.compare.results import StudyResults
 from rosa.study.compare.schedule import Engine, Schedule
 from rosa.study.compare.training_data import verified
 from rosa.study.compare.watch import Watch
@@ -22,8 +23,6 @@ from rosa.study.run_folder import first_difference
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from rosa.study.compare.results import StudyResults
 
 REPORT = "report.html"
 # What may change between two calls on one study: more of the same, or where its data lies.
@@ -83,7 +82,9 @@ class StudyWriter:
 
         self._schedule = schedule
         self._grid = grid
-        self._environment = describe_environment()
+        self._environment = merged_environment(
+            schedule.study, describe_environment(), runs_now=bool(schedule.waiting)
+        )
         check_overlap(gather(schedule, grid, self._environment))
 
     def write(self) -> StudyResults:
@@ -103,6 +104,23 @@ class StudyWriter:
         if results.runs or results.failures:
             write_report(results, results.folder / REPORT)
         return results
+
+
+def merged_environment(study: Path, now: dict[str, Any], runs_now: bool) -> dict[str, Any]:
+    """Where the study's runs were made; `earlier` lists what else than the latest there was.
+
+    Gathering alone changes nothing: the figures are of the machine that made them.
+    """
+    try:
+        before = StudyResults.load(study).environment
+    except RosaError:
+        return now
+    if not runs_now:
+        return before
+    earlier = before.pop("earlier", [])
+    if {**before, "date": None} != {**now, "date": None}:
+        earlier = [*earlier, before]
+    return {**now, "earlier": earlier} if earlier else now
 
 
 def claim(folder: Path, grid: Grid) -> None:
