@@ -7,9 +7,11 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import random
 import re
 import shutil
 import statistics
+import time
 from collections import Counter
 from html.parser import HTMLParser
 from itertools import combinations
@@ -19,6 +21,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import escape
 
 from rosa.cli.main import main
 from rosa.errors import RosaError
@@ -29,7 +32,9 @@ from rosa.study.report.costs import digits, duration, size
 from rosa.study.report.page import PLAIN_BYTES, pack_data, render, visible
 from rosa.study.report.scatter import label_box, overlap, place_labels
 from rosa.study.report.summary import protocol, sentence
-from rosa.study.report.tables import blocks
+from rosa.study.report.tables import chapters
+from rosa.study.tables import captions
+from rosa.study.tables.parts import parts
 from tests.report_study import NASTY, rich_study, spoil
 
 VOID = {"meta", "link", "br", "input", "img", "hr"}
@@ -130,7 +135,7 @@ def html(study: StudyResults) -> str:
 
 
 def test_a_cell_is_the_mean_and_sample_deviation_over_seeds(study: StudyResults) -> None:
-    block = blocks(study)[0]
+    (block,) = chapters(study)[0].blocks
     assert (block.model, block.train_set, block.suite) == ("rosa-tiny",) + ("commonsense",) * 2
     assert [c.name for c in block.columns] == ["micro", "macro", "boolq", "piqa"]
     row = next(row for row in block.rows if row.method == "rosa")
@@ -152,7 +157,7 @@ def test_a_cell_is_the_mean_and_sample_deviation_over_seeds(study: StudyResults)
 
 
 def test_best_and_second_go_by_what_is_printed(study: StudyResults) -> None:
-    for block in blocks(study):
+    for block in (block for chapter in chapters(study) for block in chapter.blocks):
         for i in range(len(block.columns)):
             places = {row.cells[i].place: round(row.cells[i].mean, 1) for row in block.rows}
             means = sorted({round(row.cells[i].mean, 1) for row in block.rows}, reverse=True)
@@ -160,16 +165,45 @@ def test_best_and_second_go_by_what_is_printed(study: StudyResults) -> None:
 
 
 def test_a_method_that_lacks_a_seed_is_named(study: StudyResults, html: str) -> None:
-    (row,) = blocks(study)[0].incomplete
-    assert (row.method, len(row.runs)) == ("lora", 2)
-    assert "LoRA: 2 of 3 seeds finished." in html
+    row = next(row for row in chapters(study)[0].blocks[0].rows if row.method == "lora")
+    assert len(row.runs) == 2
+    assert "‡ LoRA: 2 of 3 seeds; seed 2 " in html
     assert "out of memory on purpose" in html
     assert "2\n    runs failed" in html or "2 runs failed" in html
 
 
-def test_seen_in_training_is_marked(html: str) -> None:
-    assert "MultiArith †" in html
-    assert "† MultiArith: Math10K holds the training part of this test." in html
+def test_stars_and_notes_are_those_of_the_tables(study: StudyResults, html: str) -> None:
+    for part, chapter in zip(parts(study), chapters(study), strict=True):
+        (block,) = chapter.blocks
+        for row in block.rows:
+            stars = [cell.star is not None for cell in row.cells]
+            assert stars == [part.star(block.model, row.method)] + [False] * (len(stars) - 1)
+        assert captions.star(part) in chapter.notes
+        assert str(escape(captions.star(part))) in html
+        for d in part.all_differences:
+            assert f"{d.difference:+.1f}".replace("-", "−") in html
+
+
+def test_questions_seen_in_training_are_marked_as_the_check_found_them(tmp_path: Path) -> None:
+    study = rich_study(tmp_path, train_sets={"math": ["MultiArith", "gsm8k"]}, examples=4)
+    titles = [column.title for column in chapters(study)[0].blocks[0].columns]
+    assert titles[2:] == ["MultiArith", "GSM8K"]
+    checked = {"math": {"MultiArith": {"matches": 3, "of": 4}, "gsm8k": {"matches": 0, "of": 14}}}
+    (tmp_path / "overlap.json").write_text(json.dumps(checked))
+    titles = [column.title for column in chapters(study)[0].blocks[0].columns]
+    assert titles[2:] == ["MultiArith †", "GSM8K"]
+    assert "3 of 4 in MultiArith" in render(study)
+
+
+def test_two_models_are_two_tables_with_one_set_of_notes(tmp_path: Path) -> None:
+    study = rich_study(
+        tmp_path, models=["tiny-a", "tiny-b"], train_sets={"commonsense": ["boolq"]}, examples=6
+    )
+    (chapter,) = chapters(study)
+    assert [block.model for block in chapter.blocks] == ["tiny-a", "tiny-b"]
+    html = render(study)
+    assert html.count("Micro avg. is over all examples") == 1
+    assert Reader(html).open == []
 
 
 # ---- axes and plots -------------------------------------------------------------------------
@@ -416,7 +450,9 @@ def test_failures_alone_are_a_page_and_nothing_is_none(tmp_path: Path) -> None:
 
 def test_tuning_without_a_loss_is_shown(tmp_path: Path, study: StudyResults) -> None:
     record = {**study.tuning[0], "losses": {"0.001": None, "0.0003": None}, "chosen": None}
-    assert render(dataclasses.replace(study, tuning=(record,))).count("number none") == 2
+    html = render(dataclasses.replace(study, tuning=(record,)))
+    section = html[html.index('id="tuning"') : html.index('id="failures"')]
+    assert section.count("number none") == 2
 
 
 def test_the_protocol_is_that_of_the_evaluation(study: StudyResults) -> None:
@@ -459,3 +495,35 @@ def test_the_command_refuses_in_one_sentence(
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_large_study_takes_seconds(tmp_path: Path) -> None:
+    study = large_study(tmp_path)
+    start = time.process_time()
+    path = write_report(study, tmp_path / "report.html")
+    assert time.process_time() - start < 10  # about 5 on an idle core
+    assert path.stat().st_size < 20e6
+    data = unpack(path.read_text(encoding="utf-8"))
+    run = study.runs[77]
+    assert answers(data, run, "gsm8k") == on_disk(study, run, "gsm8k")
+
+
+def large_study(folder: Path) -> StudyResults:
+    """25 methods x 5 seeds x 500 examples, prompts and responses as long as gsm8k's."""
+    rng = random.Random(0)
+    words = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
+    small = rich_study(
+        folder, train_sets={"math": ["gsm8k"]}, seeds=range(5), examples=500, layers=28, choices=70
+    )
+    runs = []
+    for number in range(25):
+        for run in small.select(method=("lora", "rosa")[number % 2]):
+            runs.append(dataclasses.replace(run, method=f"m{number}", title=f"Method {number}"))
+            runs[-1] = dataclasses.replace(runs[-1], folder=f"runs/m{number}/{run.seed}")
+            shutil.copytree(folder / run.folder, folder / runs[-1].folder)
+            file = folder / runs[-1].folder / "evaluation" / "gsm8k.jsonl"
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            for row in rows:
+                row["prompt"] = row["prompt"] + " ".join(words[:60])
+                row["response"] = " ".join(rng.choices(words, k=120))
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return dataclasses.replace(small, runs=tuple(runs), tuning=())

@@ -174,7 +174,7 @@ def test_it_works_without_scripts(browser: Browser, written: Path, tmp_path: Pat
     html = written.read_text(encoding="utf-8")
     bare.write_text(re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL), encoding="utf-8")
     page = browser.open(bare)
-    assert page.evaluate("document.querySelector('#table-1').checkVisibility()")
+    assert page.evaluate("document.querySelector('#table-1-1').checkVisibility()")
     assert page.evaluate("document.querySelectorAll('#plots svg').length") > 10
     assert not page.evaluate("document.getElementById('theme').checkVisibility()")
 
@@ -183,19 +183,20 @@ def test_it_works_without_scripts(browser: Browser, written: Path, tmp_path: Pat
 
 
 def column(page: Page, number: int) -> list[float]:
-    cells = f"#table-1 tbody td:nth-child({number})"
+    cells = f"#table-1-1 tbody td:nth-child({number})"
     return page.evaluate(f"[...document.querySelectorAll('{cells}')].map(e => +e.dataset.sort)")
 
 
 def methods(page: Page) -> list[str]:
     return page.evaluate(
-        "[...document.querySelectorAll('#table-1 tbody th')].map(e => e.textContent.trim())"
+        "[...document.querySelectorAll('#table-1-1 tbody th')].map(e => e.textContent.trim())"
     )
 
 
 def sorted_by(page: Page) -> list[str | None]:
     return page.evaluate(
-        "[...document.querySelectorAll('#table-1 thead th')].map(e => e.getAttribute('aria-sort'))"
+        "[...document.querySelectorAll('#table-1-1 thead th')]"
+        ".map(e => e.getAttribute('aria-sort'))"
     )
 
 
@@ -204,12 +205,12 @@ def test_a_heading_sorts_and_turns_round(browser: Browser, written: Path) -> Non
     before, order = column(page, 3), methods(page)
     assert before != sorted(before)
     assert sorted_by(page) == [None] * 6
-    page.click("#table-1 thead th:nth-child(3) button")
+    page.click("#table-1-1 thead th:nth-child(3) button")
     assert column(page, 3) == sorted(before, reverse=True)
     assert sorted_by(page) == [None, None, "descending", None, None, None]
-    page.click("#table-1 thead th:nth-child(3) button")
+    page.click("#table-1-1 thead th:nth-child(3) button")
     assert column(page, 3) == sorted(before)
-    page.click("#table-1 thead th:nth-child(1) button")
+    page.click("#table-1-1 thead th:nth-child(1) button")
     assert methods(page) == sorted(order, key=str.lower)
     assert sorted_by(page) == ["ascending", None, None, None, None, None]
     assert is_quiet(page)
@@ -348,13 +349,16 @@ def test_the_button_changes_the_colours_and_is_remembered(browser: Browser, writ
 
 def test_paper_gets_everything_but_the_examples(browser: Browser, written: Path) -> None:
     page = browser.open(written, dark=True)
+    are_open = "[...document.querySelectorAll('details')].map(d => d.open)"
+    before = page.evaluate(are_open)
+    assert not all(before)
     page.call("Emulation.setEmulatedMedia", media="print")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(253, 253, 252)"
     assert not page.evaluate("document.getElementById('examples').checkVisibility()")
-    assert page.evaluate("[...document.querySelectorAll('details')].every(d => d.open)")
+    assert all(page.evaluate(are_open))
     page.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert not page.evaluate("[...document.querySelectorAll('details')].some(d => d.open)")
+    assert page.evaluate(are_open) == before
 
 
 def test_plots_and_boxes_have_names(browser: Browser, written: Path) -> None:

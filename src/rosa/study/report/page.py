@@ -38,7 +38,6 @@ def write_report(
     study: StudyResults,
     path: str | Path,
     *,
-    stars: tables.Stars | None = None,
     limit_mb: float = examples.LIMIT_MB,
 ) -> Path:
     """Write the study's page.
@@ -46,7 +45,6 @@ def write_report(
     Args:
         study: what to show; its runs' folders are read for curves, layers and answers.
         path: the file to write, replaced in one step.
-        stars: see `tables.blocks`.
         limit_mb: megabytes of different responses up to which all are kept; above, those of the
             first seed of each method, and above again none. The page says which.
 
@@ -55,7 +53,7 @@ def write_report(
             `path` cannot be written.
     """
     path = Path(path)
-    html = render(study, stars=stars, limit_mb=limit_mb)
+    html = render(study, limit_mb=limit_mb)
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,17 +66,13 @@ def write_report(
     return path
 
 
-def render(
-    study: StudyResults,
-    *,
-    stars: tables.Stars | None = None,
-    limit_mb: float = examples.LIMIT_MB,
-) -> str:
+def render(study: StudyResults, *, limit_mb: float = examples.LIMIT_MB) -> str:
     """The page as text; see `write_report`."""
     if not study.runs and not study.failures:
         raise RosaError(f"the study in {study.folder} has no run; there is nothing to show")
-    blocks = tables.blocks(study, stars)
-    found = examples.gather(study, limit_mb)
+    found = examples.gather(study, limit_mb)  # first: it names what is damaged
+    chapters = tables.chapters(study)
+    blocks = [block for chapter in chapters for block in chapter.blocks]
     head, scripts = _source(HEAD_SCRIPTS), _source(SCRIPTS)
     style = _source(("report.css",))
     template = _environment().get_template("report.html")
@@ -87,10 +81,8 @@ def render(
         study=study,
         sentence=summary.sentence(study) if study.runs else "No run has finished.",
         facts=summary.facts(study),
-        blocks=blocks,
-        dots=[[dots.dot_plot(b, i) for i in range(len(b.columns))] for b in blocks],
-        budgets=[scatter.budget_plot(b) for b in blocks],
-        times=[scatter.cost_plot(b) for b in blocks],
+        chapters=chapters,
+        plots=[_plots(block) for block in blocks],
         costs=costs.cost_tables(blocks),
         field=scatter,
         mean_cost=costs.mean_cost,
@@ -107,6 +99,26 @@ def render(
         head=head,
         scripts=scripts,
         policy=_policy(style, head, scripts),
+    )
+
+
+@dataclass(frozen=True)
+class Plots:
+    """The plots of one table."""
+
+    block: tables.Block
+    average: dots.DotPlot
+    tasks: list[dots.DotPlot]
+    scatters: list[scatter.Scatter]
+
+
+def _plots(block: tables.Block) -> Plots:
+    scatters = [scatter.budget_plot(block), scatter.cost_plot(block)]
+    return Plots(
+        block,
+        dots.dot_plot(block, block.micro),
+        [dots.dot_plot(block, i) for i in block.tasks] if len(block.tasks) > 1 else [],
+        [plot for plot in scatters if plot],
     )
 
 

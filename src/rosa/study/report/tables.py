@@ -1,24 +1,33 @@
-"""The results of a study as tables: one block per model, training set and suite of tasks."""
+"""The results of a study as the page shows them: a table per model, training set and suite.
+
+Figures, tests and footnotes are those of `rosa tables`; here are the values behind them, which
+headings sort by and plots draw.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rosa.study.compare.results import RunResult, StudyResults
+from rosa.study.significance import stated
+from rosa.study.tables import captions, paper
+from rosa.study.tables.build import difference_table
+from rosa.study.tables.differences import TESTS
+from rosa.study.tables.parts import MethodRuns, Part, parts
+from rosa.study.tables.table import SEEN, Table
 
 MICRO, MACRO = "micro", "macro"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A task or an average; `trained_on` names the training sets that hold such questions."""
+    """An average, or a task with the questions that were asked of it."""
 
     name: str
     title: str
     questions: int | None = None
-    trained_on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,13 +50,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One method: its runs, and a cell per column."""
+    """One method: its runs, a cell per column, and the paper's micro-average where it has one."""
 
     method: str
     title: str
     group: str
     runs: tuple[RunResult, ...]
     cells: tuple[Cell, ...]
+    paper: float | None = None
 
     @property
     def percent(self) -> float:
@@ -60,25 +70,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """One table: methods that were trained on one set and asked one suite."""
+    """The methods of one model, trained on one set and asked one suite; averages come first."""
 
     model: str
     train_set: str
     suite: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    seeds: tuple[int, ...]
-    notes: tuple[str, ...] = ()
 
-    def figure(self, run: RunResult, column: Column) -> float | None:
-        """One run's figure of a column; None where it was not asked."""
-        values = _figures([run], self.suite, column.name)
-        return values[0] if values else None
-
-    @property
-    def micro(self) -> int:
-        """Index of the micro-average among the columns; the averages come first."""
-        return 0
+    micro = 0  # index of the micro-average among the columns
 
     @property
     def tasks(self) -> range:
@@ -86,81 +86,97 @@ class Block:
         return range(2, len(self.columns))
 
     @property
-    def incomplete(self) -> list[Row]:
-        """Methods with fewer runs than seeds, whose averages are over those that finished."""
-        return [row for row in self.rows if len(row.runs) < len(self.seeds)]
+    def has_paper(self) -> bool:
+        return any(row.paper is not None for row in self.rows)
+
+    def figure(self, run: RunResult, column: Column) -> float | None:
+        """One run's figure of a column; None where it was not asked."""
+        if column.name == MICRO:
+            return run.micro(self.suite)
+        if column.name == MACRO:
+            return run.macro(self.suite)
+        return next((s.accuracy for s in run.scores if s.name == column.name), None)
 
 
-Stars = Callable[[str, str, str], "dict[tuple[str, str], str]"]
+@dataclass(frozen=True)
+class Chapter:
+    """What belongs together: a training set and a suite, a block per model.
 
-
-def blocks(study: StudyResults, stars: Stars | None = None) -> list[Block]:
-    """All tables, in the order of the grid.
-
-    Args:
-        stars: `stars(model, train_set, suite)` gives what to say about the (method, column)
-            pairs that are significant.
+    Attributes:
+        notes: the sentences below the tables.
+        differences: each method against the best baseline; None where there is no baseline.
     """
-    found = []
-    for model in study.names("model"):
-        for train_set in study.names("train_set"):
-            runs = study.select(model=model, train_set=train_set)
-            for suite in dict.fromkeys(score.suite for run in runs for score in run.scores):
-                marks = stars(model, train_set, suite) if stars else {}
-                found.append(_block(study, model, train_set, suite, runs, marks))
-    return found
+
+    blocks: tuple[Block, ...]
+    notes: tuple[str, ...]
+    differences: Table | None
+
+
+def chapters(study: StudyResults) -> list[Chapter]:
+    """All results, in the order of the grid."""
+    return [_chapter(part) for part in parts(study)]
+
+
+def _chapter(part: Part) -> Chapter:
+    notes = captions.notes(part)
+    printed = paper.averages([task.name for task in part.tasks], part.models)
+    if printed:
+        notes.append(paper.COLUMN_NOTE)
+    differences = difference_table(part) if part.all_differences else None
+    blocks = (_block(part, model, methods, printed) for model, methods in part.rows.items())
+    return Chapter(tuple(b for b in blocks if b.rows), tuple(notes), differences)
 
 
 def _block(
-    study: StudyResults,
-    model: str,
-    train_set: str,
-    suite: str,
-    runs: Sequence[RunResult],
-    marks: dict[tuple[str, str], str],
+    part: Part, model: str, methods: Sequence[MethodRuns], printed: dict[tuple[str, str], float]
 ) -> Block:
-    runs = [run for run in runs if any(s.suite == suite for s in run.scores)]
-    columns = _columns(suite, runs)
-    methods = [m for m in study.names("method") if any(r.method == m for r in runs)]
-    figures = {
-        m: [_figures([r for r in runs if r.method == m], suite, c.name) for c in columns]
-        for m in methods
-    }
+    columns = _columns(part)
+    empty = Block(model, part.train_set, part.suite, columns, ())
+    methods = [method for method in methods if method.runs]
+    values = [[_values(empty, method, column) for column in columns] for method in methods]
+    places = [_places([row[i] for row in values]) for i in range(len(columns))]
+    stars = _stars(part, model)
     rows = []
-    for method in methods:
-        own = [run for run in runs if run.method == method]
+    for at, method in enumerate(methods):
         cells = tuple(
-            Cell(
-                figures[method][i],
-                _place(method, {m: figures[m][i] for m in methods}),
-                marks.get((method, column.name)),
-            )
-            for i, column in enumerate(columns)
+            Cell(values[at][i], places[i][at], stars.get(method.name) if i == empty.micro else None)
+            for i in range(len(columns))
         )
-        rows.append(Row(method, own[0].title, own[0].group, tuple(own), cells))
-    seeds = tuple(study.grid.get("seeds") or study.names("seed"))
-    return Block(model, train_set, suite, columns, tuple(rows), seeds)
+        group = method.runs[0].group
+        said = printed.get((model, method.name))
+        rows.append(Row(method.name, method.title, group, method.runs, cells, said))
+    return Block(model, part.train_set, part.suite, columns, tuple(rows))
 
 
-def _columns(suite: str, runs: Sequence[RunResult]) -> tuple[Column, ...]:
-    scores = {s.name: s for run in runs for s in run.scores if s.suite == suite}
-    tasks = [Column(s.name, s.title, s.scored, s.seen_in_training) for s in scores.values()]
-    return (Column(MICRO, "micro avg."), Column(MACRO, "macro avg."), *tasks)
+def _columns(part: Part) -> tuple[Column, ...]:
+    averages = (Column(MICRO, "micro avg."), Column(MACRO, "macro avg."))
+    tasks = []
+    for task in part.tasks:
+        mark = f" {SEEN}" if (part.seen(task.name) or (0, 0))[0] else ""
+        tasks.append(Column(task.name, task.title + mark, task.scored))
+    return (*averages, *tasks)
 
 
-def _figures(runs: Sequence[RunResult], suite: str, column: str) -> tuple[float, ...]:
-    if column == MICRO:
-        return tuple(run.micro(suite) for run in runs)
-    if column == MACRO:
-        return tuple(run.macro(suite) for run in runs)
-    named = [s for run in runs for s in run.scores if s.name == column]
-    return tuple(score.accuracy for score in named)
+def _values(block: Block, method: MethodRuns, column: Column) -> tuple[float, ...]:
+    figures = (block.figure(run, column) for run in method.runs)
+    return tuple(value for value in figures if value is not None)
 
 
-def _place(method: str, figures: dict[str, tuple[float, ...]]) -> int:
-    """1 for the highest mean as printed, 2 for the next; a lone method has no place."""
-    means = {m: round(statistics.fmean(v), 1) for m, v in figures.items() if v}
-    ranked = sorted(set(means.values()), reverse=True)
-    if len(ranked) < 2 or method not in means:
-        return 0
-    return {ranked[0]: 1, ranked[1]: 2}.get(means[method], 0)
+def _places(column: Sequence[tuple[float, ...]]) -> list[int]:
+    """1 for the highest mean as printed, 2 for the next; none where all are the same."""
+    means = [round(statistics.fmean(values), 1) if values else None for values in column]
+    ranked = sorted({mean for mean in means if mean is not None}, reverse=True)
+    if len(ranked) < 2:
+        return [0] * len(column)
+    order: dict[float | None, int] = {ranked[0]: 1, ranked[1]: 2}
+    return [order.get(mean, 0) for mean in means]
+
+
+def _stars(part: Part, model: str) -> dict[str, str]:
+    """By method, what the test said of it."""
+    test, holm = part.options.star, part.options.holm
+    return {
+        d.method: f"better than {d.baseline_title}, p {stated(d.p(test, holm))} ({TESTS[test]})"
+        for d in part.found[model]
+        if d.star(test, holm)
+    }

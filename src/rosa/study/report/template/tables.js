@@ -7,16 +7,19 @@
     return cell.classList.contains("none") ? null : cell.textContent.trim();
   };
 
-  const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b) : a - b);
+  const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
 
+  // Rows stay in their body, below its head if it has one: methods are compared within a model.
   function sort(table, column, ascending) {
-    const body = table.tBodies[0];
-    const rows = [...body.rows].map((row) => [value(row, column), row]);
-    rows.sort(([a], [b]) => {
-      if (a === null || b === null) return (a === null) - (b === null); // what is missing comes last
-      return ascending ? compare(a, b) : compare(b, a);
-    });
-    body.append(...rows.map(([, row]) => row));
+    for (const body of table.tBodies) {
+      const rows = [...body.rows].filter((row) => !row.classList.contains("head"));
+      const keyed = rows.map((row) => [value(row, column), row]);
+      keyed.sort(([a], [b]) => {
+        if (a === null || b === null) return (a === null) - (b === null); // what is missing comes last
+        return ascending ? compare(a, b) : compare(b, a);
+      });
+      body.append(...keyed.map(([, row]) => row));
+    }
   }
 
   for (const table of document.querySelectorAll("table.sortable")) {
