@@ -47,10 +47,11 @@ def run(args: Any) -> None:
     from rich.console import Console
 
     from rosa.study import models
-    from rosa.study.inspect import as_texts, check_layer, inspect_model, read_texts
+    from rosa.study.inspect import as_texts, check_layer, inspect_model, read_source, read_texts
     from rosa.study.inspect.report import summary, verdict, write_json
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
+    source = read_source(args.data)  # bad data is told before a model is loaded
     loaded = models.load(
         args.model,
         dtype=args.dtype,
@@ -61,9 +62,7 @@ def run(args: Any) -> None:
     if args.text is not None:
         texts = as_texts(loaded.tokenizer, [args.text], max_length=args.max_length)
     else:
-        texts = read_texts(
-            loaded.tokenizer, args.data, limit=args.limit, max_length=args.max_length
-        )
+        texts = read_texts(loaded.tokenizer, source, limit=args.limit, max_length=args.max_length)
     console.print(str(texts))
     inspection = inspect_model(loaded, texts, r_low=args.r_low, batch_size=args.batch_size)
     out = Path(args.out) if args.out else default_folder(args.model)

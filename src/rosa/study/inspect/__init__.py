@@ -13,7 +13,7 @@ from __future__ import annotations
 from rosa.study.inspect.draw import draw_figure1
 from rosa.study.inspect.draw_adapter import draw_adapter, draw_comparison
 from rosa.study.inspect.inspection import Inspection, check_layer, inspect_model
-from rosa.study.inspect.texts import Texts, as_texts, read_texts
+from rosa.study.inspect.texts import Texts, as_texts, read_source, read_texts
 
 __all__ = [
     "Inspection",
@@ -24,5 +24,6 @@ __all__ = [
     "draw_comparison",
     "draw_figure1",
     "inspect_model",
+    "read_source",
     "read_texts",
 ]

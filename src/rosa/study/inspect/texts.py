@@ -36,31 +36,53 @@ class Texts:
         return f"{self.source}: {len(self.sequences)} texts, {self.tokens:,} tokens"
 
 
-def read_texts(
-    tokenizer: Any,
-    data: str | None = None,
-    *,
-    limit: int | None = 64,
-    max_length: int = 512,
-    seed: int = 0,
-) -> Texts:
-    """A seeded sample of `limit` texts of `data`.
+@dataclass(frozen=True)
+class Source:
+    """Text as it was found: one plain text, or rows (source, number from 1, fields)."""
+
+    name: str
+    plain: str | None = None
+    rows: Sequence[tuple[str, int, dict[str, Any]]] = ()
+
+
+def read_source(data: str | None = None) -> Source:
+    """The content of `data`, before any model is needed.
 
     Args:
         data: a plain text file, a JSON or JSONL file, a toy task, or a hub id (its train split).
             None takes the toy tasks that come with the package.
 
     Raises:
-        RosaError: bad or missing data (naming the file and row), or no text in it.
+        RosaError: a file that is missing, unreadable or damaged (with its row), or a hub id that
+            cannot be loaded.
     """
     if data is not None and _is_plain_text(data):
-        pieces = _pieces(tokenizer, read_text(Path(data).expanduser()), max_length)
-        return _checked(sample(pieces, limit, seed), data)
+        return Source(data, plain=read_text(Path(data).expanduser()))
     names = toy_tasks() if data is None else [data]
     rows = [(name, n, row) for name in names for n, row in enumerate(training_records(name), 1)]
-    chosen = sample(rows, limit, seed)
-    source = data or f"the package's toy questions ({', '.join(names)})"
-    return _checked(_row_ids(tokenizer, chosen, max_length), source)
+    return Source(data or f"the package's toy questions ({', '.join(names)})", rows=rows)
+
+
+def read_texts(
+    tokenizer: Any,
+    source: Source | str | None = None,
+    *,
+    limit: int | None = 64,
+    max_length: int = 512,
+    seed: int = 0,
+) -> Texts:
+    """Token ids of a seeded sample of `limit` texts of `source` (see `read_source`).
+
+    Raises:
+        RosaError: bad or missing data (naming the file and row), or no text in it.
+    """
+    if not isinstance(source, Source):
+        source = read_source(source)
+    if source.plain is not None:
+        pieces = _pieces(tokenizer, source.plain, max_length)
+        return _checked(sample(pieces, limit, seed), source.name)
+    chosen = sample(list(source.rows), limit, seed)
+    return _checked(_row_ids(tokenizer, chosen, max_length), source.name)
 
 
 def as_texts(
