@@ -89,7 +89,10 @@ def _recipe(namespace: Any, asked: set[str]) -> Recipe:
     values = namespace.as_dict()
     if values["dls"] is not None:
         values["dls"] = DlsConfig(**values["dls"])
-    values["adapter"] = said_values(values["adapter"], asked)
+    # What is a share of the run's steps is not known yet, so PEFT's default must not stand there.
+    scheduled = load_method(values["method"]).of_total_steps.keys() - asked
+    said = said_values(values["adapter"], asked)
+    values["adapter"] = {key: said[key] for key in said if key not in scheduled}
     return Recipe(**values)
 
 

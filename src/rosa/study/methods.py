@@ -41,6 +41,8 @@ class Method:
     kwargs: dict[str, Any]  # its arguments
     dls: bool = False  # whether dynamic layer selection is part of the method
     paper_percent: dict[str, float] = dataclasses.field(default_factory=dict)  # Table 1, by model
+    of_total_steps: dict[str, float] = dataclasses.field(default_factory=dict)
+    # Arguments that are a share of the run's optimizer steps where the user gives none.
     note: str = ""  # what a reader of its numbers must know
 
     @property
@@ -134,8 +136,9 @@ def method_config(
                 f"the method '{method.name}' has no argument '{key}'{did_you_mean(key, fields)}; "
                 f"its arguments are those of {method.peft_config}"
             )
-    if "total_step" in fields and total_steps is not None:
-        overrides.setdefault("total_step", total_steps)
+    if total_steps is not None:
+        for key, share in method.of_total_steps.items():
+            overrides.setdefault(key, round(share * total_steps))
     try:
         return method.config_class(task_type="CAUSAL_LM", **{**method.kwargs, **overrides})
     except (TypeError, ValueError) as error:

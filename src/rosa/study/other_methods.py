@@ -40,7 +40,7 @@ def default_kwargs(config_class: type[PeftConfig]) -> dict[str, Any]:
     return {"num_virtual_tokens": VIRTUAL_TOKENS} if prompt else {}
 
 
-def set_targets(config: PeftConfig, model_type: str) -> None:
+def set_targets(config: Any, model_type: str) -> None:
     """Targets all linear layers where neither the user nor PEFT says which, in place.
 
     Not where a method's targets are something else than linear layers: such a method finds them

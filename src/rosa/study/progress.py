@@ -26,16 +26,6 @@ class StopOnSignal(TrainerCallback):
         return control
 
 
-class AdaLoraAllocation(TrainerCallback):
-    """Lets AdaLoRA reallocate its ranks: PEFT does so only where the training loop calls it."""
-
-    def on_optimizer_step(
-        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
-    ) -> None:
-        # The gradients of the step are still there, which the ranks are decided by.
-        model.base_model.update_and_allocate(state.global_step + 1)
-
-
 class MetricsWriter(TrainerCallback):
     """Appends every log of the Trainer to `metrics.jsonl`, with the speed since the last one."""
 

@@ -17,10 +17,17 @@ from trl import SFTConfig, SFTTrainer
 
 from rosa.dls import DlsCallback
 from rosa.errors import RosaError
+from rosa.study.adalora import (
+    AdaLoraAllocation,
+    adalora_of,
+    all_ranks,
+    orthogonality_loss,
+    save_estimates,
+)
 from rosa.study.costs import CostMeter
 from rosa.study.examples import Examples
 from rosa.study.models import pick_device, pick_dtype
-from rosa.study.progress import AdaLoraAllocation, StopOnSignal
+from rosa.study.progress import StopOnSignal
 from rosa.study.recipe import Recipe
 from rosa.study.run_folder import RunFolder
 
@@ -61,6 +68,32 @@ class GuardedTrainer(SFTTrainer):
         if not torch.isfinite(loss).all():
             self._stop_not_finite("the loss")
         return loss
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """TRL's loss, in training with AdaLoRA's regulariser, which TRL's path leaves out."""
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        tuner = adalora_of(self.model)
+        if tuner is None or not model.training:
+            return result
+        # With a count of tokens the Trainer leaves the mean over the micro-steps to the loss.
+        parts = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+        penalty = orthogonality_loss(tuner) / parts
+        return (result[0] + penalty, result[1]) if return_outputs else result + penalty
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        with all_ranks(self.model):
+            super()._save(output_dir, state_dict)
+        save_estimates(self.model, Path(output_dir or str(self.args.output_dir)))
+
+    def _load_best_model(self) -> None:
+        with all_ranks(self.model):
+            super()._load_best_model()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
@@ -108,7 +141,7 @@ def build_trainer(
     recipe, rows = run.recipe, run.validation_set.rows
     selection = [] if recipe.dls is None else [DlsCallback(recipe.dls)]
     callbacks: list[TrainerCallback] = [*selection, *watchers]
-    if recipe.method == "adalora":
+    if adalora_of(run.model):
         callbacks.append(AdaLoraAllocation())
     trainer = GuardedTrainer(
         model=run.model,

@@ -1,0 +1,109 @@
+"""What AdaLoRA needs of a training loop, and PEFT leaves to it.
+
+PEFT's AdaLoRA adds its regulariser where the model computes the loss, and the trainer computes it
+elsewhere; it reallocates ranks only where the loop calls it; it prunes what it saves, so that
+training cannot go on from there; and it keeps its estimates of importance in memory alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.adalora import AdaLoraModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerCallback
+
+STATE_FILE = "adalora_state.safetensors"
+_AVERAGES = ("exp_avg_ipt", "exp_avg_unc")  # of sensitivity and of its uncertainty, per weight
+
+
+def adalora_of(model: Any) -> AdaLoraModel | None:
+    """The AdaLoRA tuner inside a PEFT model, if that is what it is."""
+    tuner = getattr(model, "base_model", None)
+    return tuner if isinstance(tuner, AdaLoraModel) else None
+
+
+def orthogonality_loss(tuner: AdaLoraModel) -> Tensor:
+    """orth_reg_weight · mean ‖P·Pᵀ - I‖_F over all A (rows) and B (columns), as PEFT weighs it."""
+    name = tuner.trainable_adapter_name
+    distances = []
+    for key, p in tuner.model.named_parameters():
+        if ("lora_A" in key or "lora_B" in key) and name in key:
+            gram = p @ p.T if "lora_A" in key else p.T @ p
+            distances.append(torch.norm(gram - torch.eye(len(gram)).to(gram)))
+    return _config(tuner).orth_reg_weight * torch.stack(distances).mean()
+
+
+def pattern_of(tuner: AdaLoraModel) -> dict[str, list[bool]]:
+    """Which ranks each module still uses: those whose singular value is not exactly 0."""
+    mark = f"lora_E.{tuner.trainable_adapter_name}"
+    values = {key: p for key, p in tuner.model.named_parameters() if mark in key}
+    return {key: (p != 0).view(-1).tolist() for key, p in values.items()}
+
+
+@contextmanager
+def all_ranks(model: Any) -> Iterator[None]:
+    """Saves and loads pruned ranks too, as zeros; afterwards the pattern fits the model."""
+    tuner = adalora_of(model)
+    if tuner is None:
+        yield
+        return
+    config = _config(tuner)
+    config.rank_pattern = None
+    try:
+        yield
+    finally:
+        pattern = pattern_of(tuner)
+        config.rank_pattern = None if all(map(all, pattern.values())) else pattern
+
+
+class AdaLoraAllocation(TrainerCallback):
+    """Lets AdaLoRA reallocate its ranks, also in a run that goes on from a checkpoint."""
+
+    def on_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        # The gradients of the step are still there, which the ranks are decided by.
+        tuner, step = model.base_model, state.global_step + 1
+        config = _config(tuner)
+        if step == 1 == config.total_step - config.tfinal:
+            # So short a run cuts for good at once, and PEFT does not estimate in that step.
+            tuner.rankallocator.update_ipt(tuner.model)
+        tuner.update_and_allocate(step)
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        if state.global_step:
+            load_estimates(model, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+def save_estimates(model: Any, folder: Path) -> None:
+    """Writes what the ranks are decided by, where PEFT keeps none of it; else does nothing."""
+    tuner = adalora_of(model)
+    if tuner is None:
+        return
+    averages = {name: getattr(tuner.rankallocator, name) for name in _AVERAGES}
+    tensors = {f"{name}/{key}": p for name, of in averages.items() for key, p in of.items()}
+    save_file(tensors, folder / STATE_FILE)
+
+
+def load_estimates(model: Any, folder: Path) -> None:
+    """Goes on where `save_estimates` was called, with the weights of that moment in the model."""
+    tuner = model.base_model
+    with all_ranks(model):
+        pass  # for the pattern alone
+    device = str(next(tuner.parameters()).device)
+    for name, value in load_file(folder / STATE_FILE, device=device).items():
+        average, key = name.split("/", 1)
+        getattr(tuner.rankallocator, average)[key] = value
+        tuner.rankallocator.ipt[key] = torch.zeros_like(value)  # is of the last step alone
+
+
+def _config(tuner: AdaLoraModel) -> Any:
+    return tuner.peft_config[tuner.trainable_adapter_name]
