@@ -97,10 +97,12 @@ class StudyWriter:
         return results
 
     def finish(self) -> StudyResults:
-        """The same, and `report.html`."""
+        """The same, the pictures, and `report.html`."""
         from rosa.study.report import write_report
+        from rosa.study.study_plots import write_pictures
 
         results = self.write()
+        write_pictures(results, results.folder / "figures")
         if results.runs or results.failures:
             write_report(results, results.folder / REPORT)
         return results
