@@ -51,7 +51,7 @@ def draw_methods(
 ) -> None:
     """A line per method: its seeds as dots, their mean as a bar; a PNG."""
     title = "Micro-average of every method, each seed a dot"
-    height = 1.5 + 0.27 * len(rows)
+    height = 1.9 + 0.27 * len(rows)
     with canvas(8.6, height, title, conditions) as figure:
         axes = figure.subplots()
         for y, runs in enumerate(rows.values()):
@@ -64,7 +64,7 @@ def draw_methods(
         axes.set_xlabel("micro-average, %")
         axes.grid(axis="y", color="#e6e9ec", lw=0.6)
         axes.set_axisbelow(True)
-        _legend(axes, {runs[0].group for runs in rows.values()}, best is not None)
+        _legend(figure, {runs[0].group for runs in rows.values()}, best is not None)
         figure.savefig(picture)
 
 
@@ -103,7 +103,7 @@ def _mean_cost(runs: Sequence[RunResult], key: str) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _legend(axes: Any, groups: set[str], has_line: bool) -> None:
+def _legend(figure: Any, groups: set[str], has_line: bool) -> None:
     from matplotlib.lines import Line2D
 
     marks: list[Any] = [
@@ -114,6 +114,4 @@ def _legend(axes: Any, groups: set[str], has_line: bool) -> None:
     if has_line:
         line = {"color": COLOURS["baseline"], "lw": 0.8, "ls": ":"}
         marks.append(Line2D([], [], label="best baseline", **line))
-    axes.legend(
-        handles=marks, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=4, frameon=False
-    )
+    figure.legend(handles=marks, loc="outside lower center", ncols=4, frameon=False)
