@@ -51,7 +51,7 @@ def build_parser() -> Parser:
 def run(args: Any) -> None:
     """Print or write; raises `RosaError` on bad input."""
     from rosa.study.tables import paper
-    from rosa.study.tables.render import FORMATS, print_table
+    from rosa.study.tables.render import FORMATS
     from rosa.study.tables.write import save, write_tables
 
     if not (args.study or args.paper):
@@ -59,25 +59,33 @@ def run(args: Any) -> None:
     if args.study is None and (args.averages or args.std or args.baseline or args.methods):
         raise RosaError("--averages, --std, --baseline and --methods need a study's folder")
     printed = paper.paper_tables(args.paper) if args.paper else []
-    if args.out:
-        formats = [args.format] if args.format else list(FORMATS)
-        files = save(printed, Path(args.out), formats)
-        if args.study:
-            study, options = _study(args)
-            files += write_tables(study, args.out, options, formats)
-        sys.stdout.write("".join(f"{file}\n" for file in files))
+    if not args.out:
+        _print([*(_tables(args) if args.study else []), *printed], args.format or "terminal")
         return
-    tables = [*(_tables(args) if args.study else []), *printed]
-    if args.format in (None, "terminal"):
-        from rich.console import Console
+    formats = [args.format] if args.format else list(FORMATS)
+    if args.study and args.averages:
+        printed = [*_tables(args), *printed]
+    files = save(printed, Path(args.out), formats)
+    if args.study and not args.averages:
+        study, options = _study(args)
+        files += write_tables(study, args.out, options, formats)
+    sys.stdout.write("".join(f"{file}\n" for file in files))
 
-        console = Console(highlight=False)
-        for table in tables:
-            print_table(table, console)
-            console.print()
-    else:
-        _, render = FORMATS[args.format]
+
+def _print(tables: list[Table], name: str) -> None:
+    """To standard output; where that is a terminal, in bold and as wide as it is."""
+    from rosa.study.tables.render import FORMATS, print_table
+
+    _, render = FORMATS[name]
+    if name != "terminal" or not sys.stdout.isatty():
         sys.stdout.write("\n".join(map(render, tables)))
+        return
+    from rich.console import Console
+
+    console = Console()
+    for table in tables:
+        print_table(table, console)
+        console.print()
 
 
 def _study(args: Any) -> tuple[Any, Any]:

@@ -125,7 +125,8 @@ def difference_table(part: Part) -> Table:
             continue
         nothing = [Cell()] * (len(DIFFERENCE_COLUMNS) - 1)
         base = Row(found[0].baseline_title, (_cell(found[0].theirs), *nothing))
-        rows = [_against(part, difference) for difference in found]
+        shown = [row.name for row in part.rows[model]]
+        rows = [_against(part, d) for d in found if d.method in shown]
         blocks.append(Block(short_name(model), (base, *rows)))
     return Table(
         name=f"{part.name}-significance",

@@ -148,10 +148,12 @@ def seen(part: Part) -> str:
 
 def gaps(part: Part) -> list[str]:
     """Rows with fewer seeds than asked for, and why."""
-    several = len(part.models) > 1
+    alike: dict[tuple[str, str], list[str]] = {}
+    for model, rows in part.rows.items():
+        where = f" ({short_name(model)})" if len(part.models) > 1 else ""
+        for row in rows:
+            if row.gap:
+                alike.setdefault((where, row.gap), []).append(row.title)
     return [
-        f"{INCOMPLETE} {row.title}{f' ({short_name(model)})' if several else ''}: {row.gap}."
-        for model, rows in part.rows.items()
-        for row in rows
-        if row.gap
+        f"{INCOMPLETE} {', '.join(titles)}{where}: {gap}." for (where, gap), titles in alike.items()
     ]

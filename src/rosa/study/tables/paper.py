@@ -45,20 +45,37 @@ def paper_tables(name: str) -> list[Table]:
 
 
 def averages(tasks: Sequence[str], models: Sequence[str]) -> dict[tuple[str, str], float]:
-    """The printed micro averages of a table with the very same tasks, by (model, method).
+    """The printed micro averages over the very same tasks, of any table, by (model, method).
 
     Models are those given, where the paper has one of that name ("Qwen/Qwen2.5-7B" is its
     "Qwen 2.5 7B"); methods are the study's own names.
     """
+    printed = _printed_averages()
+    return {
+        (model, method): micro
+        for model in models
+        for (name, asked, method), micro in printed.items()
+        if name == _plain(short_name(model)) and asked == frozenset(tasks)
+    }
+
+
+@cache
+def _printed_averages() -> dict[tuple[str, frozenset[str], str], float]:
+    """Every average that the paper prints, by (model, tasks, method)."""
+    content = _content()
     found = {}
-    for key in ("table1", "table3"):
-        content = _content()[key]
-        if set(content["tasks"]) != set(tasks):
-            continue
-        printed = {_plain(block["model"]): block["rows"] for block in content["models"]}
-        for model in models:
-            for row in printed.get(_plain(short_name(model)), []):
-                found[model, row["method"]] = row["micro"]
+    for table in (content["table1"], content["table3"]):
+        for block in table["models"]:
+            for row in block["rows"]:
+                key = (_plain(block["model"]), frozenset(table["tasks"]), row["method"])
+                found[key] = row["micro"]
+    commonsense = frozenset(content["table1"]["tasks"])  # Tables 2 and 4 are about these
+    for row in content["table2"]["rows"]:
+        for model, micro in zip(content["table2"]["models"], row["micro"], strict=True):
+            found[_plain(model), commonsense, row["method"]] = micro
+    for part in ("ablation", "k_ratio"):
+        for row in content["table4"][part]:
+            found[_plain(content["table4"]["model"]), commonsense, row["method"]] = row["micro"]
     return found
 
 

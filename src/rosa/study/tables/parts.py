@@ -123,7 +123,8 @@ def _parts(
         runs = study.select(train_set=train_set)
         tasks = {score.name: score for run in runs for score in run.scores}
         suites = list(dict.fromkeys(score.suite for score in tasks.values()))
-        models = list(dict.fromkeys(run.model for run in runs))
+        asked = study.grid.get("models", [])
+        models = list(dict.fromkeys([*asked, *(run.model for run in runs)]))
         for suite in suites:
             rows = {model: method_runs(study, model, train_set, suite, shown) for model in models}
             found = {
