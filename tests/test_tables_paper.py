@@ -156,8 +156,16 @@ def test_methods_and_tasks_of_the_paper_are_those_of_the_package():
 def test_the_papers_numbers_stand_beside_ours_only_where_names_match():
     tasks = [t.name for t in built_in_tasks().values() if t.suite == "commonsense"]
     found = paper.averages(tasks, ["Qwen/Qwen2.5-7B", "meta-llama/Llama-3.1-8B", "rosa-tiny"])
-    assert len(found) == 18
+    assert len(found) == 2 * 9 + 8  # Table 1's, and the variants and other k_ratios of Table 4
     assert found["Qwen/Qwen2.5-7B", "rosa"] == 85.9
+    assert found["Qwen/Qwen2.5-7B", "rosa_lr64"] == 80.7
+    assert found["Qwen/Qwen2.5-7B", "rosa_k_ratio_0.25"] == 82.2
+    assert paper.averages(tasks, ["Qwen/Qwen2.5-3B"]) == {
+        ("Qwen/Qwen2.5-3B", "adalora"): 81.1,
+        ("Qwen/Qwen2.5-3B", "c3a"): 81.2,
+        ("Qwen/Qwen2.5-3B", "rosa"): 82.0,
+    }
+    assert paper.matching_table(tasks, ["Qwen/Qwen2.5-3B"]) is None
     assert found["meta-llama/Llama-3.1-8B", "ln_tuning"] == 78.6
     assert paper.averages(tasks, ["google/gemma-2-9b"])["google/gemma-2-9b", "vera"] == 70.9
     assert paper.averages(tasks[1:], ["Qwen/Qwen2.5-7B"]) == {}

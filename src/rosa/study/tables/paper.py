@@ -81,10 +81,13 @@ def _printed_averages() -> dict[tuple[str, frozenset[str], str], float]:
 
 def matching_table(tasks: Sequence[str], models: Sequence[str]) -> Table | None:
     """The paper's table of these tasks, where it has one of the models."""
-    if not averages(tasks, models):
-        return None
-    key = next(k for k in ("table1", "table3") if set(_content()[k]["tasks"]) == set(tasks))
-    return paper_tables(key)[0]
+    ours = {_plain(short_name(model)) for model in models}
+    for key in ("table1", "table3"):
+        content = _content()[key]
+        theirs = {_plain(block["model"]) for block in content["models"]}
+        if set(content["tasks"]) == set(tasks) and ours & theirs:
+            return paper_tables(key)[0]
+    return None
 
 
 @cache
