@@ -95,6 +95,8 @@ def test_best_and_second_are_chosen_from_what_is_printed():
     assert styles == ["best", "best", "second", "", ""]
     alone = ranked([Row("a", (Cell(1.0),)), Row("b", (Cell(1.0),))], [Column("x")], [0])
     assert [row.cells[0].style for row in alone] == ["", ""]  # nobody wins alone
+    level = main_table(only(by_hand({"a": [80.0], "rosa": [80.0]}, GROUPS)))
+    assert not any("best;" in note for note in level.all_notes("Bold", "underlined"))
 
 
 def test_models_are_ranked_each_for_itself(tmp_path):

@@ -101,7 +101,8 @@ class Table:
 
     def all_notes(self, best: str, second: str) -> list[str]:
         """The notes, those styles explained that the format shows as `best` and `second`."""
-        if not self.ranking:
+        styled = any(self.any(i, lambda cell: bool(cell.style)) for i in range(self.width))
+        if not (self.ranking and styled):
             return list(self.notes)
         return [f"{best}: best; {second}: second best {self.ranking}.", *self.notes]
 
