@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +80,7 @@ def generate(
                 length_penalty=1.0,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=stops,
-                stop_strings=until,
-                tokenizer=tokenizer if until else None,
+                stopping_criteria=[_has_said(until, tokenizer, ids.shape[1])] if until else None,
             )
     except torch.OutOfMemoryError as error:
         raise RosaError(
@@ -90,6 +89,21 @@ def generate(
         ) from error
     new = output[:, ids.shape[1] :].tolist()
     return [_response(tokenizer, ids, stops, until) for ids in new]
+
+
+def _has_said(text: str, tokenizer: Any, start: int) -> Callable[..., torch.Tensor]:
+    """A stopping criterion: which rows hold `text` in what they generated, from `start` on.
+
+    Transformers' own stop strings fail on tokenizers whose words are not joined from pieces.
+    """
+    import torch
+
+    def criterion(ids: torch.Tensor, scores: Any, **_more: Any) -> torch.Tensor:
+        # As many tokens as `text` has letters: it is in them if the last token completed it.
+        tails = tokenizer.batch_decode(ids[:, start:][:, -len(text) :])
+        return torch.tensor([text in tail for tail in tails], device=ids.device)
+
+    return criterion
 
 
 def left_padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
