@@ -234,6 +234,8 @@ def test_answers_that_do_not_fit_together_are_not_paired(tmp_path):
     assert found.mcnemar.reason == found.interval.reason == "runs were asked different examples"
     file.write_text("".join(lines))  # the same command sees that the file has changed
     assert only(study).found["rosa-tiny"][0].mcnemar.p is not None
+    file.write_text('{"index": 0, "corr')
+    assert "tiny-sums.jsonl, row 1: bad JSON" in only(study).found["rosa-tiny"][0].mcnemar.reason
     file.unlink()
     assert only(study).found["rosa-tiny"][0].mcnemar.reason == "answers are not there"
     assert only(study, examples=False).found["rosa-tiny"][0].mcnemar.reason == "not asked for"

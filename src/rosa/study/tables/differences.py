@@ -26,6 +26,7 @@ from rosa.study.significance import (
     welch,
 )
 
+Answers = tuple[Path, int, int] | None  # a file, when it was written, its size
 StarTest = Literal["t", "examples"]
 TESTS = {
     "t": "two-sided Welch t-test over seeds",
@@ -173,31 +174,50 @@ def _on_examples(
     study: StudyResults, runs: Sequence[RunResult], against: Sequence[RunResult], suite: str
 ) -> tuple[McNemar, Interval]:
     tasks = [score.name for score in runs[0].scores if score.suite == suite]
-    ours, theirs = [], []
-    for task in tasks:
-        answers = [_answers(study, run, task) for run in [*runs, *against]]
-        missing = any(not len(indices) for indices, _ in answers)
-        if missing or any(not np.array_equal(i, answers[0][0]) for i, _ in answers):
-            reason = "answers are not there" if missing else "runs were asked different examples"
-            return McNemar(reason=reason), Interval(reason=reason)
-        right = [correct for _, correct in answers]
-        ours.append(np.mean(right[: len(runs)], axis=0))
-        theirs.append(np.mean(right[len(runs) :], axis=0))
-    return mcnemar(np.concatenate(ours), np.concatenate(theirs)), bootstrap(ours, theirs)
+    ours, theirs = (
+        tuple(tuple(_answers(study, run, task) for run in side) for task in tasks)
+        for side in (runs, against)
+    )
+    return _paired(ours, theirs)
 
 
-def _answers(study: StudyResults, run: RunResult, task: str) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the examples, ascending, and whether each was answered right."""
+def _answers(study: StudyResults, run: RunResult, task: str) -> Answers:
+    """A file of answers and the state it is in; None where it is not there."""
     file = study.folder / run.folder / "evaluation" / f"{task}.jsonl"
     if not file.is_file():
-        return np.array([], dtype=int), np.array([], dtype=bool)
+        return None
     state = file.stat()
-    return _read(file, state.st_mtime_ns, state.st_size)
+    return file, state.st_mtime_ns, state.st_size
 
 
-@lru_cache(maxsize=4096)  # tables are written anew after each run, and answers don't change
-def _read(file: Path, _written: int, _size: int) -> tuple[np.ndarray, np.ndarray]:
-    records = sorted((r["index"], bool(r["correct"])) for r in read_records(file))
+# Tables are written anew after each run, and most of what they compare has not changed since.
+@lru_cache(maxsize=4096)
+def _paired(
+    ours: tuple[tuple[Answers, ...], ...], theirs: tuple[tuple[Answers, ...], ...]
+) -> tuple[McNemar, Interval]:
+    """The tests over examples, from each side's answers per task and run."""
+    shares: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for mine, others in zip(ours, theirs, strict=True):
+        if None in mine or None in others:
+            reason = "answers are not there"
+            return McNemar(reason=reason), Interval(reason=reason)
+        try:
+            read = [[_read(answers) for answers in side if answers] for side in (mine, others)]
+        except RosaError as error:  # one damaged file is no reason to show no table
+            return McNemar(reason=str(error)), Interval(reason=str(error))
+        first, _ = read[0][0]
+        if any(not np.array_equal(indices, first) for side in read for indices, _ in side):
+            reason = "runs were asked different examples"
+            return McNemar(reason=reason), Interval(reason=reason)
+        for share, side in zip(shares, read, strict=True):
+            share.append(np.mean([correct for _, correct in side], axis=0))
+    return mcnemar(*map(np.concatenate, shares)), bootstrap(*shares)
+
+
+@lru_cache(maxsize=4096)
+def _read(answers: tuple[Path, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the examples, ascending, and whether each was answered right."""
+    records = sorted((r["index"], bool(r["correct"])) for r in read_records(answers[0]))
     indices, correct = zip(*records, strict=True)
     return np.array(indices, dtype=int), np.array(correct, dtype=bool)
 
