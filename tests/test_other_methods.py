@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from peft import IA3Config, LNTuningConfig, LoraConfig, VBLoRAConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import Olmo2Config, Olmo2ForCausalLM
 
 from rosa.cli.main import main
@@ -77,6 +78,28 @@ def test_a_method_trains_from_a_recipe_and_its_adapter_loads(
     loaded = load(str(result.folder))
     ids = loaded.tokenizer("question 3", return_tensors="pt")["input_ids"]
     assert loaded.model(ids).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["ln_tuning", "norms_only", "rosa_lr64"])
+def test_norms_move_in_half_precision_too(
+    recipe_file: str, model_folder: Path, method: str
+) -> None:
+    """A step of 1e-3 on a weight of 1 is nothing in bfloat16."""
+    options = (
+        "--method",
+        method,
+        "--precision",
+        "bf16",
+        "--learning_rate",
+        "1e-3",
+        "--dls",
+        "null",
+    )
+    result = train(load_recipe(recipe_file, *options, "--validation", "0"), say=str)
+    weights = load_file(result.folder / "adapter_model.safetensors")
+    norms = [value for key, value in weights.items() if "norm" in key]
+    assert norms
+    assert all((value - 1).abs().max() > 1e-4 for value in norms)
 
 
 @pytest.mark.parametrize("method", sorted(set(config_classes()) - set(REFUSED)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import TrainerCallback, set_seed
@@ -238,6 +239,9 @@ def build_model(recipe: Recipe, total_steps: int) -> Any:
             f"{recipe.method} would adapt the output embeddings of {recipe.model}, which the loss "
             "reads past any adapter; leave lm_head out of target_modules"
         )
+    for parameter in adapted.parameters():  # PEFT leaves norms and modules_to_save as they are
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()  # else a step of 1e-3 on a norm is lost
     base = Path(str(model.name_or_path))
     if base.is_dir():  # a relative path would be another folder elsewhere
         config.base_model_name_or_path = str(base.resolve())
