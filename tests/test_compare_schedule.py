@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from rosa.study.compare.grid import Tuning
 from rosa.study.compare.job import status_file
 from rosa.study.compare.plan import Job, plan
 from rosa.study.compare.results import StudyResults, to_json
-from rosa.study.compare.run import claim, merged_environment
+from rosa.study.compare.run import claim, merged_environment, sigterm_as_ctrl_c
 from rosa.study.compare.schedule import Schedule
 from rosa.study.compare.tuning import choose, tuning_losses
 from rosa.study.compare.watch import Watch, in_words
@@ -141,6 +143,15 @@ def test_ctrl_c_lets_the_runs_save(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         make_schedule(tmp_path).run(engine, lambda job: None, interrupt)
     assert engine.stopped
+
+
+def test_sigterm_lets_the_runs_save_too(tmp_path: Path) -> None:
+    engine = FakeEngine(tmp_path)
+    with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c():
+        schedule = make_schedule(tmp_path)
+        schedule.run(engine, lambda job: os.kill(os.getpid(), signal.SIGTERM), lambda: None)
+    assert engine.stopped
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_losses_are_means_over_the_tuning_seeds(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +72,26 @@ def _run(schedule: Schedule, engine: Engine, writer: StudyWriter, console: Conso
             if not job.is_tuning:
                 writer.write()
 
-        schedule.run(engine, changed, watch.tick)
+        with sigterm_as_ctrl_c():
+            schedule.run(engine, changed, watch.tick)
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """A study that a scheduler or a shell ends lets its runs save, as one that a person ends."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread: leave the caller's handler alone
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class StudyWriter:
