@@ -146,10 +146,13 @@ def test_ctrl_c_lets_the_runs_save(tmp_path: Path) -> None:
 
 
 def test_sigterm_lets_the_runs_save_too(tmp_path: Path) -> None:
-    engine = FakeEngine(tmp_path)
+    engine, schedule = FakeEngine(tmp_path), make_schedule(tmp_path)
+
+    def end(job: Job) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
     with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c():
-        schedule = make_schedule(tmp_path)
-        schedule.run(engine, lambda job: os.kill(os.getpid(), signal.SIGTERM), lambda: None)
+        schedule.run(engine, end, lambda: None)
     assert engine.stopped
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
