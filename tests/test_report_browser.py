@@ -164,6 +164,9 @@ def test_nasty_texts_are_texts(browser: Browser, tmp_path: Path) -> None:
     assert page.evaluate("window.broken === undefined")
     assert page.evaluate("document.querySelectorAll('#viewer :is(img, script, b b)').length") == 0
     text = page.evaluate("document.getElementById('list').textContent")
+    assert page.evaluate("document.querySelector('.verdict bdi') !== null")
+    page.resize(390)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
     for shown in ("</script><script>", "<img src=x onerror=", "a␀b␇c␛d␡", "{{ 7 * 7 }}", "(empty)"):
         assert shown in text
     assert is_quiet(page)

@@ -23,7 +23,7 @@ TEMPLATE = Path(__file__).parent / "template"
 HEAD_SCRIPTS = ("theme.js",)
 SCRIPTS = ("tables.js", "examples.js")
 PLAIN_BYTES = 500_000  # data up to this size is not compressed: any browser can read it
-GZIP_LEVEL = 5
+GZIP_LEVEL = 4  # of the time that 6 takes a quarter, for 2 % more bytes
 
 
 @dataclass(frozen=True)

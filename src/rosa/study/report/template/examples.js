@@ -248,7 +248,7 @@
       const { title, index: numbers, prefix, prompt, suffix, label, name } = data.tasks[task];
       const text = make("pre", { class: "prompt" }, visible(prompt[row].trim()));
       const heading = make("h3", {}, `${visible(title)} #${numbers[row]}`,
-        make("span", { class: "quiet" }, "right answer: "), visible(label[row]));
+        make("span", { class: "quiet" }, "right answer: "), make("bdi", {}, visible(label[row])));
       const article = make("article", { class: "example", "data-task": name, "data-index": numbers[row] }, heading, text);
       const whole = prefix + prompt[row] + suffix;
       const isLong = prompt[row].length > LONG;
@@ -284,9 +284,9 @@
     }
 
     function said({ right, prediction, response, seeds }) {
-      const read = prediction === null ? ", no answer found in it" : `, read as ${visible(prediction)}`;
+      const read = prediction === null ? [", no answer found in it"] : [", read as ", make("bdi", {}, visible(prediction))];
       const verdictLine = make("div", { class: `verdict ${right ? "is-right" : "is-wrong"}` },
-        make("b", {}, right ? "✓ right" : "✗ wrong"), read,
+        make("b", {}, right ? "✓ right" : "✗ wrong"), ...read,
         make("span", { class: "quiet" }, ` · seed${seeds.length > 1 ? "s" : ""} ${seeds.join(", ")}`));
       const text = response === null
         ? make("p", { class: "verdict quiet" }, "response not kept on this page")
@@ -345,7 +345,11 @@
     const methods = methodsOfGroup();
     const ours = methods.find((method) => data.methods[method].group === "ours") ?? methods[0];
     state.a = ours;
-    state.b = methods.find((method) => method !== ours && data.methods[method].group === "baseline") ?? -1;
+    const score = (method) => data.runs.filter((run) => run.group === state.group && run.method === method)
+      .flatMap((run) => Object.values(run.answers).map(({ right }) => right.replaceAll("0", "").length / right.length))
+      .reduce((sum, share, _, all) => sum + share / all.length, 0);
+    const others = methods.filter((method) => method !== ours && data.methods[method].group === "baseline");
+    state.b = others.sort((x, y) => score(y) - score(x))[0] ?? -1; // the best baseline
     recall();
     settleMethods();
     search.value = state.query;
