@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "fine-tune a model from a recipe",
     "evaluate": "score a model or an adapter on benchmarks",
     "compare": "train and score a grid of methods, models, data and seeds",
+    "reproduce": "run a table or figure of the paper, at its scale or on the toy model",
     "tables": "print a study's tables, or the paper's: text, Markdown, LaTeX, CSV",
     "report": "write a study's report.html: tables, plots, layer maps, every example",
     "inspect": "draw how strong a model's queries and keys are, and what an adapter does",

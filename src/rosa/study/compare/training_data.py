@@ -32,9 +32,9 @@ def verified(sets: dict[str, TrainingSet], *, any_data: bool = False) -> dict[st
             checked[STAND_IN.format(name)] = dataclasses.replace(train_set, sha256=found)
         else:
             raise RosaError(
-                f"{train_set.data} is not the file that {name} means: its SHA-256 is {found}, "
-                f"that of {name} is {train_set.sha256}; use that file (with --any_data, `rosa "
-                "reproduce` takes another one and calls it a stand-in in every table)"
+                f"{train_set.data} is not the file that {name} means: its SHA-256 is {found}, that "
+                f"of {name} is {train_set.sha256}; use that file (`rosa reproduce --any_data` "
+                "takes another one and calls it a stand-in in every table)"
             )
     return checked
 

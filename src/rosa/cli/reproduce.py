@@ -1,0 +1,250 @@
+"""`rosa reproduce TARGET`: a table or figure of the paper, at its scale or on the toy model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rosa.cli.parser import Parser
+from rosa.errors import RosaError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rosa.study.compare.results import StudyResults
+    from rosa.study.estimate import Device
+    from rosa.study.forecast import Forecast
+    from rosa.study.reproduce import Target
+    from rosa.study.tables.table import Table
+
+FIGURES = {"figure3": ("figure3",), "figure4": ("figure4",), "table4": ("figure3", "figure4")}
+
+
+def build_parser() -> Parser:
+    """The options of `rosa reproduce`."""
+    parser = Parser(
+        prog="rosa reproduce",
+        description="Run everything behind a table or figure of the paper, then write it with the "
+        "paper's own numbers beside it. The same command goes on where it stopped.",
+    )
+    parser.add_argument("target", help="table1, table2, table3, table4, figure1, figure3, figure4")
+    parser.add_argument(
+        "--scale",
+        type=Literal["full", "tiny"],
+        default="full",
+        help="full: the paper's setting; tiny: the embedded toy model, minutes on a CPU",
+    )
+    parser.add_argument("--model", help="this model alone: one of the target's, or any other")
+    parser.add_argument(
+        "--data",
+        help="the training file, a folder with it (a clone of LLM-Adapters) or a hub data set; "
+        "test sets are taken from a folder too. For figure1: the text to run on",
+    )
+    parser.add_argument(
+        "--any_data", action="store_true", help="take other training data, and call it a stand-in"
+    )
+    parser.add_argument("--output_dir", help="default: runs/reproduce-SCALE, which targets share")
+    parser.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="list the runs and stop"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the scale's")
+    parser.add_argument("--max_steps", type=int, help="end each run early")
+    parser.add_argument("--limit", type=int, help="ask a seeded sample of N questions per task")
+    parser.add_argument("--num_beams", type=int, help="the published suite used 4; default: greedy")
+    parser.add_argument("--workers", type=int, help="runs at a time; default: one per GPU or core")
+    parser.add_argument("--engine", type=Literal["local", "ray"], default="local")
+    parser.add_argument(
+        "--device_flops",
+        type=float | None,
+        default=None,
+        help="peak operations per second of the device that --dry_run assumes",
+    )
+    parser.add_argument(
+        "--device_bandwidth", type=float | None, default=None, help="likewise, bytes per second"
+    )
+    return parser
+
+
+def run(args: Any) -> int:
+    """List the runs, or run them and write the target's tables and pictures."""
+    from rich.console import Console
+
+    from rosa.study.reproduce import Changes, checked, load_target
+
+    names = ("model", "data", "output_dir", "seeds", "max_steps", "limit", "num_beams")
+    changes = Changes(**{name: getattr(args, name) for name in names})
+    target = load_target(args.target, args.scale, changes)
+    console = Console(markup=False, highlight=False)
+    if target.grid is None:
+        return inspect(target, args, console)
+    if args.dry_run:
+        list_runs(target, assumed_device(args), console)
+        return 0
+    target = checked(target, any_data=args.any_data)
+    study = compare(target, args, console)
+    for failure in study.failures:
+        console.print(f"failed: {failure['run']}: {failure['error']}", soft_wrap=True)
+    if study.runs:
+        conclude(target, study, console)
+    return 1 if study.failures else 0
+
+
+def compare(target: Target, args: Any, console: Console) -> StudyResults:
+    """Every run of the target that is not done yet."""
+    from rosa.cli.compare import engine
+    from rosa.cli.recipe import resolve_recipe
+    from rosa.study.compare.run import compare
+
+    grid = target.grid
+    assert grid is not None
+    if args.workers is not None and args.workers < 1:
+        raise RosaError(f"workers must be at least 1, not {args.workers}")
+    return compare(
+        grid,
+        resolve_recipe,
+        lambda folder: engine(args.engine, folder, args.workers, grid.threads),
+        console,
+    )
+
+
+def conclude(target: Target, study: StudyResults, console: Console) -> None:
+    """The target's tables, the paper's, and its pictures, into its folder; tables printed too."""
+    from rosa.study import figures
+    from rosa.study.tables.build import main_table
+    from rosa.study.tables.parts import Options, parts
+    from rosa.study.tables.render import FORMATS, print_table
+    from rosa.study.tables.write import save, write_tables
+
+    tables = [main_table(part) for part in parts(study, Options())]
+    printed = papers_own(target.name)
+    files = write_tables(study, target.folder) + save(printed, target.folder, FORMATS)
+    for table in [*tables, *printed]:
+        print_table(table, console)
+        console.print()
+    for name in FIGURES.get(target.name, ()):
+        draw = {"figure3": figures.draw_figure3, "figure4": figures.draw_figure4}[name]
+        for model in target.models:
+            files.append(target.folder / f"{name}.png")
+            draw(study, model, files[-1])
+    console.print(
+        f"{len(study.runs)} runs in {study.folder}; {len(files)} files in {target.folder}"
+    )
+
+
+def papers_own(target: str) -> list[Table]:
+    """The paper's tables for a target; its figures 3 and 4 draw the two halves of Table 4."""
+    from rosa.study.tables.paper import paper_tables
+
+    half = {"figure3": "k_ratio", "figure4": "ablation"}.get(target)
+    tables = paper_tables("table4" if half else target)
+    return [table for table in tables if half is None or table.name.endswith(half)]
+
+
+def list_runs(target: Target, device: Device, console: Console) -> None:
+    """Every run with its budget, and what it will need on the device."""
+    from rosa.cli.recipe import resolve_recipe
+    from rosa.study.compare.plan import plan
+    from rosa.study.forecast import forecast
+
+    grid = target.grid
+    assert grid is not None
+    with console.status("counting parameters"):
+        found = forecast(grid, plan(grid, resolve_recipe), device, target.work)
+    console.print(f"{target.name}: {target.title}")
+    for line in run_lines(found):
+        console.print(line, soft_wrap=True)
+    hours = sum(run.seconds for run in found) / 3600
+    console.print(
+        f"{len(found)} runs, about {hours:,.1f} hours on one {device.name} at "
+        f"{device.utilisation:.0%} of its peak, computing alone: expect more (docs/reproduce.md)",
+        soft_wrap=True,
+    )
+    for run in {run.budget.title: run for run in found if run.memory is None}.values():
+        console.print(f"{run.budget.title}: {run.budget.note}", soft_wrap=True)
+    for name, train_set in grid.training_sets.items():
+        if train_set.sha256 and not Path(str(train_set.data)).is_file():
+            console.print(
+                f"{name} ({train_set.data}) is not here: its rows and lengths are taken as known",
+                soft_wrap=True,
+            )
+
+
+def run_lines(found: Iterable[Forecast]) -> list[str]:
+    """A line per run, in columns."""
+    rows = [("model", "training set", "method", "seed", "trainable", "%", "memory", "train", "ask")]
+    rows += [_cells(run) for run in found]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    pads = [str.ljust] * 3 + [str.rjust] * 6
+    return [
+        "  ".join(pad(c, w) for pad, c, w in zip(pads, row, widths, strict=True)) for row in rows
+    ]
+
+
+def _cells(run: Forecast) -> tuple[str, str, str, str, str, str, str, str, str]:
+    from rosa.study.models import short_name
+
+    group, budget = run.job.group, run.budget
+    return (
+        short_name(group.model),
+        group.train_set,
+        group.method,
+        str(run.job.seed),
+        "-" if budget.trainable is None else f"{budget.trainable:,}",
+        "-" if budget.percent is None else f"{budget.percent:.3f}",
+        "-" if run.memory is None else size(run.memory),
+        "-" if run.training is None else duration(run.training),
+        "-" if run.evaluation is None else duration(run.evaluation),
+    )
+
+
+def size(count: float) -> str:
+    """`18.2 GB` or `64 MB`, in powers of ten.
+
+    >>> size(18.2e9), size(64e6)
+    ('18.2 GB', '64 MB')
+    """
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    """`12 s`, `34 min` or `5.6 h`.
+
+    >>> duration(5400), duration(600), duration(3)
+    ('1.5 h', '10 min', '3 s')
+    """
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def assumed_device(args: Any) -> Device:
+    """What the estimates assume: an H100 at full scale, a CPU core at tiny, or what was given."""
+    import dataclasses
+
+    from rosa.study.estimate import CPU_CORE, H100
+
+    device = H100 if args.scale == "full" else CPU_CORE
+    given = {"flops": args.device_flops, "bandwidth": args.device_bandwidth}
+    said = {key: value for key, value in given.items() if value is not None}
+    for key, value in said.items():
+        if not value > 0:
+            raise RosaError(f"--device_{key} must be above 0, not {value}")
+    return dataclasses.replace(device, name="such device", **said) if said else device
+
+
+def inspect(target: Target, args: Any, console: Console) -> int:
+    """Figure 1 trains nothing: it is `rosa inspect` on the target's model."""
+    from rosa.cli import inspect as command
+
+    model = target.models[0]
+    words = [model, "--out", str(target.folder), *(["--data", args.data] if args.data else [])]
+    if not args.dry_run:
+        command.run(command.build_parser().parse_args(words))
+        return 0
+    from rosa.study.forecast import base_parameters
+
+    weights = (2 if args.scale == "full" else 4) * base_parameters(model)
+    console.print(f"{target.name}: {target.title}\nrosa inspect {' '.join(words)}", soft_wrap=True)
+    console.print(f"one forward pass over 64 texts; weights take {size(weights)}")
+    return 0
