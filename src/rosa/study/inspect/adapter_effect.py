@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from rosa.roae.layer import RosaLayer
 from rosa.rope import layout_of
 from rosa.study.inspect.activations import Array, dimensions_of, sum_of_squares
-from rosa.study.inspect.capture import argument
+from rosa.study.inspect.capture import arguments
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
@@ -103,7 +103,7 @@ class SignalWatcher:
         return LayerEffect(int(self.layer.layer_idx), dimensions, query, key)
 
     def _add(self, layer: nn.Module, args: Any, kwargs: Any) -> None:
-        hidden = argument(self.layer.base_layer, "hidden_states", args, kwargs)
+        hidden = arguments(self.layer.base_layer, args, kwargs)["hidden_states"]
         alpha = self.layer.alpha[self.adapter]
         real = self.real_tokens.bool().to(hidden.device)
         for i, signal in enumerate(self.layer.signals(self.adapter, hidden)):

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from rosa.errors import RosaError
 from rosa.roae.layer import RosaLayer, as_heads
 from rosa.rope import KNOWN_MODEL_TYPES, RopeLayout, Tap, has_rope, layout_of
+from rosa.rope.turns import turns_of
 from rosa.study.generate import longest_first_batches
 from rosa.study.inspect.activations import Array, frequencies, rotate, sum_of_squares
 
@@ -76,7 +77,8 @@ class StateWatcher:
         return LayerStates(self.index, self.layout, self.frequencies, query, key)
 
     def _note_rotation(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        cos, sin = self._rotation = argument(module, "position_embeddings", args, kwargs)
+        given = arguments(module, args, kwargs)
+        cos, sin = self._rotation = turns_of(self.layout, module, given)
         if self.frequencies is None:
             self.frequencies = frequencies(cos, sin, self.layout)
 
@@ -87,7 +89,7 @@ class StateWatcher:
             rotated = rotate(z, *self._rotation, self.layout)
             self.sums[tap] += sum_of_squares(rotated, self.real_tokens)
 
-        return getattr(self.module, tap.module).register_forward_hook(add)
+        return self.module.get_submodule(tap.module).register_forward_hook(add)
 
 
 def watch_states(model: nn.Module) -> list[StateWatcher]:
@@ -105,11 +107,9 @@ def watch_states(model: nn.Module) -> list[StateWatcher]:
     return found
 
 
-def argument(module: nn.Module, name: str, args: Any, kwargs: Any) -> Any:
-    """An argument of a module's forward, whether it came by keyword or by position."""
-    if name in kwargs:
-        return kwargs[name]
-    return inspect.signature(module.forward).bind_partial(*args).arguments[name]
+def arguments(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a module's forward by name, however they came."""
+    return {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
 
 
 def run(

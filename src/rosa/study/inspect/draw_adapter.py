@@ -122,8 +122,11 @@ def _bands(axes: Any, inspection: Inspection, kind: Kind) -> None:
             range(len(spread)), top - bottom, width, bottom, color=COLOURS[kind], alpha=opacity,
             label=label, lw=0,
         )  # fmt: skip
-    for x, d in enumerate(spread):
-        axes.plot([x - 0.22, x + 0.22], [d.percentiles[50]] * 2, color="white", lw=1.6)
+    medians = [d.percentiles[50] for d in spread]
+    axes.plot(
+        range(len(spread)), medians, "o", ms=3.6, mfc="white", mec=COLOURS[kind], mew=1.1,
+        label="median",
+    )  # fmt: skip
     axes.axhline(0, color=INK, lw=0.8)
     _layer_ticks(axes, [effect.index for effect in effects])
     axes.set_ylabel("α·S")

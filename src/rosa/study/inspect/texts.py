@@ -14,6 +14,7 @@ from typing import Any
 from rosa.errors import RosaError
 from rosa.study.examples import KNOWN_FORMS, tokenize_records
 from rosa.study.generate import encode_prompts
+from rosa.study.models import quiet
 from rosa.study.records import read_text, text_field
 from rosa.study.sources import sample, toy_tasks, training_records
 
@@ -106,7 +107,8 @@ def _pieces(tokenizer: Any, text: str, max_length: int) -> list[list[int]]:
     """A text in pieces, all but the last `max_length` tokens long; none for an empty one."""
     if not text.strip():
         return []
-    ids = encode_prompts(tokenizer, [text])[0]
+    with quiet():  # a tokenizer warns of long texts, which are cut right here
+        ids = encode_prompts(tokenizer, [text])[0]
     start = ids[:1] if ids[0] == tokenizer.bos_token_id else []
     body, room = ids[len(start) :], max_length - len(start)
     return [start + body[i : i + room] for i in range(0, len(body), room)]
