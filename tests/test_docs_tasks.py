@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from rosa.cli.evaluate import build_parser
 from rosa.cli.main import main
+from rosa.study.answers import PROTOCOLS
 from rosa.study.benchmarks import built_in_tasks, load_task
+from rosa.study.prompts import PROMPTS
 from tests.tiny_folder import write_model_folder
 
 PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text(encoding="utf-8")
@@ -30,6 +33,25 @@ def test_the_page_names_every_task_and_those_without_a_hub_source():
     (without,) = re.findall(r"exactly the rows of (.*?); these", PAGE)
     named = set(re.findall(r"`([^`]+)`", without))
     assert named == {t.name for t in built_in_tasks().values() if not (t.hub or t.packaged)}
+
+
+def test_every_option_on_the_page_exists():
+    own_command = re.findall(r"^\$ python -c .*$", PAGE, re.MULTILINE)
+    assert len(own_command) == 1
+    named = re.findall(r"--(\w+)", PAGE.replace(own_command[0], ""))
+    assert set(named) <= set(build_parser().option_names)
+    assert all(f"`--protocol {name}`" in PAGE for name in PROTOCOLS)
+    assert all(re.search(rf"\b{prompt}\b", PAGE) for prompt in PROMPTS)
+
+
+def test_what_the_page_says_of_the_published_rules_is_so():
+    tasks = built_in_tasks()
+    said_so = re.findall(r"(AQuA|arithmetic) \|[^|]*\"(.+?)\" is read as (.+?) ", PAGE)
+    assert len(said_so) == 2
+    for task, said, read in said_so:
+        task = "gsm8k" if task == "arithmetic" else task
+        assert tasks[task].parse(said) == read
+        assert tasks[task].parse(said, "strict") == said[-1]
 
 
 def test_the_hub_example_is_boolqs_own():

@@ -4,7 +4,7 @@
     results = score(loaded, suite)
 
 The harness decides everything about its tasks; this file hands it the model, and writes what it
-finds. It is the extra `lm-eval`: `pip install rosa-peft[lm-eval]`.
+finds. The harness is the extra `lm-eval`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ def find_tasks(names: Sequence[str], task_dir: str | Path | None = None) -> Suit
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise RosaError(
-            f"--harness lm-eval needs the package lm-eval ({error}); pip install "
-            '"rosa-peft[lm-eval]"'
+            f"--harness lm-eval needs the package lm-eval ({error}); pip install lm-eval"
         ) from error
     if task_dir is not None:
         if not Path(task_dir).is_dir():
