@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo demo-record test lint nightly real clean
+.PHONY: install demo demo-record tiny-study test lint nightly real clean
 
 install: .venv/installed
 
@@ -20,6 +20,12 @@ demo-record: install
 	rm -rf runs/demo-record
 	$(BIN)/rosa demo --output_dir runs/demo-record
 	cp runs/demo-record/demo.json docs/results/demo.json
+	$(BIN)/python docs/generate.py
+
+# The comparison of all methods on the toy model, two to three hours; docs/tiny_study.md.
+tiny-study: install
+	$(BIN)/rosa compare recipes/tiny_study.yaml
+	$(BIN)/python docs/record_study.py runs/tiny-study docs/results/tiny
 	$(BIN)/python docs/generate.py
 
 lint: install
