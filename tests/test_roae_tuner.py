@@ -11,7 +11,8 @@ import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
-from transformers.models.gpt_neox import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers.models.dbrx import DbrxConfig, DbrxForCausalLM
+from transformers.models.olmo import OlmoConfig, OlmoForCausalLM
 
 from rosa import RosaConfig, RosaModel
 from rosa.errors import RosaError
@@ -266,13 +267,25 @@ def test_a_model_without_rope_is_refused() -> None:
         get_peft_model(gpt2, RosaConfig())
 
 
-def test_an_architecture_that_is_not_known_is_refused_with_those_that_are() -> None:
-    config = GPTNeoXConfig(
-        hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16,
-        vocab_size=32,
+def test_a_rotation_that_cannot_be_measured_is_refused_with_the_reason() -> None:
+    """DBRX clips its queries and keys between the projection and the rotation."""
+    config = DbrxConfig(
+        d_model=16, n_heads=2, n_layers=1, max_seq_len=32, vocab_size=64,
+        attn_config={"kv_n_heads": 1, "clip_qkv": 8, "rope_theta": 1e4},
+        ffn_config={"hidden_size": 16, "ffn_hidden_size": 16, "moe_num_experts": 2,
+                    "moe_top_k": 1},
     )  # fmt: skip
-    with pytest.raises(RosaError, match=r"where gpt_neox keeps.*gemma2, .*qwen3"):
-        get_peft_model(GPTNeoXForCausalLM(config), RosaConfig())
+    with pytest.raises(RosaError, match=r"cannot adapt dbrx.*queries.*changes them between"):
+        get_peft_model(DbrxForCausalLM(config), RosaConfig())
+
+
+def test_a_known_architecture_that_clips_its_queries_is_refused() -> None:
+    config = OlmoConfig(
+        hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16,
+        vocab_size=32, pad_token_id=0, clip_qkv=8.0,
+    )  # fmt: skip
+    with pytest.raises(RosaError, match=r"olmo model clips.*clip_qkv=8\.0"):
+        get_peft_model(OlmoForCausalLM(config), RosaConfig())
 
 
 def test_an_r_low_too_small_for_the_head_is_refused() -> None:

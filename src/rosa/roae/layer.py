@@ -26,21 +26,20 @@ from rosa.errors import RosaError
 from rosa.ops import modulate_post_rotation, modulate_pre_rotation
 from rosa.roae.config import RosaConfig
 from rosa.roae.norms import NormWrapper
+from rosa.roae.taps import as_heads, with_heads
 from rosa.rope import RopeLayout, Tap, low_pair_count, low_pair_slices
+from rosa.rope.turns import turns_of
 
 NO_MERGE = (
     "a RoSA adapter depends on its input and cannot be merged into the weights; "
     "use unload() to get the base model back, or keep the adapter attached"
 )
+NO_ANGLES = (
+    "this model computes its rotary angles where RoSA cannot get them, so that it can only be "
+    "adapted before rotation: set rope_stage='pre'"
+)
 _PENDING = "_rosa_pending"
 _HANDLE = "_rosa_hook"
-
-
-def as_heads(output: Tensor, tap: Tap, head_dim: int) -> Tensor:
-    """A tapped output as (b, l, heads, head_dim), a view."""
-    if tap.axes == "flat":
-        return output.unflatten(-1, (tap.heads, head_dim))
-    return output.transpose(1, 2) if tap.axes == "heads_first" else output
 
 
 class _Modulation(NamedTuple):
@@ -55,22 +54,20 @@ class _Modulation(NamedTuple):
 
     def __call__(self, output: Tensor) -> Tensor:
         """The tapped output, modulated, in its own shape and dtype."""
-        axes = self.tap.axes
         z = as_heads(output, self.tap, self.head_dim)
         if self.rotation is None:
             z = modulate_pre_rotation(z, self.signal, self.alpha, self.pairs)
         else:
             cos, sin = (turn.unsqueeze(-2) for turn in self.rotation)
             z = modulate_post_rotation(z, self.signal, self.alpha, self.pairs, cos, sin)
-        if axes == "flat":
-            return z.flatten(-2)
-        return z.transpose(1, 2) if axes == "heads_first" else z
+        return with_heads(output, z, self.tap)
 
 
 def _modulate_output(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
     """Forward hook of the last module before rotation."""
-    pending: _Modulation | None = module.__dict__.get(_PENDING)
-    return output if pending is None else pending(output)
+    for modulation in module.__dict__.get(_PENDING, ()):
+        output = modulation(output)
+    return output
 
 
 def _linear(weights: nn.ModuleDict, adapter_name: str) -> nn.Linear:
@@ -108,14 +105,16 @@ class RosaLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
-        self._parameters_of_forward = list(inspect.signature(type(base_layer).forward).parameters)
-        for tap in (layout.query, layout.key):
-            module = getattr(base_layer, tap.module)
+        parameters = inspect.signature(type(base_layer).forward).parameters
+        self._parameters_of_forward = list(parameters)[1:]  # without self
+        for module in self._tapped():
             setattr(module, _HANDLE, module.register_forward_hook(_modulate_output))
 
     def update_layer(self, adapter_name: str, config: RosaConfig) -> None:
         """Adds an adapter's weights. Raises RosaError where r_low is too small for the head."""
         layout, r = self.layout, config.r
+        if layout.turns is None and config.rope_stage == "post":
+            raise RosaError(NO_ANGLES)
         pairs = low_pair_count(layout.head_dim, layout.rotary_dim, config.r_low)
         for_queries, for_keys = (2 * pairs * tap.heads for tap in (layout.query, layout.key))
         self.rosa_A[adapter_name] = nn.Linear(layout.hidden_size, r, bias=False)
@@ -170,24 +169,33 @@ class RosaLayer(nn.Module, BaseTunerLayer):
         name = next((name for name in self.active_adapters if name in self.rosa_A), None)
         if self.disable_adapters or name is None:
             return self.base_layer(*args, **kwargs)
-        taps = (self.layout.query, self.layout.key)
-        signals = self.signals(name, self._argument("hidden_states", args, kwargs))
-        rotation = self._rotation(name, args, kwargs)
-        tapped = [getattr(self.base_layer, tap.module) for tap in taps]
+        arguments = dict(zip(self._parameters_of_forward, args, strict=False)) | kwargs
+        signals = self.signals(name, arguments["hidden_states"])
+        rotation = None
+        if self.rope_stage[name] == "post":
+            rotation = turns_of(self.layout, self.base_layer, arguments)
         try:
-            for module, tap, signal in zip(tapped, taps, signals, strict=True):
-                module.__dict__[_PENDING] = _Modulation(
-                    tap,
-                    self.layout.head_dim,
-                    signal,
-                    self.alpha[name],
-                    self.low_pairs[name],
-                    rotation,
+            for tap, signal in zip((self.layout.query, self.layout.key), signals, strict=True):
+                module = self.base_layer.get_submodule(tap.module)
+                module.__dict__.setdefault(_PENDING, []).append(
+                    _Modulation(
+                        tap,
+                        self.layout.head_dim,
+                        signal,
+                        self.alpha[name],
+                        self.low_pairs[name],
+                        rotation,
+                    )
                 )
             return self.base_layer(*args, **kwargs)
         finally:
-            for module in tapped:
+            for module in self._tapped():
                 module.__dict__.pop(_PENDING, None)
+
+    def _tapped(self) -> list[nn.Module]:
+        """The modules whose outputs are modulated: one, where queries and keys come from one."""
+        names = dict.fromkeys((self.layout.query.module, self.layout.key.module))
+        return [self.base_layer.get_submodule(name) for name in names]
 
     def signals(self, adapter_name: str, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """S_q (b, l, h_q, d_low) and S_k (b, l, h_kv, d_low) of input (b, l, d).
@@ -205,18 +213,6 @@ class RosaLayer(nn.Module, BaseTunerLayer):
             for_keys.unflatten(-1, (self.layout.key.heads, -1)),
         )
 
-    def _rotation(self, name: str, args: Any, kwargs: Any) -> tuple[Tensor, Tensor] | None:
-        if self.rope_stage[name] == "pre":
-            return None
-        return self._argument("position_embeddings", args, kwargs)
-
-    def _argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An argument of the attention's forward, whether it came by keyword or by position."""
-        if name in kwargs:
-            return kwargs[name]
-        index = self._parameters_of_forward.index(name) - 1  # without self
-        return args[index]
-
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise RosaError(NO_MERGE)
 
@@ -229,14 +225,14 @@ class RosaLayer(nn.Module, BaseTunerLayer):
         """The attention module as it was before it was wrapped (PEFT calls this to unload)."""
         if merge:
             raise RosaError(NO_MERGE)
-        for tap in (self.layout.query, self.layout.key):
-            module = getattr(self.base_layer, tap.module)
+        for module in self._tapped():
             module.__dict__.pop(_HANDLE).remove()
         return self.base_layer
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> Any:
         """PEFT places adapter weights by `base_layer.weight`; an attention module has none."""
-        return super()._get_base_layer_device_and_dtype(base_layer.q_proj)
+        weighted = (child for child in base_layer.modules() if hasattr(child, "weight"))
+        return super()._get_base_layer_device_and_dtype(next(weighted))
 
     def __getattr__(self, name: str) -> Any:
         """What the wrapper lacks comes from the attention module: `layer.self_attn.q_proj`."""

@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from rosa.errors import RosaError
+from rosa.roae.registration import ROSA
+from rosa.rope import measure_unknown
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -47,6 +49,8 @@ def check_adapter(model: nn.Module, folder: str | Path) -> None:
     found = read_shapes(folder / WEIGHTS_FILE)
     if config.peft_type == PeftType.ADALORA:
         return  # pruned to ranks that only PEFT's own loading knows how to fit
+    if config.peft_type == ROSA:
+        measure_unknown(model)  # while it has weights to measure with
     try:
         expected = _expected_shapes(model, config, found)
     except RuntimeError:  # BOFT, SHiRA, ...: they compute with weights where they are built

@@ -16,7 +16,7 @@ from rosa.roae.config import RosaConfig
 from rosa.roae.layer import NO_MERGE, RosaLayer
 from rosa.roae.norms import NormWrapper, norms_of
 from rosa.roae.reminder import remind_of_selection
-from rosa.rope import KNOWN_MODEL_TYPES, RopeLayout, has_rope, layout_of, low_pair_count
+from rosa.rope import RopeLayout, has_rope, layout_of, low_pair_count, measure_unknown
 
 
 class RosaModel(BaseTuner):
@@ -32,9 +32,10 @@ class RosaModel(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
         """Without a choice of modules, every attention module that rotates is adapted."""
+        reason = measure_unknown(self.model)
         sites = _attention_modules(self.model)
-        if not sites:
-            raise RosaError(_why_not(self.model))
+        if reason is not None or not sites:
+            raise RosaError(_why_not(self.model, reason))
         if peft_config.target_modules is None:
             peft_config.target_modules = {name.rpartition(".")[2] for name in sites}
         matched = [name for name in sites if self._check_target_module_exists(peft_config, name)]
@@ -164,7 +165,7 @@ def _excluded(config: RosaConfig, key: str) -> bool:
     return any(key == name or key.endswith(f".{name}") for name in names)
 
 
-def _why_not(model: nn.Module) -> str:
+def _why_not(model: nn.Module, reason: str | None) -> str:
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if not has_rope(model):
         return (
@@ -172,8 +173,8 @@ def _why_not(model: nn.Module) -> str:
             "adapts; use a model with RoPE or another PEFT method"
         )
     return (
-        f"rosa does not know where {kind} keeps its rotary dimensions; "
-        f"it knows {', '.join(KNOWN_MODEL_TYPES)}"
+        f"RoSA cannot adapt {kind}, whose rotation it does not know and cannot measure: the model "
+        f"{reason}; use another PEFT method"
     )
 
 

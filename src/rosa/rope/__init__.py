@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from rosa.rope.families import KNOWN_MODEL_TYPES, has_rope, layout_of
-from rosa.rope.layout import RopeLayout, Tap, low_pair_count, low_pair_slices
+from rosa.rope.families import KNOWN_MODEL_TYPES, has_rope
+from rosa.rope.layout import RopeLayout, Tap, Turns, low_pair_count, low_pair_slices
+from rosa.rope.measured import layout_of, measure_unknown
 
 __all__ = [
     "KNOWN_MODEL_TYPES",
     "RopeLayout",
     "Tap",
+    "Turns",
     "has_rope",
     "layout_of",
     "low_pair_count",
     "low_pair_slices",
+    "measure_unknown",
 ]

@@ -1,58 +1,215 @@
-"""Which architectures are known, and the rotary layout of one of their attention modules."""
+"""Which architectures are known, and the rotary layout of one of their attention modules.
+
+What a row says was measured (`rosa.rope.probe`), and the tests measure it again. An architecture
+without a row is measured when an adapter is attached to it.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rosa.rope.layout import Axes, Pairing, RopeLayout, Tap
+from rosa.errors import RosaError
+from rosa.rope.layout import Axes, Pairing, RopeLayout, Tap, Turns
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class _Family(NamedTuple):
-    """What the architectures of one family share; sizes come from each module's config."""
+class _Taps(NamedTuple):
+    """Names of the last modules before rotation, and the axes of their outputs."""
 
     query: str
     key: str
-    axes: Axes
+    axes: Axes = "flat"
+
+
+class _Family(NamedTuple):
+    """What the architectures of one family share; sizes come from each module and its config."""
+
+    taps: tuple[_Taps, ...]  # the first that the module has: norms are often optional
     pairing: Pairing = "halves"
+    turns: Turns = Turns()
+    rotates: Callable[[Any], bool] = lambda module: True
+    split: Callable[[Any, str], tuple[Tap, Tap]] | None = None  # a fused projection's
 
 
-_PLAIN = _Family("q_proj", "k_proj", "flat")
+_PROJECTIONS = _Taps("q_proj", "k_proj")
+_NORMS = _Taps("q_norm", "k_norm", "length_first")
+_NORMS_BY_HEAD = _Taps("q_norm", "k_norm", "heads_first")
+_FLAT_NORMS = _Taps("q_norm", "k_norm")
+_LAYER_NORMS = _Taps("q_layernorm", "k_layernorm", "length_first")
+_LAYER_NORMS_BY_HEAD = _Taps("q_layernorm", "k_layernorm", "heads_first")
+_FUSED = _Taps("query_key_value", "query_key_value")
+_QKV = _Taps("qkv_proj", "qkv_proj")
+_EVERY_OTHER = Turns(stride=2)
+_FROM_BUFFER = Turns("embed_positions")
+
+
+# --- which layers rotate --------------------------------------------------------------------------
+
+
+def _uses_rope(attention: Any) -> bool:
+    return bool(attention.use_rope)
+
+
+def _is_local(attention: Any) -> bool:
+    return attention.sliding_window is not None
+
+
+def _is_local_or_all_are_global(attention: Any) -> bool:
+    return attention.sliding_window is None or attention.is_sliding
+
+
+def _not_alibi(attention: Any) -> bool:
+    return not attention.config.alibi
+
+
+# --- fused projections ----------------------------------------------------------------------------
+
+
+def _thirds_of_each_head(attention: Any, name: str) -> tuple[Tap, Tap]:
+    """| q k v | q k v | ..., one group per head."""
+    heads = attention.config.num_attention_heads
+    return Tap(name, "flat", heads, heads, 0), Tap(name, "flat", heads, heads, _head_dim(attention))
+
+
+def _all_queries_first(attention: Any, name: str) -> tuple[Tap, Tap]:
+    """| q q q q | k k | v v |."""
+    config = attention.config
+    heads, size = config.num_attention_heads, _head_dim(attention)
+    key = Tap(name, "flat", config.num_key_value_heads, 1, heads * size)
+    return Tap(name, "flat", heads), key
+
+
+def _falcon(attention: Any, name: str) -> tuple[Tap, Tap]:
+    """Three generations: | q k v | per head; | q q q q | k | v |; | q q k v | per key head."""
+    heads, size = attention.num_heads, _head_dim(attention)
+    if not (attention.new_decoder_architecture or attention.multi_query):
+        return _thirds_of_each_head(attention, name)
+    groups = attention.num_kv_heads
+    return (
+        Tap(name, "flat", heads, groups, 0),
+        Tap(name, "flat", groups, groups, heads // groups * size),
+    )
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+_PLAIN = _Family((_PROJECTIONS,))
+_NORMED = _Family((_NORMS,))
+_NORMED_FLAT = _Family((_FLAT_NORMS,))
+_NORMED_BY_HEAD = _Family((_NORMS_BY_HEAD,))
+_COHERE = _Family((_NORMS, _PROJECTIONS), "interleaved", _EVERY_OTHER)
+_GLM = _Family((_PROJECTIONS,), "interleaved")
+_PHI = _Family((_LAYER_NORMS_BY_HEAD, _PROJECTIONS))
+_PLAIN_TYPES = (
+    "arcee aria_text bamba bitnet cwm diffllama falcon_h1 gemma gemma2 gpt_oss granite granitemoe "
+    "granitemoehybrid granitemoeshared hunyuan_v1_dense hunyuan_v1_moe hyperclovax jais2 llama "
+    "ministral ministral3 mistral mixtral nemotron olmo phimoe qwen2 qwen2_moe seed_oss "
+    "solar_open starcoder2 vaultgemma"
+)
+_NORMED_TYPES = "doge dots1 mellum qwen3 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next"
+_NORMED_FLAT_TYPES = "flex_olmo minimax_m2 olmo2 olmo3 olmo_hybrid olmoe"
 _FAMILIES: dict[str, _Family] = {
-    "llama": _PLAIN,
-    "mistral": _PLAIN,
-    "qwen2": _PLAIN,
-    "gemma2": _PLAIN,
-    "qwen3": _Family("q_norm", "k_norm", "length_first"),
-    "gemma3_text": _Family("q_norm", "k_norm", "heads_first"),
+    **dict.fromkeys(_PLAIN_TYPES.split(), _PLAIN),
+    **dict.fromkeys(_NORMED_TYPES.split(), _NORMED),
+    **dict.fromkeys(_NORMED_FLAT_TYPES.split(), _NORMED_FLAT),
+    "apertus": _NORMED_BY_HEAD,
+    "gemma3_text": _NORMED_BY_HEAD,
+    "exaone4": _NORMED_BY_HEAD._replace(rotates=_is_local_or_all_are_global),
+    "exaone_moe": _NORMED_BY_HEAD._replace(rotates=_is_local_or_all_are_global),
+    "glm4_moe": _Family((_NORMS, _PROJECTIONS)),
+    "lfm2": _Family((_LAYER_NORMS,)),
+    "lfm2_moe": _Family((_LAYER_NORMS,)),
+    "smollm3": _PLAIN._replace(rotates=_uses_rope),
+    "nanochat": _Family((_PROJECTIONS,), turns=Turns(sign=-1)),
+    "phi": _PHI,
+    "stablelm": _PHI,
+    "cohere": _COHERE,
+    "cohere2": _COHERE._replace(rotates=_is_local),
+    "glm": _GLM,
+    "glm4": _GLM,
+    "helium": _GLM,
+    "ernie4_5": _GLM,
+    "ernie4_5_moe": _GLM,
+    "llama4_text": _GLM._replace(rotates=_uses_rope),
+    "gptj": _Family((_PROJECTIONS,), "interleaved", _FROM_BUFFER),
+    "gpt_neox": _Family((_FUSED,), split=_thirds_of_each_head),
+    "persimmon": _Family((_LAYER_NORMS, _FUSED), split=_thirds_of_each_head),
+    "falcon": _Family((_FUSED,), rotates=_not_alibi, split=_falcon),
+    "phi3": _Family((_QKV,), split=_all_queries_first),
 }
 KNOWN_MODEL_TYPES = tuple(sorted(_FAMILIES))
 
 
-def layout_of(module: nn.Module) -> RopeLayout | None:
+def known_layout(module: nn.Module) -> RopeLayout | None:
     """The rotary layout of an attention module of a known architecture, None for any other module.
 
     Identified by what it is (its config's model type and its query and key modules), not by name:
     the vision tower of a multimodal model has a `self_attn` too, without RoPE.
+
+    Raises RosaError for an attention module that changes its queries before it rotates them.
     """
     config = getattr(module, "config", None)
     family = _FAMILIES.get(getattr(config, "model_type", ""))
     if family is None or config is None:
         return None
-    if not (hasattr(module, family.query) and hasattr(module, family.key)):
+    taps = next((t for t in family.taps if _has(module, t.query) and _has(module, t.key)), None)
+    if taps is None or not family.rotates(module):
         return None
-    head_dim = module.head_dim
-    assert isinstance(head_dim, int)
+    if getattr(config, "clip_qkv", None) is not None:
+        raise RosaError(
+            f"this {config.model_type} model clips its queries and keys before it rotates them "
+            f"(clip_qkv={config.clip_qkv}), which RoSA cannot reach behind; use another PEFT method"
+        )
+    head_dim = _head_dim(module)
+    if family.split is not None:
+        query, key = family.split(module, taps.query)
+    if family.split is None or taps.query != taps.key:
+        heads = config.num_attention_heads
+        query = Tap(taps.query, taps.axes, heads)
+        key = Tap(taps.key, taps.axes, heads if family.split else _key_heads(module, head_dim))
     return RopeLayout(
         hidden_size=config.hidden_size,
         head_dim=head_dim,
-        rotary_dim=head_dim,  # every family above rotates whole heads
+        rotary_dim=_rotary_dim(module, head_dim),
         pairing=family.pairing,
-        query=Tap(family.query, family.axes, config.num_attention_heads),
-        key=Tap(family.key, family.axes, config.num_key_value_heads),
+        query=query,
+        key=key,
+        turns=family.turns,
     )
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    return getattr(module, name, None) is not None
+
+
+def _head_dim(attention: Any) -> int:
+    size = attention.head_size if hasattr(attention, "head_size") else attention.head_dim
+    assert isinstance(size, int)
+    return size
+
+
+def _key_heads(attention: Any, head_dim: int) -> int:
+    """As many as the key projection has room for; the config counts them per model."""
+    projection = getattr(attention, "k_proj", None)
+    features = getattr(projection, "out_features", None)
+    return features // head_dim if features else attention.config.num_key_value_heads
+
+
+def _rotary_dim(attention: Any, head_dim: int) -> int:
+    """ρ: given by the module or as a share of the head, which may differ between layer types."""
+    given = getattr(attention, "rotary_ndims", None) or getattr(attention, "rotary_dim", None)
+    if given:
+        return int(given)
+    config = attention.config
+    rope = getattr(config, "rope_parameters", None) or {}
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types and layer_types[attention.layer_idx] in rope:
+        rope = rope[layer_types[attention.layer_idx]] or {}
+    share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None)
+    return int(head_dim * (share or 1.0))
 
 
 def has_rope(model: nn.Module) -> bool:

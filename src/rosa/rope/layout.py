@@ -12,7 +12,7 @@ are the last pairs:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rosa.errors import RosaError
@@ -24,11 +24,31 @@ Axes = Literal["flat", "length_first", "heads_first"]
 
 @dataclass(frozen=True)
 class Tap:
-    """The last module before rotation: its output holds the queries or the keys."""
+    """The last module before rotation: its output holds the queries or the keys, or both.
 
-    module: str  # name inside the attention module: "q_proj", "k_norm", ...
+    A fused projection's output, always flat, is split into `groups` of equal width; each holds
+    heads / groups of the heads, one after another from feature `offset` on:
+
+        Phi-3      1 group   | q q q q k k v v |
+        GPT-NeoX   4 groups  | q k v | q k v | q k v | q k v |
+    """
+
+    module: str  # name inside the attention module: "q_proj", "k_norm", "qkv_proj", ...
     axes: Axes
     heads: int
+    groups: int = 1
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How an attention module gets cos and sin, and which element of them turns which pair."""
+
+    # An argument, (cos, sin) or cos + i·sin; or, by position, a submodule that computes it; or a
+    # buffer that holds it, sin first.
+    source: Literal["position_embeddings", "rotary_emb", "embed_positions"] = "position_embeddings"
+    stride: int = 1  # pair i is turned by element stride·i
+    sign: int = 1  # -1: by minus the angle
 
 
 @dataclass(frozen=True)
@@ -41,6 +61,7 @@ class RopeLayout:
     pairing: Pairing
     query: Tap
     key: Tap
+    turns: Turns | None = field(default_factory=Turns)  # None: the module's angles are out of reach
 
 
 def low_pair_count(head_dim: int, rotary_dim: int, r_low: float) -> int:

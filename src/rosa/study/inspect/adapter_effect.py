@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -162,6 +163,8 @@ def _gain(norm: nn.Module) -> Array:
     weight = next(norm.parameters(), None)
     if weight is None:
         return np.ones(1)
-    signs = torch.ones(1, 1, weight.numel(), device=weight.device, dtype=weight.dtype)
+    # A float32 copy: in bfloat16 the steps of training would be rounded away.
+    exact = copy.deepcopy(norm).float()
+    signs = torch.ones(1, 1, weight.numel(), device=weight.device)
     signs[..., 1::2] = -1
-    return (norm(signs) * signs).double().flatten().cpu().numpy()
+    return (exact(signs) * signs).flatten().cpu().double().numpy()

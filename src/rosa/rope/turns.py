@@ -1,0 +1,58 @@
+"""The cos and sin that an attention module is about to rotate with, in the order of a layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rosa.rope.layout import RopeLayout, Turns
+
+Rotation = tuple[Tensor, Tensor]
+
+
+def turns_of(layout: RopeLayout, module: nn.Module, arguments: Mapping[str, Any]) -> Rotation:
+    """cos and sin, both (b or 1, l, ρ), of one call of the attention module.
+
+    Element d of the last axis turns dimension d of a head: both dimensions of a pair have the same.
+
+    Args:
+        arguments: those of the module's forward, by name.
+
+    Raises LookupError where the argument that holds the angles is missing.
+    """
+    turns = layout.turns
+    if turns is None:
+        raise LookupError("position_embeddings")
+    half = layout.rotary_dim // 2
+    cos, sin = _given(turns, module, arguments)
+    if _as_laid_out(layout, turns, cos):
+        return cos, sin
+    return tuple(  # type: ignore[return-value]
+        _by_dimension(turn[..., : half * turns.stride : turns.stride], layout)
+        for turn in (cos, sin if turns.sign == 1 else -sin)
+    )
+
+
+def _given(turns: Turns, module: Any, arguments: Mapping[str, Any]) -> Rotation:
+    if turns.source == "embed_positions":
+        sin, cos = module.embed_positions[arguments["position_ids"]].chunk(2, dim=-1)
+        return cos, sin
+    if turns.source == "rotary_emb":
+        return module.rotary_emb(arguments["hidden_states"], arguments["position_ids"])
+    given = arguments["position_embeddings"]
+    return (given.real, given.imag) if isinstance(given, Tensor) else given
+
+
+def _as_laid_out(layout: RopeLayout, turns: Turns, cos: Tensor) -> bool:
+    own_stride = 1 if layout.pairing == "halves" else 2
+    return cos.shape[-1] == layout.rotary_dim and (turns.stride, turns.sign) == (own_stride, 1)
+
+
+def _by_dimension(turn: Tensor, layout: RopeLayout) -> Tensor:
+    """(..., ρ/2), by pair, to (..., ρ)."""
+    if layout.pairing == "halves":
+        return torch.cat([turn, turn], dim=-1)
+    return turn.repeat_interleave(2, dim=-1)

@@ -1,0 +1,227 @@
+"""Tiny random models of every architecture that RoSA is tested with, and what is known of each.
+
+What a row expects was written by hand from the paper or code of the architecture, not taken from
+the library: the tests compare it with what the library says and with what it measures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+MOE: dict[str, Any] = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "moe_num_experts": 4,
+    "moe_k": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+}
+# DeepSeek's latent attention: per head 16 dimensions that are not rotated and 8 that are.
+MLA: dict[str, Any] = {
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "head_dim": 8,
+    "num_key_value_heads": 4,
+}
+LOCAL_GLOBAL = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+LINEAR_FULL = {"layer_types": ["linear_attention", "full_attention"]}
+CONV_FULL = {"layer_types": ["conv", "full_attention"]}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One model type. Defaults are those of Llama with 4 query and 2 key heads of 16."""
+
+    model_type: str
+    config: dict[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ("moe",)  # of SIZES and MOE, what its config does not take
+    pairing: str = "halves"
+    rotary_dim: int = 16
+    key_heads: int = 2
+    taps: tuple[str, str] = ("q_proj", "k_proj")
+    layers: tuple[int, ...] = (0, 1)  # those that rotate
+    # How its rotation function works: axes of what it is given, which states in what order, and
+    # where the pairs are in what it returns.
+    axes: str = "heads_first"
+    order: str = "qk"
+    pairing_after: str | None = None
+    tolerance: float = 1e-9  # of logits, relative; larger where the model rotates in float32
+    limits: str = ""  # what of the model does not hold, for the table: "left padding", ...
+
+    @property
+    def name(self) -> str:
+        return self.model_type
+
+    def build(self, **changes: Any) -> PreTrainedModel:
+        """The model in float64 and eval mode, with seeded weights that are far from their start."""
+        values = {**SIZES, **({} if "moe" in self.without else MOE), **self.config, **changes}
+        for key in self.without:
+            values.pop(key, None)
+        config = CONFIG_MAPPING[self.model_type](**values)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config, experts_implementation="eager")
+            with torch.no_grad():
+                for key, parameter in model.named_parameters():
+                    if "norm" in key or "ln_" in key:
+                        parameter += 0.1 * torch.randn_like(parameter)
+                    elif parameter.ndim == 2 and "embed" not in key:
+                        parameter *= 3.0
+        return model.double().eval()
+
+
+def _normed(model_type: str, **changes: Any) -> Architecture:
+    return Architecture(model_type, taps=("q_norm", "k_norm"), **changes)
+
+
+def _moe(model_type: str, **changes: Any) -> Architecture:
+    return Architecture(model_type, without=(), **changes)
+
+
+def _mla(model_type: str, config: dict[str, Any] | None = None, **changes: Any) -> Architecture:
+    """Rotates pairs 2i, 2i + 1, and puts the real halves of all pairs first while it does."""
+    return Architecture(
+        model_type,
+        {**MLA, **(config or {})},
+        without=(),
+        **{
+            "pairing": "interleaved",
+            "pairing_after": "halves",
+            "rotary_dim": 8,
+            "key_heads": 1,
+            "taps": ("q_b_proj", "kv_a_proj_with_mqa"),
+            **changes,
+        },
+    )
+
+
+def _moe_normed(model_type: str, config: dict[str, Any] | None = None, **rest: Any) -> Architecture:
+    return Architecture(model_type, config or {}, (), taps=("q_norm", "k_norm"), **rest)
+
+
+_NORMS = ("q_layernorm", "k_layernorm")
+_FUSED = ("query_key_value", "query_key_value")
+_GPTJ: dict[str, Any] = {
+    "config": {"rotary_dim": 8},
+    "without": ("moe", "head_dim", "num_key_value_heads", "intermediate_size"),
+    "pairing": "interleaved",
+    "rotary_dim": 8,
+    "key_heads": 4,
+    "axes": "length_first",
+    "order": "kq",
+    "tolerance": 1e-5,
+}
+_EVEN: dict[str, Any] = {"pairing": "interleaved"}
+_PLAIN = "arcee bitnet cwm diffllama gemma granite hyperclovax jais2 llama ministral ministral3"
+_PLAIN += " mistral qwen2 seed_oss starcoder2 vaultgemma olmo"
+
+ARCHITECTURES: tuple[Architecture, ...] = (
+    *(Architecture(name) for name in _PLAIN.split()),
+    Architecture("gemma2", LOCAL_GLOBAL),
+    *map(
+        _moe,
+        (
+            "aria_text", "gpt_oss", "granitemoe", "granitemoeshared", "mixtral", "phimoe",
+            "qwen2_moe",
+        ),
+    ),
+    _moe("solar_open"),
+    # Norms after rotation: these rotate what q_proj and k_proj put out.
+    Architecture("hunyuan_v1_dense"),
+    _moe("hunyuan_v1_moe"),
+    Architecture("nanochat"),
+    # Norms before it, of each head or of all heads at once.
+    _normed("apertus"),
+    _normed("gemma3_text", config=LOCAL_GLOBAL),
+    _normed("qwen3"),
+    _moe_normed("doge"),
+    _moe_normed("dots1"),
+    _moe_normed("mellum"),
+    _moe_normed("qwen3_moe"),
+    _normed("olmo2"),
+    _normed("olmo3", config=LOCAL_GLOBAL),
+    _moe_normed("olmoe"),
+    _moe_normed("flex_olmo"),
+    _moe_normed("minimax_m2"),
+    # Layers that do not attend.
+    _moe_normed("qwen3_next", LINEAR_FULL, rotary_dim=4, layers=(1,)),
+    _moe_normed("qwen3_5_text", LINEAR_FULL, rotary_dim=4, layers=(1,)),
+    _moe_normed("qwen3_5_moe_text", LINEAR_FULL, rotary_dim=4, layers=(1,)),
+    _normed("olmo_hybrid", config=LINEAR_FULL, layers=(1,)),
+    Architecture("lfm2", CONV_FULL, taps=_NORMS, layers=(1,)),
+    Architecture("lfm2_moe", CONV_FULL, (), taps=_NORMS, layers=(1,)),
+    Architecture(
+        "granitemoehybrid",
+        {"layer_types": ["mamba", "attention"], "position_embedding_type": "rope",
+         "mamba_n_heads": 8},
+        (),
+        layers=(1,),
+    ),
+    # Layers that attend without rotation.
+    Architecture("smollm3", {"num_hidden_layers": 4}, layers=(0, 1, 2)),
+    _moe(
+        "llama4_text", config={"num_hidden_layers": 4, "intermediate_size_mlp": 64}, **_EVEN,
+        layers=(0, 1, 2), axes="length_first", tolerance=1e-5,
+    ),
+    _normed("exaone4", config=LOCAL_GLOBAL, layers=(0,)),
+    Architecture(
+        "cohere2", LOCAL_GLOBAL, layers=(0,), tolerance=1e-5, **_EVEN
+    ),
+    # Pairs 2i, 2i + 1.
+    Architecture("cohere", tolerance=1e-5, **_EVEN),
+    Architecture("helium", **_EVEN),
+    Architecture("ernie4_5", tolerance=1e-5, **_EVEN),
+    _moe("ernie4_5_moe", tolerance=1e-5, **_EVEN),
+    Architecture("glm", rotary_dim=8, **_EVEN),
+    Architecture("glm4", rotary_dim=8, **_EVEN),
+    # A part of each head.
+    Architecture("nemotron", rotary_dim=8),
+    Architecture("phi", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
+                                             "partial_rotary_factor": 0.5}}, rotary_dim=8),
+    Architecture("stablelm", rotary_dim=4),
+    _moe("glm4_moe", rotary_dim=8),
+    Architecture("persimmon", without=("moe", "num_key_value_heads"), rotary_dim=8, key_heads=4,
+                 taps=_NORMS),
+    # Fused projections.
+    Architecture("phi3", taps=("qkv_proj", "qkv_proj")),
+    Architecture("gpt_neox", rotary_dim=4, key_heads=4, taps=_FUSED),
+    Architecture("gpt_neox_japanese", key_heads=4, taps=_FUSED),
+    Architecture("falcon", without=("moe", "head_dim"), key_heads=1, taps=_FUSED),
+    # cos and sin are the attention's own.
+    Architecture("gptj", **_GPTJ),
+    Architecture("codegen", **{**_GPTJ, "taps": ("qkv_proj", "qkv_proj")}),
+    Architecture("moshi"),
+    # Latent attention.
+    _mla("deepseek_v2", pairing_after="interleaved", axes="heads_first", tolerance=1e-5),
+    _mla("deepseek_v3"),
+    _mla("glm4_moe_lite"),
+    _mla("youtu"),
+    _mla("minicpm3", pairing="halves"),
+)  # fmt: skip
+BY_TYPE = {architecture.model_type: architecture for architecture in ARCHITECTURES}
