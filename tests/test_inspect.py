@@ -217,6 +217,25 @@ def test_changes_of_norms() -> None:
     assert not any(c for layer in found.norm_changes for c in layer.values())
 
 
+@pytest.mark.parametrize("name", ["llama-gqa", "gemma2"])
+def test_half_precision(name: str) -> None:
+    """Strengths to a few per cent; a small step of a float32 copy of a norm is not rounded away."""
+    model = adapted(name, dtype=torch.bfloat16, random=False)
+    norm = model.get_base_model().model.layers[0].input_layernorm
+    assert norm.modules_to_save["default"].weight.dtype == torch.float32
+    with torch.no_grad():
+        norm.modules_to_save["default"].weight.add_(1e-4)
+    found = inspect_model(loaded(model), TEXTS)
+    assert 5e-5 < found.norm_changes[0]["input_layernorm"] < 2e-4
+    exact = strengths(tiny_model(name))
+    for layer, (query, key) in zip(found.base_states, exact, strict=True):
+        np.testing.assert_allclose(layer.query, query, rtol=0.05)
+        np.testing.assert_allclose(layer.key, key, rtol=0.05)
+    np.testing.assert_allclose(
+        found.states[0].frequencies, 10000.0 ** (-np.arange(8) / 8), rtol=0.01
+    )
+
+
 def test_norms_that_another_method_trains() -> None:
     config = LNTuningConfig(target_modules=["input_layernorm"])
     model = get_peft_model(tiny_model("llama-gqa"), config).eval()

@@ -49,7 +49,7 @@ def sum_of_squares(z: Tensor, real_tokens: Tensor) -> Array:
     """
     missing = z.shape[1] - real_tokens.shape[1]
     mask = torch.nn.functional.pad(real_tokens, (missing, 0)).bool().to(z.device)
-    return z[mask].square().sum(0).double().cpu().numpy()
+    return z[mask].square().sum(0).cpu().double().numpy()
 
 
 def frequencies(cos: Tensor, sin: Tensor, layout: RopeLayout) -> Array:
@@ -59,8 +59,8 @@ def frequencies(cos: Tensor, sin: Tensor, layout: RopeLayout) -> Array:
     in it. cos, sin: (b or 1, l >= 2, ρ).
     """
     real, _ = _all_pairs(layout)
-    (c0, c1), (s0, s1) = (turn[0, :2, real].double() for turn in (cos, sin))
-    return torch.atan2(s1 * c0 - c1 * s0, c1 * c0 + s1 * s0).cpu().numpy()
+    (c0, c1), (s0, s1) = (turn[0, :2, real].cpu().double() for turn in (cos, sin))
+    return torch.atan2(s1 * c0 - c1 * s0, c1 * c0 + s1 * s0).numpy()
 
 
 def low_dimensions(layout: RopeLayout, r_low: float) -> list[int]:
