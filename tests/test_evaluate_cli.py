@@ -54,9 +54,24 @@ def test_an_adapter_is_scored_inside_its_own_folder(model, tmp_path, capsys):
     assert (adapter / "evaluation" / "tiny-sums.jsonl").read_bytes() == answers
 
 
+def test_the_strict_protocol_has_a_folder_of_its_own(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--tasks", "tiny-sums", "--limit", "3", "--max_new_tokens", "4", "--num_fewshot", "1"]
+    assert main(["evaluate", model, *words, "--protocol", "strict"]) == 0
+    results = json.loads((tmp_path / "runs/evaluate-tiny-strict/results.json").read_text())
+    assert results["settings"]["protocol"] == "strict"
+    assert results["settings"]["num_fewshot"] == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "rules of the protocol strict" in shown
+    assert "1 worked example stands before each question" in shown
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
+        (["--tasks", "tiny-sums", "--fewshot_data", "x.json"], "add --num_fewshot"),
+        (["--tasks", "tiny-sums", "--prompt", "chat"], "has no chat template"),
+        (["--tasks", "tiny-sums", "--protocol", "lax"], "protocol"),
         (["--tasks", "bolq"], "did you mean 'boolq'?"),
         (["--tasks", "boolq", "--data", "nowhere"], "for the task boolq"),
         (["--tasks", "boolq", "--bach_size", "2"], "did you mean 'batch_size'?"),

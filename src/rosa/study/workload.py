@@ -109,11 +109,11 @@ def conditions(protocol: str, seed: int, work: Sequence[Workload]) -> list[str]:
     if chat:
         whose = "" if len(chat) == len(work) else f" of {', '.join(chat)}"
         notes.append(f"The questions{whose} stand in the model's chat template.")
-    sources = dict.fromkeys(w.shots_from for w in work if w.shots_from)
+    sources = list(dict.fromkeys(w.shots_from for w in work if w.shots_from))
     if sources:
         shots = max(len(w.shots) for w in work)
+        stand = "1 worked example stands" if shots == 1 else f"{shots} worked examples stand"
         notes.append(
-            f"{shots} worked examples stand before each question, drawn with seed {seed} from "
-            f"{', '.join(map(str, sources))}."
+            f"{stand} before each question, drawn with seed {seed} from {', '.join(sources)}."
         )
     return notes
