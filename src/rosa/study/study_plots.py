@@ -112,6 +112,6 @@ def _legend(figure: Any, groups: set[str], has_line: bool) -> None:
         if group in groups
     ]
     if has_line:
-        line = {"color": COLOURS["baseline"], "lw": 0.8, "ls": ":"}
-        marks.append(Line2D([], [], label="best baseline", **line))
+        colour = COLOURS["baseline"]
+        marks.append(Line2D([], [], label="best baseline", color=colour, lw=0.8, ls=":"))
     figure.legend(handles=marks, loc="outside lower center", ncols=4, frameon=False)
