@@ -36,6 +36,7 @@ def test_the_defaults_are_the_papers() -> None:
         ({"rope_stage": "after"}, "rope_stage must be 'post' or 'pre', not 'after'"),
         ({"train_norms": "yes"}, "train_norms must be True or False, not 'yes'"),
         ({"init_weights": 1}, "init_weights must be True or False, not 1"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save must be a list of names, not 'lm_head'"),
         ({"layers_to_transform": []}, "layers_to_transform must hold layer indices"),
         ({"layers_to_transform": [-1]}, "layers_to_transform must hold layer indices"),
         ({"layers_to_transform": [0], "target_modules": ".*attn"}, "regex in target_modules"),

@@ -24,9 +24,11 @@ from torch import Tensor, nn
 
 from rosa.errors import RosaError
 from rosa.ops import modulate_post_rotation, modulate_pre_rotation
+from rosa.roae.checks import check_one_adapter
 from rosa.roae.config import RosaConfig
 from rosa.roae.norms import NormWrapper
 from rosa.roae.taps import as_heads, with_heads
+from rosa.roae.trainability import KeepsTrainability
 from rosa.rope import RopeLayout, Tap, low_pair_count, low_pair_slices
 from rosa.rope.turns import turns_of
 
@@ -74,7 +76,7 @@ def _linear(weights: nn.ModuleDict, adapter_name: str) -> nn.Linear:
     return cast(nn.Linear, weights[adapter_name])
 
 
-class RosaLayer(nn.Module, BaseTunerLayer):
+class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
     """An attention module with RoAE; each adapter has its own weights, one is active at a time.
 
     The signal, with H (b, l, d) the input of the attention module (Eqs. 2 and 3):
@@ -126,7 +128,7 @@ class RosaLayer(nn.Module, BaseTunerLayer):
         self.rope_stage[adapter_name] = config.rope_stage
         self.low_pairs[adapter_name] = low_pair_slices(layout.rotary_dim, layout.pairing, pairs)
         self.reset_rosa_parameters(adapter_name, config.init_weights)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.cast_as_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     @torch.no_grad()
@@ -151,11 +153,7 @@ class RosaLayer(nn.Module, BaseTunerLayer):
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """PEFT's: activates one adapter (or none, for an empty list)."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        if len(names) > 1:
-            raise RosaError(
-                f"RoSA runs one adapter at a time, but {', '.join(names)} were activated together; "
-                "activate one of them"
-            )
+        check_one_adapter(names)
         super().set_adapter(names, inference_mode=inference_mode)
 
     def enable_adapters(self, enabled: bool) -> None:
@@ -163,6 +161,13 @@ class RosaLayer(nn.Module, BaseTunerLayer):
         super().enable_adapters(enabled)
         for norm in self.norms:
             norm.enable_adapters(enabled)
+
+    def requires_grad_(self, requires_grad: bool = True) -> RosaLayer:
+        """PyTorch's, with the norms: Transformers freezes so what it has loaded for inference."""
+        if not requires_grad:
+            for norm in self.norms:
+                norm.requires_grad_(False)
+        return super().requires_grad_(requires_grad)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The attention's own forward, with its queries and keys modulated on the way."""
@@ -228,6 +233,20 @@ class RosaLayer(nn.Module, BaseTunerLayer):
         for module in self._tapped():
             module.__dict__.pop(_HANDLE).remove()
         return self.base_layer
+
+    def cast_as_base_layer(self, adapter_name: str) -> None:
+        """Moves an adapter's weights to the device and the dtype of the attention's."""
+        super()._move_adapter_to_device_of_base_layer(adapter_name)
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        """PEFT calls this on weights that it has just loaded, which must not be rounded."""
+        place = device or self._get_base_layer_device_and_dtype(self.base_layer)[0]
+        for name in self.adapter_layer_names:
+            weights = getattr(self, name)
+            if adapter_name in weights and not _linear(weights, adapter_name).weight.is_meta:
+                weights[adapter_name].to(place)
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> Any:
         """PEFT places adapter weights by `base_layer.weight`; an attention module has none."""

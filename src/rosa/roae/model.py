@@ -12,11 +12,17 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from rosa.errors import RosaError
+from rosa.roae.checks import check_modules_to_save, check_one_adapter, place_of_each
 from rosa.roae.config import RosaConfig
 from rosa.roae.layer import NO_MERGE, RosaLayer
 from rosa.roae.norms import NormWrapper, norms_of
 from rosa.roae.reminder import remind_of_selection
 from rosa.rope import RopeLayout, has_rope, layout_of, low_pair_count, measure_unknown
+
+NO_SUM = (
+    "RoSA adapters cannot be added up into a new one: what each does to queries and keys depends "
+    "on its input, not on a sum of weights; activate one of them with set_adapter"
+)
 
 
 class RosaModel(BaseTuner):
@@ -42,6 +48,8 @@ class RosaModel(BaseTuner):
         if not matched:
             raise RosaError(_nothing_matched(peft_config, sites))
         self._check_layers(peft_config, matched)
+        wrapped = [name for name in sites if isinstance(self.model.get_submodule(name), RosaLayer)]
+        check_modules_to_save(self.model, peft_config.modules_to_save, [*matched, *wrapped])
         for name in matched:  # before anything is wrapped: a refused model stays as it was
             layout = _layout(self.model.get_submodule(name))
             low_pair_count(layout.head_dim, layout.rotary_dim, peft_config.r_low)
@@ -101,10 +109,11 @@ class RosaModel(BaseTuner):
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """PEFT's rule, float32 adapter weights on a half-precision model, for the norms too."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        if autocast_adapter_dtype:
-            for module in self.model.modules():
-                if isinstance(module, NormWrapper):
-                    module.upcast(adapter_name)
+        for module in self.model.modules():
+            if isinstance(module, NormWrapper):
+                module.cast(adapter_name, upcast=autocast_adapter_dtype)
+            elif isinstance(module, RosaLayer) and not autocast_adapter_dtype:
+                module.cast_as_base_layer(adapter_name)
 
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         if config.dls is not None and not config.inference_mode:
@@ -121,6 +130,29 @@ class RosaModel(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         raise RosaError(NO_MERGE)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Not for RoSA: raises RosaError."""
+        raise RosaError(NO_SUM)
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """PEFT's. Raises RosaError for more than one."""
+        check_one_adapter([adapter_name] if isinstance(adapter_name, str) else adapter_name)
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """PEFT's, which lets each layer choose the next active adapter among those that it has."""
+        was_active = adapter_name in self.active_adapters
+        super().delete_adapter(adapter_name)
+        if was_active and self.peft_config:
+            name = min(self.peft_config)
+            self.set_adapter(name, inference_mode=self.peft_config[name].inference_mode)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(cls, *, model: nn.Module, **kwargs: Any) -> Any:  # type: ignore[override]
+        """PEFT's, which is silent about tensors that the adapter has no place for."""
+        state = super()._remap_adapter_state_dict_for_load(model=model, **kwargs)
+        return place_of_each(model, kwargs["adapter_name"], state)
 
 
 def _attention_modules(model: nn.Module) -> list[str]:

@@ -8,13 +8,15 @@ import torch
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from rosa.roae.trainability import KeepsTrainability
 
-class NormWrapper(ModulesToSaveWrapper):
-    """PEFT's `ModulesToSaveWrapper` for a norm, with two differences.
+
+class NormWrapper(KeepsTrainability, ModulesToSaveWrapper):
+    """PEFT's `ModulesToSaveWrapper` for a norm, as one part of an adapter.
 
     The copy may be float32 where the model is half precision (steps of 1e-3 on a weight near 1 are
-    lost in bfloat16); its output keeps the dtype of its input. And `unload` gives the base model's
-    norm back, not the trained copy, which is of no use without the rest of the adapter.
+    lost in bfloat16); its output keeps the dtype of its input. `unload` gives the base model's norm
+    back, not the trained copy, which is of no use without the rest of the adapter.
     """
 
     def _forward_wrapped(self, x: Tensor) -> Tensor:
@@ -25,12 +27,31 @@ class NormWrapper(ModulesToSaveWrapper):
     ) -> nn.Module:
         return self.original_module
 
-    def upcast(self, adapter_name: str) -> None:
-        """Float32 for the adapter's copy where it has less."""
+    def check_set_adapter(self, adapter_name: str | list[str]) -> str | None:
+        """PEFT's; no adapter is active when the last one was deleted."""
+        return super().check_set_adapter(adapter_name) if adapter_name else None
+
+    def cast(self, adapter_name: str, *, upcast: bool) -> None:
+        """The adapter's copy to float32 where it has less, or to the precision of the base."""
         if adapter_name in self.modules_to_save:
-            for parameter in self.modules_to_save[adapter_name].parameters():
-                if parameter.dtype in (torch.float16, torch.bfloat16):
-                    parameter.data = parameter.data.float()
+            pairs = zip(
+                self.modules_to_save[adapter_name].parameters(),
+                self.original_module.parameters(),
+                strict=True,
+            )
+            for copy, original in pairs:
+                if not upcast:
+                    copy.data = copy.data.to(original.dtype)
+                elif copy.dtype in (torch.float16, torch.bfloat16):
+                    copy.data = copy.data.float()
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        """PEFT calls this on whatever has it, after it has put loaded tensors into a model."""
+        original = next(self.original_module.parameters(), None)
+        if adapter_name in self.modules_to_save and original is not None:
+            self.modules_to_save[adapter_name].to(device or original.device)
 
 
 def norms_of(decoder_layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
