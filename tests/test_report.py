@@ -27,7 +27,7 @@ from rosa.cli.main import main
 from rosa.errors import RosaError
 from rosa.study.compare.results import RESULTS, RunResult, StudyResults
 from rosa.study.report import examples, training, write_report
-from rosa.study.report.axes import Axis, fit, short
+from rosa.study.report.axes import Axis, fit, fit_percent, short
 from rosa.study.report.costs import digits, duration, size
 from rosa.study.report.page import PLAIN_BYTES, pack_data, render, visible
 from rosa.study.report.scatter import label_box, overlap, place_labels
@@ -169,6 +169,7 @@ def test_a_method_that_lacks_a_seed_is_named(study: StudyResults, html: str) -> 
     assert len(row.runs) == 2
     assert "‡ LoRA: 2 of 3 seeds; seed 2 " in html
     assert "out of memory on purpose" in html
+    assert "22 of 24 runs have finished." in html
     assert "2\n    runs failed" in html or "2 runs failed" in html
 
 
@@ -230,6 +231,15 @@ def test_ticks_are_round() -> None:
     assert [t.text for t in Axis(1e3, 1e6, True).ticks()] == ["1k", "10k", "100k", "1M"]
     assert [t.text for t in Axis(50.3, 70.1).ticks()] == ["55", "60", "65", "70"]
     assert short(1_234_567) == "1.23M"
+
+
+def test_an_axis_of_accuracies_neither_blows_up_noise_nor_leaves_0_to_100() -> None:
+    axis, ticks = fit_percent([0.0, 0.0])
+    assert axis.high - axis.low >= 4
+    assert min(tick.value for tick in ticks) == 0
+    axis, ticks = fit_percent([99.8, 100.0])
+    assert max(tick.value for tick in ticks) == 100
+    assert axis.at(100.0) < 1
 
 
 @given(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 STEPS = (1, 2, 2.5, 5, 10)
+LEAST_PERCENT = 4.0  # an axis of accuracies spans at least this many points
 WIDE = 20  # values that span more than this factor are drawn on a logarithmic axis
 
 
@@ -39,8 +40,14 @@ class Axis:
         return [Tick(self.at(v), short(v), v) for v in values]
 
 
-def fit(values: Iterable[float], *, log: bool = False, margin: float = 0.06) -> Axis:
-    """The axis that shows all values with a margin (a share of the span) on both sides."""
+def fit(
+    values: Iterable[float], *, log: bool = False, margin: float = 0.06, least: float = 0.0
+) -> Axis:
+    """The axis that shows all values with a margin (a share of the span) on both sides.
+
+    Args:
+        least: a linear axis shows at least this much, so that noise does not fill a plot.
+    """
     kept = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
     if not kept:
         return Axis(1, 10, True) if log else Axis(0, 1)
@@ -51,7 +58,14 @@ def fit(values: Iterable[float], *, log: bool = False, margin: float = 0.06) -> 
     span = high - low
     if span <= 1e-9 * abs(high):  # all the same, up to rounding
         span = abs(high) * 0.1 or 1.0
-    return Axis(low - margin * span, high + margin * span)
+    more = max(0.0, least - (high - low)) / 2
+    return Axis(low - margin * span - more, high + margin * span + more)
+
+
+def fit_percent(values: Iterable[float], margin: float = 0.06) -> tuple[Axis, list[Tick]]:
+    """The axis of accuracies, with those of its ticks that an accuracy can have."""
+    axis = fit(values, margin=margin, least=LEAST_PERCENT)
+    return axis, [tick for tick in axis.ticks() if 0 <= tick.value <= 100]
 
 
 def is_wide(values: Iterable[float]) -> bool:

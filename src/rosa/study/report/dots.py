@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rosa.study.report.axes import Tick, fit
+from rosa.study.report.axes import Tick, fit_percent
 from rosa.study.report.tables import Block, Cell, Row
 
 
@@ -33,7 +33,7 @@ def dot_plot(block: Block, column: int) -> DotPlot:
     rows = [row for row in block.rows if row.cells[column].values]
     rows.sort(key=lambda row: -row.cells[column].mean)
     cells = [row.cells[column] for row in rows]
-    axis = fit([value for cell in cells for value in (*cell.values, *_whisker(cell))])
+    axis, ticks = fit_percent([v for cell in cells for v in (*cell.values, *_whisker(cell))])
     strips = []
     for row, cell in zip(rows, cells, strict=True):
         figures = [(run.seed, block.figure(run, block.columns[column])) for run in row.runs]
@@ -41,7 +41,7 @@ def dot_plot(block: Block, column: int) -> DotPlot:
         ends = [100 * axis.at(end) for end in _whisker(cell)]
         whisker = (ends[0], ends[1]) if ends else None
         strips.append(Strip(row, cell, seeds, 100 * axis.at(cell.mean), whisker))
-    return DotPlot(block.columns[column].title, tuple(strips), tuple(axis.ticks(6)))
+    return DotPlot(block.columns[column].title, tuple(strips), tuple(ticks))
 
 
 def _whisker(cell: Cell) -> tuple[float, ...]:

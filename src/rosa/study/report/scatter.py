@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rosa.study.report.axes import Tick, fit, is_wide, short
+from rosa.study.report.axes import Tick, fit, fit_percent, is_wide, short
 from rosa.study.report.costs import duration, mean_cost, memory_cost
 from rosa.study.report.tables import Block, Row
 
@@ -101,7 +101,7 @@ def _scatter(
 ) -> Scatter:
     costs = [datum.cost for datum in data]
     x_axis = fit(costs, log=is_wide(costs), margin=0.1)
-    y_axis = fit([datum.accuracy for datum in data], margin=0.1)
+    y_axis, y_found = fit_percent([datum.accuracy for datum in data], margin=0.1)
     places = [(_x(x_axis.at(d.cost)), _y(y_axis.at(d.accuracy)), d.radius) for d in data]
     labels = place_labels([datum.row.title for datum in data], places)
     points = tuple(
@@ -109,7 +109,7 @@ def _scatter(
         for d, (x, y, radius), label in zip(data, places, labels, strict=True)
     )
     x_ticks = tuple(Tick(_x(tick.at), show(tick.value)) for tick in x_axis.ticks(5))
-    y_ticks = tuple(Tick(_y(tick.at), tick.text) for tick in y_axis.ticks(5))
+    y_ticks = tuple(Tick(_y(tick.at), tick.text) for tick in y_found)
     return Scatter(title, across, points, x_ticks, y_ticks, note)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +40,15 @@ def sentence(study: StudyResults) -> str:
     """What was compared, in one sentence."""
     methods, seeds = len(study.names("method")), len(study.names("seed"))
     models, sets = study.names("model"), study.names("train_set")
-    return (
+    told = (
         f"{_count(methods, 'method')} on {_list(models, 'models')}, trained on "
         f"{_list(sets, 'training sets')}, with {_count(seeds, 'seed')} each."
     )
+    keys = ("models", "methods", "training_sets", "seeds")
+    asked = math.prod(len(study.grid.get(key) or ()) for key in keys)
+    if len(study.runs) < asked:
+        told += f" {len(study.runs)} of {asked} runs have finished."
+    return told
 
 
 def seeds_in_order(study: StudyResults) -> list[int]:

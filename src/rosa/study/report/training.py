@@ -156,7 +156,8 @@ class Layers:
     @property
     def favourites(self) -> list[tuple[int, float]]:
         """The layers that were chosen most often, at most five."""
-        order = sorted(range(len(self.shares)), key=lambda i: -self.shares[i])
+        chosen = [i for i, share in enumerate(self.shares) if share > 0]
+        order = sorted(chosen, key=lambda i: -self.shares[i])
         return [(i, self.shares[i]) for i in order[:5]]
 
 
