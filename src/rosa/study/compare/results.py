@@ -121,7 +121,8 @@ class StudyResults:
         file = self.folder / run.folder / "evaluation" / f"{task}.jsonl"
         if not file.is_file():
             return []
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        # Not splitlines: a response may hold U+2028, which JSON leaves as it is.
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
     def correct(self, run: RunResult, task: str) -> dict[int, bool]:
         """Whether each example was answered right, by its index in the test set."""
