@@ -41,7 +41,7 @@ def test_answers_with_every_kind_of_line_break(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", '{"runs": [{}]}', '{"runs": [{"scores": 3}]}'])
 def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "results.json").write_text(content)
-    with pytest.raises(RosaError, match="results.json cannot be read"):
+    with pytest.raises(RosaError, match=r"results\.json cannot be read"):
         StudyResults.load(tmp_path)
 
 
