@@ -50,15 +50,15 @@ def recording(model: Any) -> Iterator[dict[int, tuple[list, list]]]:
 
 
 @torch.no_grad()
-def strengths(model: Any, texts: Texts = TEXTS) -> list[tuple[np.ndarray, np.ndarray]]:
+def strengths(model: Any, texts: Texts = TEXTS) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Per layer the strength of queries and keys (heads, head_dim), one text at a time."""
     with recording(model) as seen:
         for ids in texts.sequences:
             model(input_ids=torch.tensor([ids]))
-    return [
-        tuple(
+    return {
+        layer: tuple(
             np.sqrt(sum((z[0] ** 2).sum(1).numpy() for z in states) / texts.tokens)
             for states in seen[layer]
         )
         for layer in sorted(seen)
-    ]
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,21 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from peft import LNTuningConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from rosa import RosaConfig
 from rosa.errors import RosaError
 from rosa.rope import RopeLayout, Tap
-from rosa.study.inspect import activations, inspect_model
+from rosa.rope import layout_of as known_layout
+from rosa.study.inspect import activations, capture, inspect_model
 from rosa.study.inspect.adapter_effect import PERCENTILES, Histogram, norm_gains
 from rosa.study.inspect.capture import run, watch_states
 from tests.adapters import adapted, randomise
+from tests.architectures import BY_TYPE
 from tests.inspect_models import TEXTS, loaded, recording, strengths
 from tests.tiny_models import VARIANTS, tiny_model
 
 
 def assert_states(states, expected) -> None:
-    assert len(states) == len(expected)
-    for layer, (query, key) in zip(states, expected, strict=True):
+    assert [layer.index for layer in states] == list(expected)
+    for layer, (query, key) in zip(states, expected.values(), strict=True):
         np.testing.assert_allclose(layer.query, query, rtol=1e-5)
         np.testing.assert_allclose(layer.key, key, rtol=1e-5)
 
@@ -228,7 +233,7 @@ def test_half_precision(name: str) -> None:
     found = inspect_model(loaded(model), TEXTS)
     assert 5e-5 < found.norm_changes[0]["input_layernorm"] < 2e-4
     exact = strengths(tiny_model(name))
-    for layer, (query, key) in zip(found.base_states, exact, strict=True):
+    for layer, (query, key) in zip(found.base_states, exact.values(), strict=True):
         np.testing.assert_allclose(layer.query, query, rtol=0.05)
         np.testing.assert_allclose(layer.key, key, rtol=0.05)
     np.testing.assert_allclose(
@@ -261,28 +266,65 @@ def test_r_low_may_be_given() -> None:
     assert found.expected_shares() == [0.5, 0.5]
 
 
-SMALL = {"vocab_size": 128, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-
-
-@pytest.mark.parametrize(
-    ("model", "complaint"),
-    [
-        (GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=16, n_layer=1, n_head=2)), "no rotary"),
-        (GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL, intermediate_size=16)), "does not know where"),
-    ],
-    ids=["gpt2", "gpt-neox"],
-)
-def test_an_architecture_without_known_rotation_is_refused(model, complaint: str) -> None:
-    if watchable(model):
-        pytest.skip("this architecture is known by now")
-    with pytest.raises(RosaError, match=complaint):
+def test_an_architecture_without_rotation_is_refused() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(RosaError, match="has no rotary position embeddings"):
         inspect_model(loaded(model), TEXTS)
 
 
-def watchable(model) -> bool:
-    from rosa.rope import layout_of
+@pytest.mark.parametrize("change", [{"turns": None}, None])
+def test_a_rotation_that_stays_unknown_is_refused(change, monkeypatch) -> None:
+    def layout_of(module):
+        found = known_layout(module)
+        return found and change and replace(found, **change)
 
-    return any(layout_of(module) is not None for module in model.modules())
+    monkeypatch.setattr(capture, "layout_of", layout_of)
+    monkeypatch.setattr(capture, "measure_unknown", lambda model: "computes them in secret")
+    reason = "computed out of reach" if change else "the model computes them in secret"
+    with pytest.raises(RosaError, match=f"does not know how llama rotates .*{reason}"):
+        inspect_model(loaded(tiny_model("llama-gqa")), TEXTS)
+
+
+# Those in which the attention kernel receives just what was rotated, in its order.
+KERNEL = [
+    "phi3",
+    "gpt_neox",
+    "cohere2",
+    "glm",
+    "stablelm",
+    "smollm3",
+    "olmo2",
+    "qwen3_next",
+]
+
+
+@pytest.mark.parametrize("name", KERNEL)
+def test_other_ways_to_rotate(name: str) -> None:
+    """Fused projections, interleaved pairs, parts of a head, layers without rotation."""
+    architecture = BY_TYPE[name]
+    model = architecture.build()
+    found = inspect_model(loaded(model), TEXTS, r_low=0.5)
+    assert tuple(layer.index for layer in found.states) == architecture.layers
+    expected = strengths(model)
+    for layer in found.states:
+        query, key = expected[layer.index]
+        np.testing.assert_allclose(layer.query, query, rtol=1e-5)
+        np.testing.assert_allclose(layer.key, key, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BY_TYPE)
+def test_every_architecture(name: str) -> None:
+    model = BY_TYPE[name].build()
+    found = inspect_model(loaded(get_peft_model(model, RosaConfig(r=4, r_low=0.5))), TEXTS)
+    assert tuple(found.layers) == BY_TYPE[name].layers
+    for layer, base, low in zip(found.states, found.base_states, found.low, strict=True):
+        assert len(low) == BY_TYPE[name].rotary_dim // 2
+        assert (layer.query == base.query).all()
+        assert (layer.query > 0).all()
+        assert (layer.key > 0).all()
+        assert (np.diff(layer.frequencies) < 0).all()
+        assert layer.frequencies[0] == pytest.approx(1, rel=1e-4)
 
 
 def test_states_that_are_not_finite_are_refused() -> None:

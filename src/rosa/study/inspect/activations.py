@@ -55,12 +55,12 @@ def sum_of_squares(z: Tensor, real_tokens: Tensor) -> Array:
 def frequencies(cos: Tensor, sin: Tensor, layout: RopeLayout) -> Array:
     """Radians per token of each pair (ρ/2,), as the turn between the first two positions shows.
 
-    Read off the rotation itself, so that every scaling (YaRN, Llama 3, one base per layer type) is
-    in it. cos, sin: (b or 1, l >= 2, ρ).
+    Without sign: one architecture turns the other way. Read off the rotation itself, so that every
+    scaling (YaRN, Llama 3, one base per layer type) is in it. cos, sin: (b or 1, l >= 2, ρ).
     """
     real, _ = _all_pairs(layout)
     (c0, c1), (s0, s1) = (turn[0, :2, real].cpu().double() for turn in (cos, sin))
-    return torch.atan2(s1 * c0 - c1 * s0, c1 * c0 + s1 * s0).numpy()
+    return torch.atan2(s1 * c0 - c1 * s0, c1 * c0 + s1 * s0).abs().numpy()
 
 
 def low_dimensions(layout: RopeLayout, r_low: float) -> list[int]:

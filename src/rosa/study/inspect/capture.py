@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rosa.errors import RosaError
-from rosa.roae.layer import RosaLayer, as_heads
-from rosa.rope import KNOWN_MODEL_TYPES, RopeLayout, Tap, has_rope, layout_of
+from rosa.roae.layer import RosaLayer
+from rosa.roae.taps import as_heads
+from rosa.rope import RopeLayout, Tap, has_rope, layout_of, measure_unknown
 from rosa.rope.turns import turns_of
 from rosa.study.generate import longest_first_batches
 from rosa.study.inspect.activations import Array, frequencies, rotate, sum_of_squares
@@ -93,17 +94,20 @@ class StateWatcher:
 
 
 def watch_states(model: nn.Module) -> list[StateWatcher]:
-    """A watcher for each attention module that rotates.
+    """A watcher for each attention module that rotates, as far as rosa knows or can measure.
 
-    Raises RosaError for a model without RoPE and for one whose rotation is not known.
+    Raises RosaError for a model without RoPE, and for one whose rotation stays unknown.
     """
+    reason = measure_unknown(model)
     found = [
         StateWatcher(module, layout)
         for module in model.modules()
         if not isinstance(module, RosaLayer) and (layout := layout_of(module)) is not None
     ]
     if not found:
-        raise RosaError(_why_not(model))
+        raise RosaError(_why_not(model, f"the model {reason}"))
+    if any(watcher.layout.turns is None for watcher in found):
+        raise RosaError(_why_not(model, "its angles are computed out of reach"))
     return found
 
 
@@ -158,7 +162,7 @@ def hooked(watchers: Sequence[Watcher]) -> Iterator[None]:
         yield
 
 
-def _why_not(model: nn.Module) -> str:
+def _why_not(model: nn.Module, reason: str) -> str:
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if not has_rope(model):
         return (
@@ -166,6 +170,6 @@ def _why_not(model: nn.Module) -> str:
             "low-frequency dimensions to look at; use a model with RoPE"
         )
     return (
-        f"rosa does not know where {kind} keeps its rotary dimensions; "
-        f"it knows {', '.join(KNOWN_MODEL_TYPES)}"
+        f"rosa does not know how {kind} rotates its queries and keys and cannot measure it "
+        f"({reason}); use another model"
     )

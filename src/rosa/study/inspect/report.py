@@ -133,8 +133,8 @@ def verdict(inspection: Inspection) -> str:
             f"(more than their number in {above} of {len(shares)} layers)"
         )
     return (
-        f"The slowest {_percent(expected)} % of the dimensions hold {' and '.join(parts)}, "
-        "averaged over layers."
+        f"The low-frequency dimensions, {_percent(expected)} % of all, hold "
+        f"{' and '.join(parts)}, averaged over layers."
     )
 
 
