@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from rosa.cli import main as cli
-from rosa.study.budget import builtin_models, count, model_shape, rank_overrides
-from rosa.study.methods import load_method
+from rosa.study.budget import Budget, builtin_models, count, model_shape, rank_overrides
+from rosa.study.budget_tables import Counted, table_1
+from rosa.study.methods import load_method, method_names
 
 # Trainable parameters per method; VERA has none here, as its rank can't be told.
 TABLE_1 = {
@@ -285,3 +286,68 @@ def test_only_the_config_of_a_hub_id_is_asked_for(capsys, monkeypatch):
     assert cli.main(["params", "someone/small", "--methods", "lora", "--json"]) == 0
     assert asked == ["someone/small"]
     assert json.loads(capsys.readouterr().out)[0]["trainable"] > 0
+
+
+# The paper's Table 1
+
+
+def counted(method, model, trainable, paper):
+    budget = Budget(method, load_method(method).title, trainable, 1_000_000, "the reason")
+    return Counted(model, budget, paper)
+
+
+def test_percentages_that_are_not_the_papers_are_marked_and_explained():
+    table = table_1(
+        [
+            counted("lora", "A", 5_271, 0.527),
+            counted("lora", "B", 5_204, 0.520),
+            counted("dora", "A", 5_454, 0.546),
+            counted("dora", "B", 5_366, 0.537),
+        ]
+    )
+    lora, dora = table.blocks[0].rows
+    assert [c.value for c in lora.cells] == [0.5271, 0.527, 0.5204, 0.52]
+    assert [c.value for c in dora.cells] == ["0.545*", 0.546, 0.5366, 0.537]
+    assert table.notes == ("3 of 4 are the paper's to the last digit.", "* DoRA: the reason")
+
+
+def test_the_rows_are_in_the_papers_order():
+    assert method_names()[:3] == ["lora", "dora", "adalora"]
+    assert method_names(["variant"])[:2] == ["roae_only", "rosa_low_0.5"]
+
+
+@pytest.mark.slow
+def test_table_1_of_the_paper_beside_the_counted_one(capsys):
+    assert cli.main(["params", "--table", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 27
+    off = {(r["method"], r["model"]): round(r["percent"], 3) for r in rows if r["differs"]}
+    assert off == ONE_DIGIT_OFF
+
+
+def test_a_model_or_the_table_is_asked_for(capsys):
+    assert "rosa params MODEL, or rosa params --table" in complaint(capsys)
+    assert "drop --r_low" in complaint(capsys, "--table", "--r_low", "0.5")
+
+
+def test_variants_stand_behind_a_name(capsys):
+    assert cli.main(["params", "rosa-tiny", "--methods", "variants", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["method"] for row in rows] == method_names(["variant"])
+
+
+def test_lr64_trains_a_similar_number_of_parameters_as_rosa():
+    """0.267 % with norms and 0.264 % without: the paper's 0.261 % tells neither."""
+    shape = model_shape("Qwen2.5-7B")
+    assert round(count(shape, "rosa_lr64").percent, 3) == 0.267
+    assert round(count(shape, "rosa_lr64", {"modules_to_save": []}).percent, 3) == 0.264
+    assert round(count(shape, "rosa_lr128").percent, 3) == 0.530
+
+
+@pytest.mark.parametrize("model", ["Qwen2.5-0.5B", "Gemma2-2B", "Qwen3-0.6B"])
+def test_norms_only_trains_what_rosa_trains_besides_roae(model):
+    shape = model_shape(model)
+    norms = count(shape, "rosa").trainable - count(shape, "rosa", {"train_norms": False}).trainable
+    assert count(shape, "norms_only").trainable == norms
+    lora = count(shape, "lora_qk", {"r": 128}).trainable
+    assert count(shape, "rosa_lr128").trainable == lora + norms

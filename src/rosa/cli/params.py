@@ -10,7 +10,10 @@ from rosa.cli.parser import Parser
 from rosa.errors import RosaError
 
 if TYPE_CHECKING:
-    from rosa.study.budget import Budget
+    from rosa.study.methods import Method
+    from rosa.study.tables.table import Table
+
+Printed = tuple["Table", list[dict[str, Any]]]  # for people, for programs
 
 
 def build_parser() -> Parser:
@@ -22,14 +25,16 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "model",
-        type=str,
+        type=str | None,
+        nargs="?",
         help="a built-in name such as Qwen2.5-7B, a folder with a config.json, or a hub id",
     )
     parser.add_argument(
         "--methods",
         type=str,
         default="paper",
-        help="names separated by commas; paper: the nine of its Table 1, variants, all",
+        help="names separated by commas (the study's, or PEFT's such as ia3); paper: the nine of "
+        "its Table 1, variants, all",
     )
     parser.add_argument(
         "--r", type=int | None, default=None, help="rank, for the methods that have one"
@@ -37,89 +42,109 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--r_low", type=float | None, default=None, help="RoSA's share of low-frequency pairs"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--match-budget",
+        type=str | None,
+        metavar="N|P%|METHOD",
+        help="show for each method the size that trains about as much: a number of parameters, a "
+        "share of all such as 0.26%, or as much as another method",
+    )
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="the paper's Table 1 instead of a model: its 27 percentages beside the counted ones",
+    )
+    parser.add_argument("--markdown", action="store_true", help="print Markdown")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
 def run(args: Any) -> int:
     """Counts and prints; raises `RosaError` on bad input."""
-    from rosa.study.budget import builtin_name, count, model_shape, rank_overrides
-    from rosa.study.methods import load_method
+    _check(args)
+    if args.table:
+        table, rows = _table_1()
+    elif args.match_budget is not None:
+        table, rows = _matched(args)
+    else:
+        table, rows = _counted(args)
+    if args.json:
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+    elif args.markdown:
+        from rosa.study.tables.render import markdown
 
-    methods = [load_method(name) for name in chosen_names(args.methods)]
-    if args.r is not None and args.r < 1:
-        raise RosaError(f"--r must be at least 1, not {args.r}")
-    shape = model_shape(args.model)
-    budgets = []
-    for method in methods:
-        overrides = rank_overrides(method.name, args.r)
-        if method.name == "rosa" and args.r_low is not None:
-            overrides["r_low"] = args.r_low
-        budgets.append(count(shape, method.name, overrides))
-    label = builtin_name(args.model) or args.model
-    if all(budget.trainable is None for budget in budgets):
-        first = budgets[0]
-        raise RosaError(f"nothing to count in '{label}': {first.title} is {first.note}")
-    # The paper's figures belong to the paper's ranks.
-    as_paper = args.r is None and args.r_low is None
-    paper = {m.name: m.paper_percent.get(label) for m in methods} if as_paper else {}
-    _print_json(label, budgets, paper) if args.json else _print_table(label, budgets, paper)
+        sys.stdout.write(markdown(table))
+    else:
+        from rich.console import Console
+
+        from rosa.study.tables.render import print_table
+
+        print_table(table, Console())
     return 0
 
 
-def chosen_names(asked: str) -> list[str]:
+def chosen_methods(asked: str) -> list[Method]:
     """What `--methods` means: a group of methods, or names separated by commas."""
-    from rosa.study.methods import GROUPS, method_names
+    from rosa.study.methods import GROUPS, load_method, method_names
 
     groups = {"paper": method_names(), "variants": method_names(["variant"])}
     groups["all"] = method_names(GROUPS)
-    return groups.get(asked) or asked.split(",")
+    return [load_method(name) for name in groups.get(asked) or asked.split(",")]
 
 
-def _print_json(label: str, budgets: list[Budget], paper: dict[str, float | None]) -> None:
-    rows = [
-        {
-            "model": label,
-            "method": b.method,
-            "trainable": b.trainable,
-            "total": b.total,
-            "percent": b.percent,
-            "paper_percent": paper.get(b.method),
-            "note": b.note,
-        }
-        for b in budgets
-    ]
-    sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+def _check(args: Any) -> None:
+    if args.table:
+        for name in ("model", "r", "r_low", "match_budget"):
+            if getattr(args, name) is not None:
+                given = "a model" if name == "model" else f"--{name.replace('match_', 'match-')}"
+                raise RosaError(f"--table shows the paper's own models and settings; drop {given}")
+    elif args.model is None:
+        raise RosaError("name a model: rosa params MODEL, or rosa params --table")
+    if args.match_budget is not None and (args.r is not None or args.r_low is not None):
+        raise RosaError("--match-budget chooses the rank itself; drop --r and --r_low")
+    if args.r is not None and args.r < 1:
+        raise RosaError(f"--r must be at least 1, not {args.r}")
+    if args.json and args.markdown:
+        raise RosaError("--json and --markdown exclude each other")
 
 
-def _print_table(label: str, budgets: list[Budget], paper: dict[str, float | None]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _counted(args: Any) -> Printed:
+    from rosa.study.budget import builtin_name, count, model_shape, rank_overrides
+    from rosa.study.budget_tables import Counted, model_table
 
-    table = Table(title=f"Trainable parameters, {label}", title_justify="left")
-    table.add_column("method")
-    with_paper = any(value is not None for value in paper.values())
-    for heading in ["trainable", "all", "%", *(["paper's %"] if with_paper else [])]:
-        table.add_column(heading, justify="right")
-    notes: list[str] = []
-    for b in budgets:
-        mark = ""
-        if b.note:
-            notes.append(b.note)
-            mark = f" [{len(notes)}]"
-        cells = [_integer(b.trainable), _integer(b.total), _percent(b.percent)]
-        if with_paper:
-            cells.append(_percent(paper.get(b.method)))
-        table.add_row(b.title + mark.replace("[", r"\["), *cells)
-    console = Console()
-    console.print(table)
-    for number, note in enumerate(notes, 1):
-        console.print(f"[{number}] {note}", markup=False, highlight=False)
+    methods = chosen_methods(args.methods)
+    shape = model_shape(args.model)
+    label = builtin_name(args.model) or args.model
+    # The paper's figures belong to the paper's ranks.
+    as_paper = args.r is None and args.r_low is None
+    counted = []
+    for method in methods:
+        overrides = rank_overrides(method.name, args.r)
+        if method.peft_config == "RosaConfig" and args.r_low is not None:
+            overrides["r_low"] = args.r_low
+        paper = method.paper_percent.get(label) if as_paper else None
+        counted.append(Counted(label, count(shape, method.name, overrides), paper))
+    if all(c.budget.trainable is None for c in counted):
+        first = counted[0].budget
+        raise RosaError(f"nothing to count in '{label}': {first.title} is {first.note}")
+    return model_table(counted), [c.to_json() for c in counted]
 
 
-def _integer(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
+def _matched(args: Any) -> Printed:
+    from rosa.study.budget import builtin_name, model_shape
+    from rosa.study.budget_tables import match_json, match_table
+    from rosa.study.match import nearest, wanted_parameters
+
+    methods = chosen_methods(args.methods)
+    shape = model_shape(args.model)
+    label = builtin_name(args.model) or args.model
+    target = wanted_parameters(shape, args.match_budget)
+    matches = [(method, nearest(shape, method.name, target)) for method in methods]
+    return match_table(label, matches), [match_json(label, match) for _, match in matches]
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _table_1() -> Printed:
+    from rosa.study.budget_tables import count_table_1, table_1
+
+    counted = count_table_1()
+    return table_1(counted), [{**c.to_json(), "differs": c.differs} for c in counted]

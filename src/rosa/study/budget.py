@@ -146,7 +146,11 @@ def _without_boft_buffers() -> Iterator[None]:
     def empty_matrix(self: layer.BOFTLayer, indices: Any) -> torch.Tensor:
         return torch.empty(len(indices), len(indices))
 
+    def in_order(self: layer.BOFTLayer, n: int, *args: Any) -> torch.Tensor:
+        return torch.arange(n)
+
     with (
+        mock.patch.object(layer.BOFTLayer, "block_butterfly_perm", in_order),
         mock.patch.object(layer.BOFTLayer, "perm2mat", empty_matrix),
         mock.patch.object(layer, "get_fbd_cuda", return_value=True),
     ):

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 Group = Literal["baseline", "ours", "variant", "other"]  # other: PEFT's, not the study's
 OF_THE_PAPER: tuple[Group, ...] = ("baseline", "ours")  # the nine rows of Table 1
 GROUPS: tuple[Group, ...] = (*OF_THE_PAPER, "variant")
+# As in the paper's Tables 1 and 4; what is not there follows by name.
+_ORDER = (
+    *("lora", "dora", "adalora", "boft", "vera", "c3a", "bone", "ln_tuning", "rosa"),
+    *("roae_only", "rosa_low_0.5", "rosa_lr128", "rosa_lr64"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +62,15 @@ class Method:
 
 
 def method_names(groups: Iterable[Group] = OF_THE_PAPER) -> list[str]:
-    """Names of the methods in `groups`: group by group, in alphabetical order."""
+    """Names of the methods in `groups`: group by group, in the paper's order."""
     wanted = list(groups)
-    methods = [m for m in _all_methods().values() if m.group in wanted]
-    return [m.name for m in sorted(methods, key=lambda m: (wanted.index(m.group), m.name))]
+    first = {name: i for i, name in enumerate(_ORDER)}
+
+    def place(method: Method) -> tuple[int, int, str]:
+        return wanted.index(method.group), first.get(method.name, len(first)), method.name
+
+    chosen = [method for method in _all_methods().values() if method.group in wanted]
+    return [method.name for method in sorted(chosen, key=place)]
 
 
 def load_method(name: str) -> Method:
@@ -140,10 +150,17 @@ def method_config(
         for key, share in method.of_total_steps.items():
             overrides.setdefault(key, round(share * total_steps))
     try:
-        return method.config_class(task_type="CAUSAL_LM", **{**method.kwargs, **overrides})
+        config = method.config_class(task_type="CAUSAL_LM", **{**method.kwargs, **overrides})
     except (TypeError, ValueError) as error:
         reason = one_line(error)
         raise RosaError(f"the method '{method.name}' can't be set up: {reason}") from error
+    first, last = (getattr(config, key, None) for key in ("init_r", "target_r"))
+    if first is not None and last is not None and first <= last:
+        raise RosaError(
+            f"{method.name} cuts ranks from init_r to target_r, and init_r {first} is not above "
+            f"target_r {last}; set both"
+        )
+    return config
 
 
 def one_line(error: Exception) -> str:
