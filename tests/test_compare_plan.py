@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rosa.cli.compare import GridParser
 from rosa.cli.recipe import resolve_recipe
 from rosa.errors import RosaError
-from rosa.study.compare.grid import Grid, TrainingSet, Tuning
+from rosa.study.compare.grid import Evaluation, Grid, TrainingSet, Tuning
 from rosa.study.compare.plan import folder_name, plan
 
 
@@ -51,6 +51,14 @@ def test_tuning_runs_come_first_and_are_not_scored() -> None:
     assert all(job.tuned and job.recipe.max_steps is None for job in runs)
 
 
+def test_keys_of_tuning_runs_are_read_like_any_recipe() -> None:
+    tune = Tuning([1e-3], [7], {"adapter": {"r": 2}, "dls": {"interval": 1}})
+    jobs = plan(make_grid(tune=tune, methods=["lora", "rosa"]), resolve_recipe)
+    lora, rosa = (job.recipe for job in jobs if job.is_tuning)
+    assert (lora.adapter["r"], lora.dls) == (2, None)
+    assert (rosa.adapter["r"], rosa.dls.interval) == (2, 1)
+
+
 def test_a_shared_dls_is_for_the_methods_that_select_layers() -> None:
     own = {"name": "lora-dls", "method": "lora", "dls": {"k_ratio": 0.25}}
     off = {"name": "rosa-off", "method": "rosa", "dls": None}
@@ -69,9 +77,22 @@ def test_the_nearer_keys_win() -> None:
     assert (recipe.epochs, recipe.batch_size) == (2, 5)
 
 
+def test_a_budget_is_met_by_the_nearest_rank() -> None:
+    small = {"name": "rosa-small", "method": "rosa", "adapter": {"r": 32}}  # 41,472 parameters
+    like = {"name": "lora-like", "method": "lora", "budget": "rosa-small"}
+    number = {"name": "lora-100k", "method": "lora", "budget": 100_000}
+    by_method = recipes(make_grid(methods=[small, like, number]))
+    assert by_method["lora-like"].adapter["r"] == 3  # 43,776; rank 2 gives 29,184
+    assert by_method["lora-100k"].adapter["r"] == 7  # 14,592 a rank
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"methods": [{"name": "x", "method": "lora", "budget": "nobody"}, "rosa"]},
+         ["the budget of 'x'", "nobody", "rosa"]),
+        ({"methods": [{"name": "x", "method": "ln_tuning", "budget": 500}]},
+         ["the budget of 'x'", "no size"]),
         ({"methods": []}, ["methods is empty"]),
         ({"methods": ["lora", "lora"]}, ["'lora' stands there twice"]),
         ({"methods": [{"adapter": {}}]}, ["`method` or `name`"]),
@@ -81,7 +102,21 @@ def test_the_nearer_keys_win() -> None:
         ({"methods": [{"method": "lora", "adapter": {"rank": 4}}]}, ["the method 'lora'", "rank"]),
         ({"recipe": {"learning_ratee": 1}}, ["learning_rate"]),
         ({"tune": Tuning([])}, ["tune needs"]),
+        ({"tune": Tuning([1e-3, 0.001])}, ["tune.learning_rates: '0.001' stands there twice"]),
+        ({"tune": Tuning([1e-3], [1, 1])}, ["tune.seeds: '1' stands there twice"]),
         ({"tune": Tuning([1e-3], [1], {"stepps": 3})}, ["tune.recipe", "stepps"]),
+        ({"tune": Tuning([1e-3], [1], {"max_steps": "ten"})}, ["tune.recipe", "max_steps", "ten"]),
+        ({"tune": Tuning([-1e-3])}, ["learning_rate must be", "-0.001", "'lora'"]),
+        ({"tune": Tuning([1e-3]), "recipe": {"validation": 0}}, ["validation", "tune"]),
+        ({"tune": Tuning([1e-3]), "methods": [{"name": "x", "method": "lora",
+          "learning_rate": 0.1}]}, ["learning_rate", "tune"]),
+        ({"methods": [{"method": "lora", "adapter": {"r": "four"}}]}, ["'lora'", "adapter.r"]),
+        ({"recipe": {"max_steps": 0}}, ["max_steps must be above 0"]),
+        ({"seeds": [-1]}, ["seed must be from 0"]),
+        ({"recipe": {"seed": 5}}, ["recipe: `seed`", "seeds"]),
+        ({"methods": [{"method": "lora", "model": "x"}]}, ["'lora'", "`model`", "models"]),
+        ({"training_sets": {"toy": TrainingSet("tiny-sums", ["toy"], {"output_dir": "x"})}},
+         ["training_sets.toy.recipe", "`output_dir`"]),
         ({"threads": 0}, ["threads"]),
     ],
 )  # fmt: skip
@@ -132,12 +167,21 @@ class TestGridFile:
             ("seedz: [1]", ["seedz", "seeds"]),
             ("evaluate: {limitt: 3}", ["evaluate.limitt", "limit"]),
             ("seeds: [a]", ["seeds"]),
+            ("tune: {}", ["tune.learning_rates is missing"]),
+            ("training_sets: {toy: tiny-sums}", ["training_sets.toy", "data, tasks"]),
+            ("training_sets: {toy: {data: tiny-sums}}", ["training_sets.toy.tasks is missing"]),
+            ("training_sets: [toy]", ["training_sets", "data, tasks"]),
         ],
     )
     def test_bad_keys(self, tmp_path: Any, line: str, words: list[str]) -> None:
         with pytest.raises(RosaError) as error:
             self.parse(tmp_path, self.TEXT + line + "\n")
         assert all(word in str(error.value) for word in words)
+
+    def test_an_empty_key_means_its_defaults(self, tmp_path: Any) -> None:
+        text = self.TEXT + "evaluate:\nrecipe:\ntune:\n"
+        grid = self.parse(tmp_path, text)
+        assert (grid.evaluate, grid.recipe, grid.tune) == (Evaluation(), {}, None)
 
     def test_no_file(self) -> None:
         with pytest.raises(RosaError, match="name a grid"):

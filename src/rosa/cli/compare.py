@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,8 +32,8 @@ class GridParser:
         parser = _options()
         if argv and not argv[0].startswith("-"):
             path, rest = argv[0], argv[1:]
-            given = read_recipe_file(path)
-            reject_unknown_grid_keys(given, path)
+            given = {k: v for k, v in read_recipe_file(path).items() if v is not None}
+            check_grid_keys(given, path)
             argv = ["--config", yaml.safe_dump(given), *rest]
         elif not {"-h", "--help"} & set(argv):
             raise RosaError("name a grid: rosa compare GRID.yaml [--key value]")
@@ -92,19 +92,37 @@ def _options() -> Parser:
     return parser
 
 
-def reject_unknown_grid_keys(given: dict[str, Any], path: str) -> None:
-    """An unknown key, also inside `tune`, `evaluate` or a training set, names the nearest one."""
-    parts = [("", given, Grid), ("tune.", given.get("tune"), Tuning)]
-    parts.append(("evaluate.", given.get("evaluate"), Evaluation))
-    sets = given.get("training_sets")
-    for name, value in (sets if isinstance(sets, dict) else {}).items():
-        parts.append((f"training_sets.{name}.", value, TrainingSet))
-    for prefix, mapping, kind in parts:
-        known = [field.name for field in fields(kind)]
-        for key in mapping if isinstance(mapping, dict) else {}:
-            if key not in known:
-                hint = did_you_mean(str(key), known)
-                raise RosaError(f"{path}: there is no key '{prefix}{key}'{hint}")
+def check_grid_keys(given: dict[str, Any], path: str) -> None:
+    """The keys of a grid's file, and of the mappings in it.
+
+    Raises:
+        RosaError: an unknown key (the nearest is named), a missing one, or no keys at all.
+    """
+    _refuse_unknown(given, Grid, path, "")  # what is missing may stand on the command line
+    sets = given.get("training_sets", {})
+    if not isinstance(sets, dict):
+        raise RosaError(f"{path}: training_sets must hold names, each with data, tasks, ...")
+    parts: list[tuple[str, Any, Any]] = [
+        (f"training_sets.{name}", value, TrainingSet) for name, value in sets.items()
+    ]
+    for name, kind in (("tune", Tuning), ("evaluate", Evaluation)):
+        parts += [(name, given[name], kind)] if name in given else []
+    for where, mapping, kind in parts:
+        if not isinstance(mapping, dict):
+            known = ", ".join(field.name for field in fields(kind))
+            raise RosaError(f"{path}: {where} must hold keys ({known}), not {mapping!r}")
+        _refuse_unknown(mapping, kind, path, f"{where}.")
+        for field in fields(kind):
+            if field.default is field.default_factory is MISSING and field.name not in mapping:
+                raise RosaError(f"{path}: {where}.{field.name} is missing")
+
+
+def _refuse_unknown(mapping: dict[str, Any], kind: Any, path: str, prefix: str) -> None:
+    known = [field.name for field in fields(kind)]
+    for key in mapping:
+        if key not in known:
+            hint = did_you_mean(str(key), known)
+            raise RosaError(f"{path}: there is no key '{prefix}{key}'{hint}")
 
 
 def engine(name: str, folder: Path, workers: int | None, threads: int) -> Engine:

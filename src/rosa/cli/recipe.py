@@ -58,7 +58,10 @@ class RecipeParser:
             _refuse_scalar(given, key, where)
         parser = self._parser(str(given.get("method") or DEFAULT_METHOD))
         reject_unknown_keys(given, parser, where)
-        namespace = parser.parse_args(["--config", yaml.safe_dump(given)])
+        try:
+            namespace = parser.parse_args(["--config", yaml.safe_dump(given)])
+        except RosaError as error:
+            raise RosaError(f"{where}: {error}") from None
         for name in self._flags:
             namespace.pop(name)
         return _recipe(namespace, set(given.get("adapter", {})))

@@ -7,12 +7,14 @@ under `adapter:` and are those of its PEFT config (`RosaConfig`, `LoraConfig`, .
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import yaml
 
 from rosa.dls.config import DlsConfig
+from rosa.errors import RosaError
 from rosa.study.methods import load_method
 
 DEFAULT_METHOD = "rosa"
@@ -120,3 +122,45 @@ def _as_list(one_or_many: str | list[str]) -> list[str]:
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, in the order of its definition."""
     return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Values whose type is right and whose meaning is not.
+
+    Raises:
+        RosaError: names the key, its value and the range.
+    """
+    positive = ("max_length", "epochs", "batch_size", "gradient_accumulation", "learning_rate")
+    for key in (*positive, "log_steps", "keep_checkpoints"):
+        if not 0 < getattr(recipe, key) < math.inf:
+            raise RosaError(f"{key} must be a number above 0, not {getattr(recipe, key)}")
+    for key in ("limit", "max_steps", "save_steps"):
+        value = getattr(recipe, key)
+        if value is not None and value <= 0:
+            raise RosaError(f"{key} must be above 0 or null, not {value}")
+    for key in ("validation", "warmup", "weight_decay", "max_grad_norm"):
+        if not 0 <= getattr(recipe, key) < math.inf:
+            raise RosaError(f"{key} must be 0 or more, not {getattr(recipe, key)}")
+    if not 0 <= recipe.seed < 2**32:
+        raise RosaError(f"seed must be from 0 to 4294967295, not {recipe.seed}")
+    for key in ("model", "output_dir", "data"):
+        if not getattr(recipe, key):
+            raise RosaError(f"{key} is empty; name one")
+    if recipe.method == "adalora" and recipe.dls is not None:
+        raise RosaError(
+            "adalora decides its ranks by the gradients of every layer, and dls leaves the frozen "
+            "layers without any; set dls: null"
+        )
+    check_trackers(recipe.trackers)
+
+
+def check_trackers(names: list[str]) -> None:
+    """Every tracker must be known to the Trainer and installed."""
+    from importlib.util import find_spec
+
+    known = ("tensorboard", "wandb", "trackio")
+    for name in names:
+        if name not in known:
+            raise RosaError(f"report_to: '{name}' is not one of {', '.join(known)}")
+        if find_spec(name) is None:
+            raise RosaError(f"report_to: {name} is not installed; `pip install {name}` or drop it")

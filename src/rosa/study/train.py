@@ -24,7 +24,7 @@ from rosa.study.models import check_vocabulary, load_base_model, load_tokenizer
 from rosa.study.other_methods import ATTACHING_FAILED, set_targets
 from rosa.study.plots import draw_layers, draw_loss
 from rosa.study.progress import MetricsWriter, Progress, StopOnSignal
-from rosa.study.recipe import Recipe
+from rosa.study.recipe import Recipe, check_recipe
 from rosa.study.run_folder import RunFolder, drop_lines_after
 from rosa.study.sources import hold_out, sample, training_records
 from rosa.study.trainer import GuardedTrainer, PreparedRun, build_trainer, stop_on_signals
@@ -135,48 +135,6 @@ def conclude(
         write_model_card(recipe, result, state.log_history)
         folder.publish_draft()
     return result
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Values whose type is right and whose meaning is not.
-
-    Raises:
-        RosaError: names the key, its value and the range.
-    """
-    positive = ("max_length", "epochs", "batch_size", "gradient_accumulation", "learning_rate")
-    for key in (*positive, "log_steps", "keep_checkpoints"):
-        if not 0 < getattr(recipe, key) < math.inf:
-            raise RosaError(f"{key} must be a number above 0, not {getattr(recipe, key)}")
-    for key in ("limit", "max_steps", "save_steps"):
-        value = getattr(recipe, key)
-        if value is not None and value <= 0:
-            raise RosaError(f"{key} must be above 0 or null, not {value}")
-    for key in ("validation", "warmup", "weight_decay", "max_grad_norm"):
-        if not 0 <= getattr(recipe, key) < math.inf:
-            raise RosaError(f"{key} must be 0 or more, not {getattr(recipe, key)}")
-    if not 0 <= recipe.seed < 2**32:
-        raise RosaError(f"seed must be from 0 to 4294967295, not {recipe.seed}")
-    for key in ("model", "output_dir", "data"):
-        if not getattr(recipe, key):
-            raise RosaError(f"{key} is empty; name one")
-    if recipe.method == "adalora" and recipe.dls is not None:
-        raise RosaError(
-            "adalora decides its ranks by the gradients of every layer, and dls leaves the frozen "
-            "layers without any; set dls: null"
-        )
-    check_trackers(recipe.trackers)
-
-
-def check_trackers(names: list[str]) -> None:
-    """Every tracker must be known to the Trainer and installed."""
-    from importlib.util import find_spec
-
-    known = ("tensorboard", "wandb", "trackio")
-    for name in names:
-        if name not in known:
-            raise RosaError(f"report_to: '{name}' is not one of {', '.join(known)}")
-        if find_spec(name) is None:
-            raise RosaError(f"report_to: {name} is not installed; `pip install {name}` or drop it")
 
 
 def load_examples(recipe: Recipe, tokenizer: Any) -> tuple[Examples, Examples]:

@@ -16,12 +16,21 @@ evaluate: {data: dataset}
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from rosa.errors import RosaError
 
 ENTRY_KEYS = ("name", "title", "budget")  # the rest of a method's entry are keys of its recipe
+# Keys of a recipe that a grid says in a place of its own.
+SAID_ELSEWHERE = {
+    "model": "models",
+    "method": "methods",
+    "data": "training_sets",
+    "output_dir": "output_dir",
+    "seed": "seeds",
+}
 
 
 @dataclass
@@ -125,10 +134,35 @@ class Grid:
         for key in ("models", "seeds"):
             _refuse_twins(key, [str(value) for value in getattr(self, key)])
         _refuse_twins("methods", [entry.name for entry in self.entries])
-        if self.tune is not None and not (self.tune.learning_rates and self.tune.seeds):
-            raise RosaError("tune needs at least one of learning_rates and of seeds")
+        if self.tune is not None:
+            if not (self.tune.learning_rates and self.tune.seeds):
+                raise RosaError("tune needs at least one of learning_rates and of seeds")
+            _refuse_twins("tune.learning_rates", [f"{r:g}" for r in self.tune.learning_rates])
+            _refuse_twins("tune.seeds", [str(seed) for seed in self.tune.seeds])
+        for where, keys in self._recipes():
+            self._refuse_said_elsewhere(where, keys)
+        if self.evaluate.fewshot_data is not None and not self.evaluate.num_fewshot:
+            raise RosaError("evaluate.fewshot_data is drawn from by num_fewshot; set that too")
         if self.threads < 1:
             raise RosaError(f"threads must be at least 1, not {self.threads}")
+
+    def _recipes(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Every place of the grid that holds keys of a recipe."""
+        yield "recipe", self.recipe
+        for name, train_set in self.training_sets.items():
+            yield f"training_sets.{name}.recipe", train_set.recipe
+        for entry in self.entries:
+            own = {key: value for key, value in entry.recipe.items() if key != "method"}
+            yield f"the method '{entry.name}'", own
+        if self.tune is not None:
+            yield "tune.recipe", self.tune.recipe
+
+    def _refuse_said_elsewhere(self, where: str, keys: dict[str, Any]) -> None:
+        for key, place in SAID_ELSEWHERE.items():
+            if key in keys:
+                raise RosaError(f"{where}: `{key}` has no place there; `{place}` says it")
+        if self.tune is not None and "learning_rate" in keys:
+            raise RosaError(f"{where}: tune chooses the learning_rate; leave one of the two out")
 
     @property
     def entries(self) -> list[MethodEntry]:
@@ -166,4 +200,5 @@ def read_entry(value: Any) -> MethodEntry:
 def _refuse_twins(key: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise RosaError(f"{key}: '{name}' stands there twice; give one another name")
+            cure = "give one another name" if key == "methods" else "name it once"
+            raise RosaError(f"{key}: '{name}' stands there twice; {cure}")

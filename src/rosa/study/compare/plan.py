@@ -11,7 +11,7 @@ from typing import Any
 from rosa.errors import RosaError
 from rosa.study.compare.grid import Evaluation, Grid, MethodEntry, TrainingSet
 from rosa.study.methods import load_method
-from rosa.study.recipe import Recipe
+from rosa.study.recipe import Recipe, check_recipe
 
 Resolve = Callable[[dict[str, Any], str], Recipe]  # (keys, where they stand) -> recipe
 
@@ -71,16 +71,19 @@ def plan(grid: Grid, resolve: Resolve) -> list[Job]:
         RosaError: a key or value of any run's recipe is wrong; nothing has been run.
     """
     grid.check()
-    groups = [
-        (Group(model, name, entry.name), _recipe(grid, model, name, entry, resolve))
+    groups = {
+        Group(model, name, entry.name): entry
         for model in grid.models
         for name in grid.training_sets
         for entry in grid.entries
-    ]
-    _refuse_shared_folders([group for group, _ in groups])
-    jobs = [job for group, recipe in groups for job in _tuning_jobs(grid, group, recipe)]
+    }
+    _refuse_shared_folders(list(groups))
+    recipes = {group: _recipe(grid, group, entry, resolve) for group, entry in groups.items()}
+    jobs = [job for group in groups for job in _tuning_jobs(grid, group, groups[group], resolve)]
     for seed in grid.seeds:
-        jobs += [_run_job(grid, group, recipe, seed) for group, recipe in groups]
+        jobs += [_run_job(grid, group, recipe, seed) for group, recipe in recipes.items()]
+    for job in jobs:
+        _check(job)
     return jobs
 
 
@@ -89,17 +92,27 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", name.rstrip("/").split("/")[-1]).strip("-.") or "unnamed"
 
 
-def _recipe(grid: Grid, model: str, set_name: str, entry: MethodEntry, resolve: Resolve) -> Recipe:
-    """The recipe of one group; its output_dir, seed and learning rate are still to come."""
-    train_set: TrainingSet = grid.training_sets[set_name]
+def _recipe(
+    grid: Grid,
+    group: Group,
+    entry: MethodEntry,
+    resolve: Resolve,
+    tuning: dict[str, Any] | None = None,
+) -> Recipe:
+    """The recipe of one group; its output_dir, seed and learning rate are still to come.
+
+    `tuning` are the keys of its tuning runs alone, if it is for those.
+    """
+    train_set: TrainingSet = grid.training_sets[group.train_set]
     keys: dict[str, Any] = {"report_to": []}
-    for layer in (grid.recipe, train_set.recipe, entry.recipe):
+    for layer in (grid.recipe, train_set.recipe, entry.recipe, tuning or {}):
         keys = _merged(keys, layer)
     selects_layers = "dls" in entry.recipe or load_method(str(entry.recipe["method"])).dls
     if not selects_layers:  # a shared `dls` is for the methods that have one
         keys["dls"] = None
-    keys |= {"model": model, "data": train_set.data, "output_dir": grid.output_dir}
-    return resolve(keys, f"the method '{entry.name}'")
+    keys |= {"model": group.model, "data": train_set.data, "output_dir": grid.output_dir}
+    where = f"the method '{entry.name}'"
+    return resolve(keys, where if tuning is None else f"tune.recipe, {where}")
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -111,15 +124,18 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _tuning_jobs(grid: Grid, group: Group, recipe: Recipe) -> list[Job]:
+def _tuning_jobs(grid: Grid, group: Group, entry: MethodEntry, resolve: Resolve) -> list[Job]:
     if grid.tune is None:
         return []
+    recipe = _recipe(grid, group, entry, resolve, grid.tune.recipe)
+    if not recipe.validation:
+        raise RosaError("tune goes by the validation loss, and validation is 0; hold some rows out")
     jobs = []
     for rate in grid.tune.learning_rates:
         for seed in grid.tune.seeds:
             id = f"tuning/{group.path}/lr-{rate:g}-seed-{seed}"
-            changes = {**grid.tune.recipe, "learning_rate": rate, "seed": seed}
-            own = _replace(recipe, {**changes, "output_dir": str(Path(grid.output_dir) / id)})
+            folder = str(Path(grid.output_dir) / id)
+            own = replace(recipe, learning_rate=rate, seed=seed, output_dir=folder)
             jobs.append(Job(id, group, own, threads=grid.threads))
     return jobs
 
@@ -131,11 +147,11 @@ def _run_job(grid: Grid, group: Group, recipe: Recipe, seed: int) -> Job:
     return Job(id, group, own, tasks, grid.evaluate, grid.tune is not None, grid.threads)
 
 
-def _replace(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+def _check(job: Job) -> None:
     try:
-        return replace(recipe, **changes)
-    except TypeError as error:
-        raise RosaError(f"tune.recipe: {error}") from None
+        check_recipe(job.recipe)
+    except RosaError as error:
+        raise RosaError(f"the method '{job.group.method}': {error}") from None
 
 
 def _refuse_shared_folders(groups: list[Group]) -> None:
