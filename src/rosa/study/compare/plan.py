@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rosa.errors import RosaError
+from rosa.study.compare.budgets import matched_keys
 from rosa.study.compare.grid import Evaluation, Grid, MethodEntry, TrainingSet
 from rosa.study.methods import load_method
 from rosa.study.recipe import Recipe, check_recipe
@@ -111,6 +112,8 @@ def _recipe(
     if not selects_layers:  # a shared `dls` is for the methods that have one
         keys["dls"] = None
     keys |= {"model": group.model, "data": train_set.data, "output_dir": grid.output_dir}
+    if matched := matched_keys(grid, group.model, entry):
+        keys["adapter"] = {**(keys.get("adapter") or {}), **matched}
     where = f"the method '{entry.name}'"
     return resolve(keys, where if tuning is None else f"tune.recipe, {where}")
 
