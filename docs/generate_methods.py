@@ -1,0 +1,46 @@
+"""The tables of docs/methods.md, from the study's YAML files; `docs/generate.py` writes them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rosa.study.methods import Group, Method, load_method, method_names
+from rosa.study.other_methods import REFUSED
+
+HEAD = "| name | title | PEFT class | arguments | layers selected | remarks |"
+
+
+def methods_table(groups: list[Group]) -> str:
+    """A row per method of the study."""
+    rows = [_row(load_method(name)) for name in method_names(groups)]
+    return "\n".join([HEAD, "|---|---|---|---|---|---|", *rows])
+
+
+def refused_table() -> str:
+    """PEFT's methods that a recipe cannot train."""
+    rows = [f"| `{name}` | {reason} |" for name, reason in REFUSED.items()]
+    return "\n".join(["| refused | because |", "|---|---|", *rows])
+
+
+def _row(method: Method) -> str:
+    arguments = ", ".join(f"`{key}: {_yaml(value)}`" for key, value in method.kwargs.items())
+    scheduled = ", ".join(
+        f"`{key}`: {share:.1%} of the steps".replace(".0%", "%")
+        for key, share in method.of_total_steps.items()
+        if share < 1
+    )
+    cells = [
+        f"`{method.name}`",
+        method.title,
+        f"`{method.peft_config}`",
+        "; ".join(filter(None, [arguments, scheduled])) or "its defaults",
+        "yes" if method.dls else "",
+        method.note,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _yaml(value: Any) -> str:
+    """A value as YAML's flow style has it, without quotes."""
+    return json.dumps(value).replace('"', "")
