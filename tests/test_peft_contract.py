@@ -32,7 +32,11 @@ from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotsw
 from peft.utils.save_and_load import get_base_model_state_dict, set_base_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 from transformers.models.gemma3 import Gemma3TextConfig
 from transformers.models.gptj import GPTJConfig
 from transformers.models.llama import LlamaConfig
@@ -331,6 +335,24 @@ def test_modules_to_save_that_do_not_exist_or_lie_inside_an_adapted_attention(ki
     # The attention of a layer that is not adapted is as good as any other module.
     saved = get_peft_model(model, config(modules_to_save=[f"1.{inside}"], layers_to_transform=[0]))
     assert any("v_proj" in name for name in trainable(saved))
+
+
+@each_kind
+def test_a_classifiers_head_is_trained_too(kind: str, tmp_path: Path) -> None:
+    """PEFT adds its guesses at the head's name to `modules_to_save`; not all of them exist."""
+
+    def classifier() -> PreTrainedModel:
+        torch.manual_seed(0)
+        settings = CONFIGS[kind]()
+        settings.num_labels, settings.pad_token_id = 3, 0
+        return AutoModelForSequenceClassification.from_config(settings).eval()
+
+    model = get_peft_model(classifier(), config(task_type="SEQ_CLS")).eval()
+    randomise(model)
+    assert any("score" in name for name in trainable(model))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(classifier(), tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
 
 
 @each_kind

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from rosa.errors import RosaError, did_you_mean
 
 _PEFT_PREFIX = "base_model.model."
+# PEFT itself adds these for the heads of classifiers and of question answering; one of them fits.
+_HEADS = ("classifier", "score", "qa_outputs")
 
 
 def check_one_adapter(names: Sequence[str]) -> None:
@@ -34,7 +36,7 @@ def check_modules_to_save(
     modules = [name for name, _ in model.named_modules() if name]
     for name in names or ():
         matched = [module for module in modules if module.endswith(name)]
-        if not matched:
+        if not matched and name not in _HEADS:
             known = {module.rpartition(".")[2] for module in modules}
             raise RosaError(
                 f"modules_to_save names '{name}', but no module's name ends so"
@@ -50,7 +52,7 @@ def check_modules_to_save(
                 )
 
 
-def place_of_each(
+def without_strangers(
     model: nn.Module, adapter_name: str, state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Loaded tensors, without those that would replace weights of the base model; with a warning.

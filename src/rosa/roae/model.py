@@ -12,7 +12,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from rosa.errors import RosaError
-from rosa.roae.checks import check_modules_to_save, check_one_adapter, place_of_each
+from rosa.roae.checks import check_modules_to_save, check_one_adapter, without_strangers
 from rosa.roae.config import RosaConfig
 from rosa.roae.layer import NO_MERGE, RosaLayer
 from rosa.roae.norms import NormWrapper, norms_of
@@ -152,7 +152,7 @@ class RosaModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(cls, *, model: nn.Module, **kwargs: Any) -> Any:  # type: ignore[override]
         """PEFT's, which is silent about tensors that the adapter has no place for."""
         state = super()._remap_adapter_state_dict_for_load(model=model, **kwargs)
-        return place_of_each(model, kwargs["adapter_name"], state)
+        return without_strangers(model, kwargs["adapter_name"], state)
 
 
 def _attention_modules(model: nn.Module) -> list[str]:
