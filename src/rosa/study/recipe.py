@@ -41,7 +41,7 @@ class Recipe:
         model: hub id, local folder, or the built-in `rosa-tiny`.
         data: training rows: a JSON or JSONL file, a built-in toy task, or a hub id; or a list.
         output_dir: the run's folder; refused when it holds another run.
-        method: the PEFT method, by the name of its file in `study/methods`.
+        method: a method by its name: the study's (docs/methods.md), or PEFT's such as `ia3`.
         adapter: the method's own keys, those of its PEFT config.
         dls: dynamic layer selection; `null` trains every layer at every step. Where a recipe does
             not mention it, `rosa` and some of its variants have it and other methods don't.
