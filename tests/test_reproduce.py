@@ -174,6 +174,13 @@ def test_training_file_and_tests_are_found_in_a_clone(adapters_clone):
     assert load_target("table1", "full", Changes(data=data)).grid.evaluate.data is None
 
 
+def test_tests_may_lie_elsewhere_and_be_fewer(adapters_clone):
+    changes = Changes(data=str(adapters_clone), test_data="elsewhere", tasks=["boolq", "piqa"])
+    grid = load_target("table1", "full", changes).grid
+    assert grid.evaluate.data == "elsewhere"
+    assert grid.training_sets["Commonsense15K"].tasks == ["boolq", "piqa"]
+
+
 def test_other_training_data_is_refused_with_both_hashes(adapters_clone):
     target = load_target("table1", "full", Changes(data=str(adapters_clone)))
     train_set = target.grid.training_sets["Commonsense15K"]
@@ -293,6 +300,24 @@ def test_a_figure_is_reproduced_on_the_toy_model(tmp_path, capsys):
     assert len(list((tmp_path / "study" / "runs").rglob("adapter_model.safetensors"))) >= 9
     assert (tmp_path / "study" / "figure4" / "figure4.png").is_file()
     assert (tmp_path / "study" / "figure3" / "figure3.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_real_model_on_stand_in_data(shared_data, tmp_path, capsys):
+    """What a reader without the original files can do: everything but the paper's numbers."""
+    base = shared_data / "stories260K"
+    model = str(tmp_path / "stories260K")
+    assert main(["convert", str(base / "stories260K.bin"), str(base / "tok512.bin"), model]) == 0
+    words = ["reproduce", "figure3", "--model", model, "--seeds", "1", "--max_steps", "2"]
+    rows = json.loads((shared_data / "train" / "commonsense_15k_standin.json").read_text())
+    (tmp_path / "commonsense_15k.json").write_text(json.dumps(rows[:200]))
+    words += ["--data", str(tmp_path), "--any_data"]
+    words += ["--test_data", str(shared_data / "test"), "--tasks", "ARC-Easy", "openbookqa"]
+    words += ["--limit", "2", "--output_dir", str(tmp_path / "study")]
+    assert main(words) == 0
+    study = StudyResults.load(tmp_path / "study")
+    assert {run.train_set for run in study.runs} == {"Commonsense15K (stand-in)"}
+    assert "after training on Commonsense15K (stand-in)" in capsys.readouterr().out
 
 
 def test_the_docs_commands_are_valid(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,6 +45,11 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--any_data", action="store_true", help="take other training data, and call it a stand-in"
     )
+    parser.add_argument(
+        "--test_data",
+        help="folder with <name>/test.json; default: looked for in --data, then the hub",
+    )
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="ask these tasks or groups only")
     parser.add_argument("--output_dir", help="default: runs/reproduce-SCALE, which targets share")
     parser.add_argument(
         "--dry_run", "--dry-run", action="store_true", help="list the runs and stop"
@@ -72,8 +78,7 @@ def run(args: Any) -> int:
 
     from rosa.study.reproduce import Changes, checked, load_target
 
-    names = ("model", "data", "output_dir", "seeds", "max_steps", "limit", "num_beams")
-    changes = Changes(**{name: getattr(args, name) for name in names})
+    changes = Changes(**{field.name: getattr(args, field.name) for field in fields(Changes)})
     target = load_target(args.target, args.scale, changes)
     console = Console(markup=False, highlight=False)
     if target.grid is None:
@@ -128,7 +133,9 @@ def conclude(target: Target, study: StudyResults, console: Console) -> None:
             files.append(target.folder / f"{name}.png")
             draw(study, model, files[-1])
     console.print(
-        f"{len(study.runs)} runs in {study.folder}; {len(files)} files in {target.folder}"
+        f"{len(study.runs)} finished runs are in {study.folder}, tables and pictures in "
+        f"{target.folder}",
+        soft_wrap=True,
     )
 
 
@@ -220,8 +227,6 @@ def duration(seconds: float) -> str:
 
 def assumed_device(args: Any) -> Device:
     """What the estimates assume: an H100 at full scale, a CPU core at tiny, or what was given."""
-    import dataclasses
-
     from rosa.study.estimate import CPU_CORE, H100
 
     device = H100 if args.scale == "full" else CPU_CORE
@@ -230,7 +235,7 @@ def assumed_device(args: Any) -> Device:
     for key, value in said.items():
         if not value > 0:
             raise RosaError(f"--device_{key} must be above 0, not {value}")
-    return dataclasses.replace(device, name="such device", **said) if said else device
+    return replace(device, name="such device", **said) if said else device
 
 
 def inspect(target: Target, args: Any, console: Console) -> int:

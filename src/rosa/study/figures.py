@@ -59,7 +59,7 @@ def draw_figure4(study: StudyResults, model: str, picture: Path) -> None:
     printed = {row["title"]: Point(row["micro"]) for row in rows}
     ours = {row["title"]: p for row in rows if (p := point_of(study, model, row["method"]))}
     _need_runs(ours, "figure 4", study)
-    title = "Figure 4: RoSA and what is left of it without a part"
+    title = "Figure 4: RoSA and its ablations"
     with canvas(9.6, 3.6, title, _conditions(study, model)) as figure:
         for axes, name, points, colour in _halves(figure, printed, ours, model):
             _bars(axes, points, colour)
@@ -104,13 +104,16 @@ def _conditions(study: StudyResults, model: str) -> str:
     seeds = sorted({run.seed for run in runs})
     sets = ", ".join(dict.fromkeys(run.train_set for run in runs))
     over = f"{len(seeds)} seeds ± standard deviation" if len(seeds) > 1 else "one seed"
-    return f"left: as printed in the paper; right: {short_name(model)} trained on {sets}, {over}"
+    return (
+        "left: as printed in the paper, trained on Commonsense15K; right: "
+        f"{short_name(model)} trained on {sets}, {over}"
+    )
 
 
 def _halves(figure: Any, printed: Any, ours: Any, model: str) -> Sequence[tuple[Any, ...]]:
     left, right = figure.subplots(1, 2)
     return (
-        (left, "the paper, Qwen2.5-7B on Commonsense15K", printed, PAPERS),
+        (left, "the paper, Qwen2.5-7B", printed, PAPERS),
         (right, f"this study, {short_name(model)}", ours, OURS),
     )
 
@@ -139,7 +142,14 @@ def _bars(axes: Any, points: Mapping[str, Point], colour: str) -> None:
     names, means = list(points), [p.mean for p in points.values()]
     spreads = [p.spread for p in points.values()]
     shades = [colour] + [f"{colour}99"] * (len(names) - 1)  # RoSA itself in full colour
-    axes.barh(names, means, xerr=spreads if any(spreads) else None, color=shades, height=0.62)
+    axes.barh(
+        names,
+        means,
+        xerr=spreads if any(spreads) else None,
+        ecolor="#16202b",
+        color=shades,
+        height=0.62,
+    )
     axes.invert_yaxis()
     reach = max(p.mean + p.spread for p in points.values()) or 1.0
     for row, p in enumerate(points.values()):

@@ -39,7 +39,9 @@ class Changes:
     Attributes:
         model: in place of the target's models: one of them, by its last part, or any other.
         data: a folder, a file, or a data set on the hub, with the training file in it.
+        test_data: a folder with the test sets; None looks in `data`, then on the hub.
         output_dir: the folder of the runs.
+        tasks: what is asked.
         seeds: the seeds.
         max_steps: optimizer steps of each run.
         limit: questions per task.
@@ -48,7 +50,9 @@ class Changes:
 
     model: str | None = None
     data: str | None = None
+    test_data: str | None = None
     output_dir: str | None = None
+    tasks: Sequence[str] | None = None
     seeds: Sequence[int] | None = None
     max_steps: int | None = None
     limit: int | None = None
@@ -142,13 +146,16 @@ def checked(target: Target, *, any_data: bool = False) -> Target:
 
 def _grid(asked: dict[str, Any], setting: dict[str, Any], target: Target, changes: Changes) -> Grid:
     set_name = setting.get("training_set", asked["training_set"])
-    evaluate = {"limit": changes.limit, "num_beams": changes.num_beams}
+    train_set = TrainingSet(**setting["training_sets"][set_name])
+    if changes.tasks:
+        train_set = replace(train_set, tasks=list(changes.tasks))
     recipe = {"max_steps": changes.max_steps}
+    evaluate = {"limit": changes.limit, "num_beams": changes.num_beams, "data": changes.test_data}
     return Grid(
         output_dir=str(target.output_dir),
         models=list(target.models),
         methods=[_entry(value, setting["methods"]) for value in asked["methods"]],
-        training_sets={set_name: TrainingSet(**setting["training_sets"][set_name])},
+        training_sets={set_name: train_set},
         seeds=list(changes.seeds or setting["seeds"]),
         recipe=setting["recipe"] | _said(recipe),
         evaluate=Evaluation(**setting["evaluate"] | _said(evaluate)),
@@ -175,8 +182,10 @@ def _with_data(grid: Grid, where: str | None) -> Grid:
                 raise RosaError(f"--data: {name} comes with the package; --scale full reads data")
             return grid
         sets[name] = replace(train_set, data=training_file(str(train_set.data), where))
-    tests = test_folder(grid, where)
-    return replace(grid, training_sets=sets, evaluate=replace(grid.evaluate, data=tests))
+    grid = replace(grid, training_sets=sets)
+    if grid.evaluate.data is None:
+        grid.evaluate = replace(grid.evaluate, data=test_folder(grid, where))
+    return grid
 
 
 def training_file(name: str, where: str | None) -> str:
