@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ from rich.console import Console
 from rosa.cli.recipe import resolve_recipe
 from rosa.errors import RosaError
 from rosa.study.compare import schedule as schedule_module
-from rosa.study.compare.grid import Tuning
-from rosa.study.compare.job import status_file
+from rosa.study.compare.gather import gather_tuning
+from rosa.study.compare.grid import Evaluation, TrainingSet, Tuning
+from rosa.study.compare.job import run_job, status_file
+from rosa.study.compare.local import PRELOAD, visible_gpus
 from rosa.study.compare.plan import Job, plan
 from rosa.study.compare.results import StudyResults, to_json
-from rosa.study.compare.run import claim, merged_environment, sigterm_as_ctrl_c
+from rosa.study.compare.run import claim, compare, merged_environment, sigterm_as_ctrl_c
 from rosa.study.compare.schedule import Schedule
 from rosa.study.compare.tuning import choose, tuning_losses
 from rosa.study.compare.watch import Watch, in_words
+from rosa.study.recipe import dump_recipe
 from tests.test_compare_plan import make_grid
 
 RATES = [1e-3, 1e-2]
@@ -30,12 +34,14 @@ LOSS = {("lora", 1e-3): 0.5, ("lora", 1e-2): 0.4, ("rosa", 1e-3): 0.2, ("rosa", 
 
 
 class FakeEngine:
-    """Ends every job at once; `fails` and `dies` say which go wrong, by substring of their id."""
+    """Ends every job at once; `fails`, `dies` and `stops`: which go wrong, by part of their id."""
 
     workers = 1
 
-    def __init__(self, study: Path, fails: str = "nothing", dies: str = "nothing") -> None:
-        self.study, self.fails, self.dies = study, fails, dies
+    def __init__(
+        self, study: Path, fails: str = "nothing", dies: str = "nothing", stops: str = "nothing"
+    ) -> None:
+        self.study, self.fails, self.dies, self.stops = study, fails, dies, stops
         self.started: list[Job] = []
         self.running: list[Job] = []
         self.stopped = False
@@ -56,12 +62,15 @@ class FakeEngine:
     def end(self, job: Job) -> str | None:
         if self.dies in job.id:
             return "its process was ended by SIGKILL"
-        status = {"state": "done", "seconds": 2.0, "started": 0.0}
+        status = {"state": "done", "seconds": 2.0, "started": 0.0, "tasks": list(job.tasks)}
+        folder = self.study / job.id
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(dump_recipe(job.recipe))
         if self.fails in job.id:
             status |= {"state": "failed", "error": "no luck"}
+        elif self.stops in job.id:
+            status |= {"state": "stopped"}
         elif job.is_tuning:
-            folder = self.study / job.id
-            folder.mkdir(parents=True, exist_ok=True)
             loss = LOSS[job.group.method, job.recipe.learning_rate]
             lines = [{"step": 1, "eval_loss": loss + 1}, {"step": 2, "eval_loss": loss}]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
@@ -122,7 +131,73 @@ def test_a_method_whose_tuning_failed_is_reported_and_the_others_run(tmp_path: P
     schedule = make_schedule(tmp_path, tune=Tuning(RATES))
     run(schedule, FakeEngine(tmp_path, fails="rosa/lr-"))
     assert schedule.count("done") == 2 + 2
-    assert "no learning rate" in schedule.errors["runs/rosa-tiny/toy/rosa/seed-1"]
+    error = schedule.errors["runs/rosa-tiny/toy/rosa/seed-1"]
+    assert "no learning rate" in error
+    assert "no luck" in error  # why it failed
+
+
+@pytest.mark.parametrize("how", ["dies", "stops"])
+def test_no_rate_is_chosen_before_every_candidate_has_ended_by_itself(
+    tmp_path: Path, how: str
+) -> None:
+    schedule = make_schedule(tmp_path, tune=Tuning(RATES))
+    run(schedule, FakeEngine(tmp_path, **{how: "rosa/lr-0.001"}))  # which would have won
+    assert "rosa/lr-0.001" in schedule.errors["runs/rosa-tiny/toy/rosa/seed-1"]
+    again = FakeEngine(tmp_path)
+    run(make_schedule(tmp_path, tune=Tuning(RATES)), again)
+    rates = [j.recipe.learning_rate for j in again.started if not j.is_tuning]
+    assert rates == [1e-3, 1e-3]
+
+
+def test_gathering_in_between_decides_nothing(tmp_path: Path) -> None:
+    grid: dict[str, Any] = {"tune": Tuning(RATES), "methods": ["rosa"]}
+    engine = FakeEngine(tmp_path, fails="rosa/lr-0.001")
+    run(make_schedule(tmp_path, **grid), engine)
+    for job in engine.started:
+        if not job.is_tuning:
+            shutil.rmtree(tmp_path / job.id)
+            status_file(tmp_path, job.id).unlink()
+    schedule, again = make_schedule(tmp_path, **grid), FakeEngine(tmp_path)
+    assert gather_tuning(schedule)[0]["chosen"] is None  # a candidate is to be tried again
+    run(schedule, again)
+    assert {j.recipe.learning_rate for j in again.started if "runs/" in j.id} == {1e-3}
+
+
+def test_a_method_keeps_the_rate_that_its_first_run_had(tmp_path: Path) -> None:
+    grid: dict[str, Any] = {"tune": Tuning(RATES), "methods": ["rosa"]}
+    run(make_schedule(tmp_path, **grid, seeds=[1]), FakeEngine(tmp_path, fails="rosa/lr-0.001"))
+    assert gather_tuning(make_schedule(tmp_path, **grid))[0]["chosen"] == 1e-2
+    again = FakeEngine(tmp_path)  # whose candidate does not fail any more, and would win
+    schedule = make_schedule(tmp_path, **grid, seeds=[1, 2])
+    run(schedule, again)
+    assert [(j.seed, j.recipe.learning_rate) for j in again.started if not j.is_tuning] == [
+        (2, 1e-2)
+    ]
+    results = gather_tuning(schedule)
+    assert results[0]["chosen"] == 1e-2
+    assert results[0]["losses"] == {"0.001": 0.2, "0.01": 0.3}
+
+
+def test_a_run_that_something_else_stopped_is_told(tmp_path: Path) -> None:
+    schedule = make_schedule(tmp_path)
+    run(schedule, FakeEngine(tmp_path, stops="rosa/seed-2"))
+    assert "goes on" in schedule.errors["runs/rosa-tiny/toy/rosa/seed-2"]
+
+
+def test_tasks_that_join_are_asked_of_the_runs_that_are_done(tmp_path: Path) -> None:
+    run(make_schedule(tmp_path), FakeEngine(tmp_path))
+    assert not make_schedule(tmp_path).waiting
+    more = {"toy": TrainingSet("tiny-sums", ["toy", "boolq"])}
+    assert len(make_schedule(tmp_path, training_sets=more).waiting) == 4
+
+
+def test_a_damaged_recipe_of_a_finished_run_is_named(tmp_path: Path) -> None:
+    run(make_schedule(tmp_path), FakeEngine(tmp_path))
+    file = tmp_path / "runs/rosa-tiny/toy/rosa/seed-2/recipe.yaml"
+    for content in ("", "[1", "a"):
+        file.write_text(content)
+        with pytest.raises(RosaError, match=r"rosa/seed-2.*damaged"):
+            make_schedule(tmp_path)
 
 
 def test_a_second_call_does_what_failed_and_nothing_else(tmp_path: Path) -> None:
@@ -163,13 +238,13 @@ def test_losses_are_means_over_the_tuning_seeds(tmp_path: Path) -> None:
     tuning = [job for job in schedule.jobs if job.is_tuning]
     losses = tuning_losses(tmp_path, tuning)
     assert losses == {1e-3: 0.5, 1e-2: float("inf")}
-    assert choose(losses, tuning[0].group) == 1e-3
+    assert choose(losses, "no luck") == 1e-3
 
 
 def test_the_watch_tells_how_many_are_done_and_how_long_it_takes(tmp_path: Path) -> None:
     schedule = make_schedule(tmp_path)
     stream = io.StringIO()
-    watch = Watch(schedule, workers=2, console=Console(file=stream, width=200))
+    watch = Watch(schedule, workers=2, console=Console(file=stream, width=40))
     lines: list[str] = []
 
     def changed(job: Job) -> None:
@@ -203,6 +278,35 @@ def test_in_words(seconds: float, words: str) -> None:
     assert in_words(seconds) == words
 
 
+@pytest.mark.parametrize(
+    ("evaluate", "words"),
+    [
+        (Evaluation(protocol="foo"), ["protocol", "foo", "strict"]),
+        (Evaluation(batch_size=0), ["batch_size"]),
+        (Evaluation(num_beams=0), ["num_beams"]),
+        (Evaluation(forgetting="no.txt"), ["no.txt"]),
+    ],
+)
+def test_what_cannot_be_asked_is_told_before_anything_is_trained(
+    tmp_path: Path, evaluate: Evaluation, words: list[str]
+) -> None:
+    grid = make_grid(output_dir=str(tmp_path / "study"), evaluate=evaluate)
+    with pytest.raises(RosaError) as error:
+        compare(grid, resolve_recipe, FakeEngine, Console(file=io.StringIO()))
+    assert all(word in str(error.value) for word in words)
+    assert not (tmp_path / "study").exists()
+
+
+def test_processes_are_forked_with_all_of_one_version() -> None:
+    assert run_job.__module__ in PRELOAD
+
+
+@pytest.mark.parametrize("names", ["-1", ""])
+def test_gpus_that_are_hidden_are_not_used(names: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+    assert visible_gpus() == []
+
+
 class TestClaim:
     def test_a_study_may_grow(self, tmp_path: Path) -> None:
         claim(tmp_path, make_grid())
@@ -215,8 +319,16 @@ class TestClaim:
 
     def test_other_files_are_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("all my work")
+        grid = make_grid(output_dir=str(tmp_path))
         with pytest.raises(RosaError, match="holds no study"):
-            claim(tmp_path, make_grid())
+            compare(grid, resolve_recipe, FakeEngine, Console(file=io.StringIO()))
+        assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+    def test_a_file_is_no_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").write_text("all my work")
+        grid = make_grid(output_dir=str(tmp_path / "thesis.tex"))
+        with pytest.raises(RosaError, match=r"thesis.tex.* is a file"):
+            compare(grid, resolve_recipe, FakeEngine, Console(file=io.StringIO()))
 
     def test_a_damaged_grid_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "grid.yaml").write_text("{")

@@ -64,11 +64,7 @@ def evaluate(
     Raises:
         RosaError: bad tasks or data, or a folder that holds another run.
     """
-    for name, value in (("batch_size", batch_size), ("num_beams", num_beams)):
-        if value < 1:
-            raise RosaError(f"{name} must be at least 1, found {value}")
-    if protocol not in PROTOCOLS:
-        raise RosaError(f"unknown protocol {protocol!r}; say one of {', '.join(PROTOCOLS)}")
+    check_options(batch_size, num_beams, protocol)
     if tasks and all(isinstance(task, Workload) for task in tasks):
         if asking:
             raise TypeError(f"give {', '.join(asking)} to `prepare`, which made these tasks")
@@ -93,6 +89,15 @@ def evaluate(
     if folder:
         folder.write_results(results)
     return results
+
+
+def check_options(batch_size: int, num_beams: int, protocol: str) -> None:
+    """Raises RosaError for a value out of range or an unknown protocol."""
+    for name, value in (("batch_size", batch_size), ("num_beams", num_beams)):
+        if value < 1:
+            raise RosaError(f"{name} must be at least 1, found {value}")
+    if protocol not in PROTOCOLS:
+        raise RosaError(f"unknown protocol {protocol!r}; say one of {', '.join(PROTOCOLS)}")
 
 
 @dataclass

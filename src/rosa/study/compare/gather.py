@@ -30,7 +30,7 @@ def gather(schedule: Schedule, grid: Grid, environment: dict[str, Any]) -> Study
         schedule.study,
         tuple(read_run(schedule.study, job, entries[job.group.method]) for job in done),
         tuple(failures),
-        tuple(_tuning(schedule)),
+        tuple(gather_tuning(schedule)),
         environment,
         asdict(grid),
     )
@@ -110,9 +110,20 @@ def _forgetting(folder: Path) -> dict[str, Any]:
     return {"forgetting": json.loads(file.read_text(encoding="utf-8"))["difference"]}
 
 
-def _tuning(schedule: Schedule) -> list[dict[str, Any]]:
+def gather_tuning(schedule: Schedule) -> list[dict[str, Any]]:
+    """What the tuning runs that have ended say, and the rate that was chosen, if one was."""
     groups: dict[Group, list[Job]] = {}
     for job in schedule.jobs:
         if job.is_tuning and schedule.states[job.id] in ("done", "failed"):
             groups.setdefault(job.group, []).append(job)
-    return [record(g, tuning_losses(schedule.study, jobs)) for g, jobs in groups.items()]
+    return [
+        record(group, tuning_losses(schedule.study, jobs), _chosen(schedule, group))
+        for group, jobs in groups.items()
+    ]
+
+
+def _chosen(schedule: Schedule, group: Group) -> float | None:
+    try:
+        return schedule.rate(group)
+    except RosaError:
+        return None

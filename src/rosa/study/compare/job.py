@@ -68,7 +68,7 @@ def run_job(study: Path, job: Job, device: str | None = None) -> None:
     with log.open("a", encoding="utf-8", buffering=1) as stream, _output_to(stream):
         try:
             state = _train_and_evaluate(study, job, started)
-            _say(study, job, state, started)
+            _say(study, job, state, started, tasks=list(job.tasks))
         except RosaError as error:
             sys.stderr.write(f"failed: {error}\n")
             _say(study, job, "failed", started, error=str(error))
@@ -100,10 +100,11 @@ def prepare_questions(tasks: Sequence[str], options: Evaluation) -> list[Workloa
     """What a run is asked.
 
     Raises:
-        RosaError: an unknown task or bad test data.
+        RosaError: an unknown task, bad test data, or an option that no evaluation would take.
     """
-    from rosa.study.evaluate import prepare
+    from rosa.study.evaluate import check_options, prepare
 
+    check_options(options.batch_size, options.num_beams, options.protocol)
     return prepare(
         list(tasks),
         data=options.data,

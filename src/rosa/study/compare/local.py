@@ -15,7 +15,17 @@ from typing import Any
 from rosa.study.compare.job import run_job, stop_with_parent
 from rosa.study.compare.plan import Job
 
-PRELOAD = ["rosa.study.train", "rosa.study.evaluate", "rosa.study.models", "rosa.study.provenance"]
+# All that a run imports of ours, so that an update of the package in the middle of a study does
+# not mix two versions.
+PRELOAD = [
+    "rosa.study.compare.job",
+    "rosa.study.compare.local",
+    "rosa.study.evaluate",
+    "rosa.study.forgetting",
+    "rosa.study.models",
+    "rosa.study.provenance",
+    "rosa.study.train",
+]
 STOP_SECONDS = 120
 
 
@@ -25,7 +35,7 @@ class LocalEngine:
     def __init__(self, study: Path, workers: int | None, threads: int) -> None:
         """`workers`: None is one per GPU, else as many as there are cores for."""
         devices = visible_gpus()
-        cores = os.cpu_count() or 1
+        cores = usable_cores()
         self.workers = workers = workers or len(devices) or max(1, cores // threads)
         self._study = study
         self._free = [devices[i % len(devices)] if devices else None for i in range(workers)]
@@ -83,8 +93,15 @@ def visible_gpus() -> list[str]:
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [name for name in named.split(",") if name.strip()]
+        return [name for name in named.split(",") if name.strip() not in ("", "-1")]
     return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def usable_cores() -> int:
+    """The cores that this process may use, which a scheduler can make fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _body(study: Path, job: Job, device: str | None) -> None:

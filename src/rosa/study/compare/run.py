@@ -20,13 +20,14 @@ from rosa.study.compare.results import StudyResults
 from rosa.study.compare.schedule import Engine, Schedule
 from rosa.study.compare.training_data import verified
 from rosa.study.compare.watch import Watch
-from rosa.study.lock import folder_in_use
+from rosa.study.forgetting import text_for
+from rosa.study.lock import LOCK, folder_in_use
 from rosa.study.run_folder import first_difference
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-REPORT = "report.html"
+GRID, REPORT = "grid.yaml", "report.html"
 # What may change between two calls on one study: more of the same, or where its data lies.
 GROWING = ("output_dir", "models", "methods", "training_sets", "seeds")
 
@@ -54,7 +55,10 @@ def compare(
     verified(grid.training_sets)
     for train_set in grid.training_sets.values():  # what cannot be asked is found out now
         prepare_questions(train_set.tasks, grid.evaluate)
+    if grid.evaluate.forgetting is not None:
+        text_for(grid.models[0], grid.evaluate.forgetting)
     folder = Path(grid.output_dir)
+    refuse_other_files(folder)
     with folder_in_use(folder):
         claim(folder, grid)
         schedule = Schedule(folder, jobs)
@@ -154,7 +158,8 @@ def claim(folder: Path, grid: Grid) -> None:
     Raises:
         RosaError: the folder holds another study or other files.
     """
-    file = folder / "grid.yaml"
+    refuse_other_files(folder)
+    file = folder / GRID
     now = asdict(grid)
     if file.is_file():
         before = _read(file)
@@ -165,9 +170,19 @@ def claim(folder: Path, grid: Grid) -> None:
             raise RosaError(
                 f"output_dir '{folder}' holds a study with another {key}; name another folder"
             )
-    elif any(f.name != ".lock" for f in folder.iterdir()):
+    part = file.with_name(file.name + ".part")
+    part.write_text(yaml.safe_dump(now, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    part.replace(file)
+
+
+def refuse_other_files(folder: Path) -> None:
+    """Raises RosaError where the folder is none, or holds files and no study."""
+    if folder.exists() and not folder.is_dir():
+        raise RosaError(f"output_dir '{folder}' is a file; name a folder")
+    if not folder.is_dir() or (folder / GRID).is_file():
+        return
+    if any(file.name not in (LOCK, f"{GRID}.part") for file in folder.iterdir()):
         raise RosaError(f"output_dir '{folder}' is not empty and holds no study; name another")
-    file.write_text(yaml.safe_dump(now, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import yaml
 
@@ -46,11 +46,12 @@ class Schedule:
         self.jobs = list(jobs)
         self.states = {job.id: self._state_on_disk(job) for job in jobs}
         self.errors: dict[str, str] = {}
-        self._rates: dict[Group, float] = {}
+        self._cut_off: set[str] = set()  # failed by no fault of their own
         self._tuning: dict[Group, list[Job]] = {}
         for job in jobs:
             if job.is_tuning:
                 self._tuning.setdefault(job.group, []).append(job)
+        self._rates = rates_in_use(study, [job for job in jobs if job.tuned])
 
     def run(self, engine: Engine, changed: Callable[[Job], None], tick: Callable[[], None]) -> None:
         """Run everything that is not done yet.
@@ -86,10 +87,11 @@ class Schedule:
         return sum(self.states[job.id] in states for job in self.jobs)
 
     def _state_on_disk(self, job: Job) -> str:
-        if read_status(self.study, job.id).get("state") != "done":
+        status, asked = read_status(self.study, job.id), list(job.tasks)
+        if status.get("state") != "done":
             return "waiting"
         refuse_another_recipe(self.study / job.id, job)
-        return "done"
+        return "done" if status.get("tasks", asked) == asked else "waiting"
 
     def _next(self) -> Job | None:
         """The first job whose learning rate is known, which is then put in."""
@@ -105,22 +107,38 @@ class Schedule:
         return None
 
     def rate(self, group: Group) -> float:
-        """The learning rate that the group's tuning runs chose.
+        """The learning rate of the group's runs: the one they began with, else the best.
 
         Raises:
-            RosaError: all of them failed.
+            RosaError: all tuning runs failed, or one was killed before it could say.
         """
         if group not in self._rates:
+            for job in self._tuning[group]:
+                if self.states[job.id] not in OVER or job.id in self._cut_off:
+                    raise RosaError(
+                        f"no learning rate could be chosen, {job.id} did not come to its end "
+                        f"({self.errors.get(job.id, 'not run yet')})"
+                    )
             losses = tuning_losses(self.study, self._tuning[group])
-            self._rates[group] = choose(losses, group)
+            self._rates[group] = choose(losses, self._reason(group))
         return self._rates[group]
+
+    def _reason(self, group: Group) -> str:
+        """Why the first of the group's tuning runs that failed did so."""
+        errors = [self.errors[job.id] for job in self._tuning[group] if job.id in self.errors]
+        return errors[0] if errors else "no finite validation loss"
 
     def _settle(self, job: Job, death: str | None) -> None:
         status = read_status(self.study, job.id)
-        if death is None and status.get("state") in ("done", "stopped"):
-            self.states[job.id] = status["state"]
+        state = status.get("state")
+        if death is None and state == "done":
+            self.states[job.id] = state
+        elif death is None and state == "failed":
+            self._fail(job, status.get("error", "it left no word"))
         else:
-            self._fail(job, death or status.get("error", "it left no word"))
+            self._cut_off.add(job.id)
+            stopped = "something else stopped it; the same command goes on with it"
+            self._fail(job, death or (stopped if state == "stopped" else "it left no word"))
 
     def _fail(self, job: Job, error: str) -> None:
         self.states[job.id] = "failed"
@@ -136,7 +154,7 @@ def refuse_another_recipe(folder: Path, job: Job) -> None:
     recipe = RunFolder(folder).recipe
     if not recipe.is_file():
         return  # `gather` says what is missing
-    before = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    before = _read(recipe)
     now = asdict(job.recipe)
     if job.tuned:
         now.pop("learning_rate")
@@ -145,3 +163,27 @@ def refuse_another_recipe(folder: Path, job: Job) -> None:
             f"the finished run {folder} had another {key}; give the method another name, or "
             "delete that folder and its status to run it anew"
         )
+
+
+def rates_in_use(study: Path, jobs: Sequence[Job]) -> dict[Group, float]:
+    """The learning rates that runs were begun with, which their group keeps.
+
+    A tuning run that failed and is done again may change the choice, and no table mixes two.
+    """
+    rates: dict[Group, float] = {}
+    for job in jobs:
+        recipe = RunFolder(study / job.id).recipe
+        if job.group not in rates and recipe.is_file():
+            rates[job.group] = float(_read(recipe)["learning_rate"])
+    return rates
+
+
+def _read(recipe: Path) -> dict[str, Any]:
+    try:
+        values = dict(yaml.safe_load(recipe.read_text(encoding="utf-8")))
+        float(values["learning_rate"])
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        raise RosaError(
+            f"{recipe} is damaged; delete {recipe.parent}, and the same command does the run again"
+        ) from None
+    return values

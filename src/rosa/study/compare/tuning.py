@@ -37,15 +37,15 @@ def tuning_losses(study: Path, jobs: Sequence[Job]) -> dict[float, float]:
     return {rate: sum(values) / len(values) for rate, values in losses.items()}
 
 
-def choose(losses: dict[float, float], group: Group) -> float:
-    """The learning rate with the lowest loss.
+def choose(losses: dict[float, float], reason: str) -> float:
+    """The learning rate with the lowest loss; `reason` is told where there is none.
 
     Raises:
         RosaError: every candidate failed.
     """
     rate = min(losses, key=lambda r: losses[r])
     if not math.isfinite(losses[rate]):
-        raise RosaError(f"{group}: no learning rate of the tuning gave a finite validation loss")
+        raise RosaError(f"no learning rate could be chosen, its tuning failed: {reason}")
     return rate
 
 
@@ -54,14 +54,13 @@ def with_rate(job: Job, rate: float) -> Job:
     return replace(job, recipe=replace(job.recipe, learning_rate=rate), tuned=False)
 
 
-def record(group: Group, losses: dict[float, float]) -> dict[str, Any]:
+def record(group: Group, losses: dict[float, float], chosen: float | None) -> dict[str, Any]:
     """What `results.json` keeps of a group's tuning."""
     finite = {f"{rate:g}": loss if math.isfinite(loss) else None for rate, loss in losses.items()}
-    known = any(loss is not None for loss in finite.values())
     return {
         "model": group.model,
         "train_set": group.train_set,
         "method": group.method,
         "losses": finite,
-        "chosen": choose(losses, group) if known else None,
+        "chosen": chosen,
     }

@@ -55,7 +55,8 @@ class Watch:
             self._seconds.append(status.get("seconds", 0.0))
         if not self._console.is_terminal:
             error = self._schedule.errors.get(job.id, "")
-            self._console.print(f"{self.summary()}  {state} {job.id}  {error}".rstrip())
+            line = f"{self.summary()}  {state} {job.id}  {error}".rstrip()
+            self._console.print(line, soft_wrap=True)
 
     def tick(self) -> None:
         """Draw the present state."""
