@@ -72,11 +72,15 @@ class Architecture:
     order: str = "qk"
     pairing_after: str | None = None
     tolerance: float = 1e-9  # of logits, relative; larger where the model rotates in float32
-    limits: str = ""  # what of the model does not hold, for the table: "left padding", ...
+    # Transformers' eager attention of these models overflows where a float64 mask meets padding.
+    padding_dtype: torch.dtype = torch.float64
+    variant: str = ""  # of a model type that is there more than once
+    cached: bool = True  # False: angles depend on the length, so that a cache holds older ones
+    slow: bool = False
 
     @property
     def name(self) -> str:
-        return self.model_type
+        return f"{self.model_type}-{self.variant}" if self.variant else self.model_type
 
     def build(self, **changes: Any) -> PreTrainedModel:
         """The model in float64 and eval mode, with seeded weights that are far from their start."""
@@ -125,6 +129,18 @@ def _moe_normed(model_type: str, config: dict[str, Any] | None = None, **rest: A
     return Architecture(model_type, config or {}, (), taps=("q_norm", "k_norm"), **rest)
 
 
+def _llama(rope_type: str, config: dict[str, Any] | None = None, **rope: Any) -> Architecture:
+    """Llama with another kind of angles."""
+    parameters = {"rope_type": rope_type, "rope_theta": 1e4, **rope}
+    return Architecture(
+        "llama",
+        {"rope_parameters": parameters, **(config or {})},
+        variant=rope_type,
+        cached=rope_type not in ("dynamic", "longrope"),
+    )
+
+
+_ORIGINAL = {"original_max_position_embeddings": 6}
 _NORMS = ("q_layernorm", "k_layernorm")
 _FUSED = ("query_key_value", "query_key_value")
 _GPTJ: dict[str, Any] = {
@@ -139,11 +155,12 @@ _GPTJ: dict[str, Any] = {
 }
 _EVEN: dict[str, Any] = {"pairing": "interleaved"}
 _PLAIN = "arcee bitnet cwm diffllama gemma granite hyperclovax jais2 llama ministral ministral3"
-_PLAIN += " mistral qwen2 seed_oss starcoder2 vaultgemma olmo"
+_PLAIN += " mistral qwen2 seed_oss starcoder2 olmo"
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     *(Architecture(name) for name in _PLAIN.split()),
-    Architecture("gemma2", LOCAL_GLOBAL),
+    Architecture("gemma2", LOCAL_GLOBAL, padding_dtype=torch.float32),
+    Architecture("vaultgemma", padding_dtype=torch.float32),
     *map(
         _moe,
         (
@@ -190,6 +207,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         layers=(0, 1, 2), axes="length_first", tolerance=1e-5,
     ),
     _normed("exaone4", config=LOCAL_GLOBAL, layers=(0,)),
+    _moe_normed("exaone_moe", LOCAL_GLOBAL, layers=(0,)),
     Architecture(
         "cohere2", LOCAL_GLOBAL, layers=(0,), tolerance=1e-5, **_EVEN
     ),
@@ -213,15 +231,29 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture("gpt_neox", rotary_dim=4, key_heads=4, taps=_FUSED),
     Architecture("gpt_neox_japanese", key_heads=4, taps=_FUSED),
     Architecture("falcon", without=("moe", "head_dim"), key_heads=1, taps=_FUSED),
+    Architecture("falcon", {"multi_query": False}, ("moe", "head_dim"), key_heads=4, taps=_FUSED,
+                 variant="multi-head"),
+    Architecture("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2},
+                 ("moe", "head_dim"), taps=_FUSED, variant="grouped"),
     # cos and sin are the attention's own.
     Architecture("gptj", **_GPTJ),
     Architecture("codegen", **{**_GPTJ, "taps": ("qkv_proj", "qkv_proj")}),
     Architecture("moshi"),
+    # Other kinds of angles; text longer than what the angles were trained for.
+    _llama("linear", factor=4.0),
+    _llama("dynamic", {"max_position_embeddings": 6}, factor=4.0),
+    _llama("yarn", factor=4.0, **_ORIGINAL),
+    _llama("longrope", factor=4.0, short_factor=[1.0 + i / 9 for i in range(8)],
+           long_factor=[1.5 + i / 2 for i in range(8)], **_ORIGINAL),
+    _llama("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, **_ORIGINAL),
     # Latent attention.
     _mla("deepseek_v2", pairing_after="interleaved", axes="heads_first", tolerance=1e-5),
     _mla("deepseek_v3"),
     _mla("glm4_moe_lite"),
     _mla("youtu"),
     _mla("minicpm3", pairing="halves"),
+    # Slow: Mamba layers beside or before attention.
+    Architecture("bamba", {"attn_layer_indices": [1]}, (), rotary_dim=8, layers=(1,), slow=True),
+    Architecture("falcon_h1", slow=True),
 )  # fmt: skip
-BY_TYPE = {architecture.model_type: architecture for architecture in ARCHITECTURES}
+BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}

@@ -63,5 +63,10 @@ def _key(module: Any) -> _Key:
     if hasattr(module, "config"):
         values = {k: v for k, v in module.config.to_dict().items() if k not in _IRRELEVANT}
     else:
-        values = {k: v for k, v in vars(module).items() if isinstance(v, (int, float, str))}
+        state = ("training", "_is_hf_initialized")
+        values = {
+            name: value
+            for name, value in vars(module).items()
+            if isinstance(value, (int, float, str)) and name not in state
+        }
     return type(module), module.layer_idx, json.dumps(values, sort_keys=True, default=str)

@@ -1,0 +1,245 @@
+"""Every supported architecture: its layout as measured, and all that RoAE promises, one by one."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from rosa import RosaConfig
+from rosa.dls.layers import counted_norms
+from rosa.roae import RosaLayer, load_adapter_checked
+from rosa.rope import KNOWN_MODEL_TYPES, RopeLayout, layout_of
+from rosa.rope.probe import measure
+from tests.adapters import SMALL, adapter_state, randomise
+from tests.architecture_reference import AnyReference
+from tests.architecture_table import PAGE, REFUSED, refusal, row
+from tests.architectures import ARCHITECTURES, BY_NAME, Architecture
+from tests.reference import relative_error
+from tests.tiny_models import random_tokens
+
+TOKENS = random_tokens(2, 9)
+STAGES = ("post", "pre")
+
+
+class Case:
+    """One architecture's plain model, and adapted models made from it."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        self.architecture = architecture
+        self.plain = architecture.build()
+        self._adapted: dict[str, PeftModel] = {}
+
+    def fresh(self, **config: Any) -> PeftModel:
+        return get_peft_model(copy.deepcopy(self.plain), RosaConfig(**{**SMALL, **config})).eval()
+
+    def adapted(self, stage: str) -> PeftModel:
+        """Random weights everywhere, B included."""
+        if stage not in self._adapted:
+            self._adapted[stage] = self.fresh(rope_stage=stage)
+            randomise(self._adapted[stage])
+        return self._adapted[stage]
+
+    def layouts(self) -> dict[str, RopeLayout]:
+        return {
+            name: layout
+            for name, module in self.plain.named_modules()
+            if (layout := layout_of(module)) is not None
+        }
+
+
+PARAMETERS = [
+    pytest.param(each, id=each.name, marks=[pytest.mark.slow] if each.slow else [])
+    for each in ARCHITECTURES
+]
+
+
+@pytest.fixture(scope="module", params=PARAMETERS)
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(request.param)
+
+
+def test_the_layout_is_as_measured_and_as_expected(case: Case) -> None:
+    """The library's table, the probe, and what was written by hand."""
+    expected, measured = case.architecture, measure(case.plain)
+    known = case.layouts()
+    is_known = expected.model_type in KNOWN_MODEL_TYPES
+    if is_known:  # else it is measured when an adapter is attached
+        assert known == measured
+    assert tuple(case.plain.get_submodule(name).layer_idx for name in measured) == expected.layers
+    assert row(expected, measured, is_known) in PAGE.read_text(encoding="utf-8"), (
+        "docs/architectures.md is out of date: run python -m tests.architecture_table"
+    )
+    for layout in measured.values():
+        assert layout.pairing == expected.pairing
+        assert layout.rotary_dim == expected.rotary_dim
+        assert (layout.query.heads, layout.key.heads) == (4, expected.key_heads)
+        assert (layout.query.module, layout.key.module) == expected.taps
+        assert layout.turns is not None
+
+
+@torch.no_grad()
+def test_a_new_adapter_changes_no_bit(case: Case) -> None:
+    expected = case.plain(input_ids=TOKENS).logits
+    for stage in STAGES:
+        assert torch.equal(case.fresh(rope_stage=stage)(input_ids=TOKENS).logits, expected)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@torch.no_grad()
+def test_logits_equal_the_references(case: Case, stage: str) -> None:
+    model = case.adapted(stage)
+    reference = AnyReference(
+        case.architecture, case.plain, adapter_state(model), SMALL["alpha"], stage
+    )
+    logits = model(input_ids=TOKENS).logits
+    assert relative_error(logits, reference(input_ids=TOKENS)) <= case.architecture.tolerance
+    reference.alpha = 0.0
+    assert relative_error(logits, reference(input_ids=TOKENS)) > 1e-3  # it does something
+
+
+@torch.no_grad()
+def test_cached_decoding_equals_recomputation(case: Case) -> None:
+    if not case.architecture.cached:
+        pytest.skip("its angles depend on the length of the text")
+    difference = _by_caching(case.adapted("post"))
+    allowed = max(1e-6, case.architecture.tolerance)
+    assert difference <= allowed or difference <= 10 * _by_caching(case.plain)
+
+
+def _by_caching(model: nn.Module) -> float:
+    """How far logits computed token by token are from those computed at once, relative."""
+    output = model(input_ids=TOKENS[:, :6], use_cache=True)
+    logits = [output.logits]
+    for i in range(6, TOKENS.shape[1]):
+        output = model(
+            input_ids=TOKENS[:, i : i + 1], past_key_values=output.past_key_values, use_cache=True
+        )
+        logits.append(output.logits)
+    return relative_error(torch.cat(logits, dim=1), model(input_ids=TOKENS).logits)
+
+
+@torch.no_grad()
+def test_left_padding_changes_nothing(case: Case) -> None:
+    """As the plain model, within what the plain model itself is changed by padding."""
+    padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), TOKENS], dim=1)
+    mask = (padded != 0).long()
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+
+    def difference(model: Any) -> float:
+        model = copy.deepcopy(model).to(case.architecture.padding_dtype)
+        inputs = {"input_ids": padded, "attention_mask": mask, "position_ids": positions}
+        return relative_error(model(**inputs).logits[:, 3:], model(input_ids=TOKENS).logits)
+
+    plain = difference(case.plain)
+    assert plain < 1e-5
+    assert difference(case.adapted("post")) <= max(1e-5, 10 * plain)
+
+
+def test_every_parameter_gets_a_gradient_and_no_other_does(case: Case) -> None:
+    model = case.adapted("post").train()
+    try:
+        model(input_ids=TOKENS, labels=TOKENS).loss.backward()
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, name
+            assert parameter.grad is None or parameter.grad.abs().max() > 0, name
+    finally:
+        model.zero_grad()
+        model.eval()
+
+
+@torch.no_grad()
+def test_a_saved_adapter_gives_the_same_model(case: Case, tmp_path: Path) -> None:
+    model = case.adapted("post")
+    model.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    loaded = load_adapter_checked(copy.deepcopy(case.plain), tmp_path).eval()
+    assert torch.equal(loaded(input_ids=TOKENS).logits, model(input_ids=TOKENS).logits)
+
+
+def test_the_parameter_count_follows_the_formula(case: Case) -> None:
+    """r·(d + h_q·d_low) for W_proj, r·(h_q + h_k)·d_low for W_GQA, per layer that rotates."""
+    expected, r = case.architecture, SMALL["r"]
+    d_low = 2 * int(expected.rotary_dim * SMALL["r_low"] / 2)
+    per_layer = r * (64 + 4 * d_low)
+    if expected.key_heads != 4:
+        per_layer += r * (4 + expected.key_heads) * d_low
+    found = sum(
+        parameter.numel()
+        for name, parameter in case.adapted("post").named_parameters()
+        if "rosa_" in name and parameter.requires_grad
+    )
+    assert found == len(expected.layers) * per_layer
+
+
+@torch.no_grad()
+def test_the_norms_are_those_of_the_adapted_layers(case: Case) -> None:
+    """All of an adapted layer's norms are trained; those that DLS scores are among them, and feed
+    the layer's attention or feed-forward (or, where there are none before, follow them)."""
+    model = case.adapted("post").get_base_model()
+    for name, module in model.named_modules():
+        if not isinstance(module, RosaLayer):
+            continue
+        layer = model.get_submodule(name.rpartition(".")[0])
+        trained = set(map(id, module.norms))
+        counted = counted_norms(layer)
+        assert counted, name
+        for norm in counted.values():
+            assert id(norm) in trained or not any(norm.parameters())
+        fed = _fed_by(model, layer, counted)
+        assert fed >= {"attention", "rest"} or all(n.startswith("post_") for n in counted)
+
+
+def _fed_by(model: nn.Module, layer: nn.Module, norms: dict[str, nn.Module]) -> set[str]:
+    """Whether outputs of `norms` are inputs of the layer's attention and of another child."""
+    outputs: list[Tensor] = []
+    fed: set[str] = set()
+    handles = [
+        norm.register_forward_hook(lambda _m, _a, output: outputs.append(output))
+        for norm in norms.values()
+    ]
+
+    def look(module: nn.Module, args: Any, kwargs: Any) -> None:
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        if any(x is output for x in given for output in outputs):
+            fed.add("attention" if isinstance(module, RosaLayer) else "rest")
+
+    for child in layer.children():
+        if child not in norms.values():
+            handles.append(child.register_forward_pre_hook(look, with_kwargs=True))
+    model(input_ids=TOKENS)
+    for handle in handles:
+        handle.remove()
+    return fed
+
+
+def test_the_page_has_no_row_but_those_that_are_tested() -> None:
+    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if "| `" in line]
+    assert len(rows) == len(ARCHITECTURES) + len(REFUSED)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_adapted_is_refused_in_one_sentence(name: str) -> None:
+    """OPT, GPT-2, BLOOM and MPT have no rotation; others rotate what RoSA cannot reach."""
+    sentence = refusal(name)
+    assert f"| `{name}` | {sentence} |" in PAGE.read_text(encoding="utf-8")
+    assert "RoPE" in sentence or "rota" in sentence
+
+
+def test_layers_with_bases_of_their_own_get_their_own_angles() -> None:
+    """Gemma3's local layers turn faster than its global ones; the adapter turns with each."""
+    model = Case(BY_NAME["gemma3_text"]).adapted("post")
+    given: list[Tensor] = []
+    layers = [module for module in model.modules() if isinstance(module, RosaLayer)]
+    for layer in layers:
+        layer.register_forward_pre_hook(
+            lambda _m, _a, kwargs: given.append(kwargs["position_embeddings"][0]), with_kwargs=True
+        )
+    model(input_ids=TOKENS)
+    local, everywhere = given
+    assert not torch.equal(local, everywhere)
+    assert everywhere[0, 1, 7] > local[0, 1, 7]  # the cos of a smaller angle
