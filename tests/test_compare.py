@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,12 @@ import pytest
 import yaml
 
 from rosa.cli.main import main
+from rosa.errors import RosaError
+from rosa.study.compare.gather import read_run
+from rosa.study.compare.grid import read_entry
+from rosa.study.compare.plan import Group, Job
 from rosa.study.compare.results import StudyResults
+from rosa.study.recipe import Recipe
 
 GRID: dict[str, Any] = {
     "models": ["rosa-tiny"],
@@ -69,6 +75,20 @@ def test_the_failure_is_reported_and_the_rest_is_there(study: Path) -> None:
         == chosen["chosen"]
         == float(min(chosen["losses"], key=lambda r: chosen["losses"][r]))
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("costs.json", "{}"), ("recipe.yaml", "learning_rate: fast"), ("evaluation/results.json", "")],
+)
+def test_a_damaged_run_is_named(study: Path, tmp_path: Path, name: str, content: str) -> None:
+    run = StudyResults.load(study).runs[0]
+    shutil.copytree(study / run.folder, tmp_path / run.folder)
+    (tmp_path / run.folder / name).write_text(content)
+    group = Group(run.model, run.train_set, run.method)
+    recipe = Recipe("rosa-tiny", "tiny-sums", str(tmp_path / run.folder))
+    with pytest.raises(RosaError, match="damaged"):
+        read_run(tmp_path, Job(run.folder, group, recipe), read_entry("lora"))
 
 
 def test_a_run_can_be_repeated_alone(study: Path, tmp_path: Path) -> None:

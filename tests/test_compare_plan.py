@@ -95,6 +95,8 @@ def test_a_budget_is_met_by_the_nearest_rank() -> None:
          ["the budget of 'x'", "no size"]),
         ({"methods": []}, ["methods is empty"]),
         ({"methods": ["lora", "lora"]}, ["'lora' stands there twice"]),
+        ({"methods": ["lora", {"name": "x", "method": "rosa", "title": "LoRA"}]},
+         ["titles", "'LoRA' stands there twice"]),
         ({"methods": [{"adapter": {}}]}, ["`method` or `name`"]),
         ({"methods": [{"name": "A b", "method": "lora"}, {"name": "a/a-B", "method": "lora"}]},
          ["share the folder"]),

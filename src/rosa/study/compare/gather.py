@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rosa.errors import RosaError
 from rosa.study.compare.grid import Grid, MethodEntry
 from rosa.study.compare.plan import Group, Job
@@ -54,42 +56,33 @@ def read_run(study: Path, job: Job, entry: MethodEntry) -> RunResult:
     folder = study / job.id
     try:
         costs = json.loads((folder / "costs.json").read_text(encoding="utf-8"))
+        trainable, total = int(costs["trainable"]), int(costs["total"])
         scores = json.loads((folder / "evaluation" / "results.json").read_text(encoding="utf-8"))
         trained = (folder / "recipe.yaml").read_text(encoding="utf-8")
         tasks = tuple(_task_score(values) for values in scores["tasks"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        rate = _learning_rate(trained)
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise RosaError(
             f"the run {folder} is damaged ({error}); delete status/{job.id}.json and the run's "
             "folder, and the same command does it again"
         ) from None
     return RunResult(
         **asdict(job.group),
-        title=title(entry),
+        title=entry.shown,
         group=kind(entry),
         seed=job.seed,
         folder=job.id,
-        learning_rate=_learning_rate(trained),
-        trainable=costs["trainable"],
-        total=costs["total"],
+        learning_rate=rate,
+        trainable=trainable,
+        total=total,
         scores=tasks,
         costs={**costs, **_forgetting(folder)},
     )
 
 
-def title(entry: MethodEntry) -> str:
-    """What tables call the entry: its own title, else the method's, else its name."""
-    if entry.title:
-        return entry.title
-    return load_method(entry.recipe["method"]).title if _is_plain(entry) else entry.name
-
-
 def kind(entry: MethodEntry) -> str:
-    """The method's own group; anything that changes the method's keys is a variant of it."""
-    return load_method(entry.recipe["method"]).group if _is_plain(entry) else VARIANT
-
-
-def _is_plain(entry: MethodEntry) -> bool:
-    return entry.name == entry.recipe["method"]
+    """The method's own group; under a name of its own an entry is a variant of the method."""
+    return load_method(entry.name).group if entry.is_plain else VARIANT
 
 
 def _task_score(values: dict[str, Any]) -> TaskScore:
@@ -98,8 +91,6 @@ def _task_score(values: dict[str, Any]) -> TaskScore:
 
 
 def _learning_rate(recipe: str) -> float:
-    import yaml
-
     return float(yaml.safe_load(recipe)["learning_rate"])
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rosa.errors import RosaError
+from rosa.study.methods import load_method
 
 ENTRY_KEYS = ("name", "title", "budget")  # the rest of a method's entry are keys of its recipe
 # Keys of a recipe that a grid says in a place of its own.
@@ -134,6 +135,7 @@ class Grid:
         for key in ("models", "seeds"):
             _refuse_twins(key, [str(value) for value in getattr(self, key)])
         _refuse_twins("methods", [entry.name for entry in self.entries])
+        _refuse_twins("titles of methods", [entry.shown for entry in self.entries])
         if self.tune is not None:
             if not (self.tune.learning_rates and self.tune.seeds):
                 raise RosaError("tune needs at least one of learning_rates and of seeds")
@@ -179,6 +181,18 @@ class MethodEntry:
     budget: str | int | None
     recipe: dict[str, Any]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has its method's own name, and so stands for it."""
+        return self.name == self.recipe["method"]
+
+    @property
+    def shown(self) -> str:
+        """What tables call it: its own title, else the method's, else its name."""
+        if self.title:
+            return str(self.title)
+        return load_method(self.name).title if self.is_plain else self.name
+
 
 def read_entry(value: Any) -> MethodEntry:
     """An element of `methods`.
@@ -200,5 +214,5 @@ def read_entry(value: Any) -> MethodEntry:
 def _refuse_twins(key: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            cure = "give one another name" if key == "methods" else "name it once"
+            cure = "give one another" if "methods" in key else "name it once"
             raise RosaError(f"{key}: '{name}' stands there twice; {cure}")

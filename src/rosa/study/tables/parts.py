@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from rosa.study.compare.gather import title as entry_title
 from rosa.study.compare.grid import read_entry
 from rosa.study.compare.plan import Group
 from rosa.study.compare.results import RunResult, StudyResults
@@ -142,9 +141,8 @@ def method_runs(
     study: StudyResults, model: str, train_set: str, suite: str, shown: set[str] | None = None
 ) -> list[MethodRuns]:
     """The methods in the grid's order, with their runs on `suite`; those in `shown`, if any."""
-    titles = {
-        entry.name: entry_title(entry) for entry in map(read_entry, study.grid.get("methods", []))
-    }
+    entries = map(read_entry, study.grid.get("methods", []))
+    titles = {entry.name: entry.shown for entry in entries}
     titles |= {run.method: run.title for run in study.runs}
     rows = []
     for method, title in titles.items():
