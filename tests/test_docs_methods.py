@@ -11,7 +11,8 @@ import pytest
 from rosa.cli.main import main
 from tests.test_docs import blocks
 
-PAGE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "methods.md").read_text(encoding="utf-8")
 QUICK = ["--max_steps", "2", "--limit", "40", "--validation", "4", "--report_to", "[]"]
 
 
@@ -41,6 +42,14 @@ def test_the_pages_commands_that_count_run(capsys: pytest.CaptureFixture[str]) -
         model, *rest = command[1:]
         assert main(["params", "rosa-tiny", *rest, "--methods", "lora,ln_tuning"]) == 0, model
     assert "Nearest to 20,000,000" in capsys.readouterr().out
+
+
+def test_the_pages_tables_are_those_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS))
+    from generate_methods import methods_table, refused_table
+
+    for table in (methods_table(["baseline", "ours"]), methods_table(["variant"]), refused_table()):
+        assert f"-->\n{table}\n<!-- /" in PAGE
 
 
 def test_the_pages_python_prints_what_it_says() -> None:
