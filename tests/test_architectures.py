@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from rosa import RosaConfig
 from rosa.dls.layers import counted_norms
+from rosa.errors import RosaError
 from rosa.roae import RosaLayer, load_adapter_checked
 from rosa.rope import KNOWN_MODEL_TYPES, RopeLayout, layout_of
 from rosa.rope.probe import measure
@@ -228,6 +230,31 @@ def test_what_cannot_be_adapted_is_refused_in_one_sentence(name: str) -> None:
     sentence = refusal(name)
     assert f"| `{name}` | {sentence} |" in PAGE.read_text(encoding="utf-8")
     assert "RoPE" in sentence or "rota" in sentence
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", ["codegen", "deepseek_v3", "falcon", "gptj", "llama", "moshi"])
+def test_the_measurement_is_the_same_in_every_precision(name: str, dtype: torch.dtype) -> None:
+    model = BY_NAME[name].build()
+    assert measure(model) == measure(copy.deepcopy(model).to(dtype))
+
+
+def test_measuring_leaves_a_model_as_it_was() -> None:
+    model = BY_NAME["gpt_neox"].build().train()
+    model.gpt_neox.layers[0].eval()
+    before = [(module.training, len(module._forward_hooks)) for module in model.modules()]
+    rotation = sys.modules[type(model).__module__].apply_rotary_pos_emb
+    measure(model)
+    assert before == [(module.training, len(module._forward_hooks)) for module in model.modules()]
+    assert sys.modules[type(model).__module__].apply_rotary_pos_emb is rotation
+
+
+def test_a_model_on_the_meta_device_that_must_be_measured_is_refused() -> None:
+    real = BY_NAME["codegen"].build(n_inner=48)
+    with torch.device("meta"):
+        model = type(real)(real.config)
+    with pytest.raises(RosaError, match=r"cannot adapt codegen.*no weights yet"):
+        get_peft_model(model, RosaConfig())
 
 
 def test_layers_with_bases_of_their_own_get_their_own_angles() -> None:
