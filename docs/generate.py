@@ -1,7 +1,8 @@
 """Writes the generated parts of the docs; a test checks that they are up to date.
 
 docs/recipe.md comes from the recipe's own definition, the README's table from
-docs/results/demo.json (`make demo-record`).
+docs/results/demo.json (`make demo-record`), those of docs/tiny_study.md from docs/results/tiny
+(`make tiny-study`).
 
 python docs/generate.py
 """
@@ -15,10 +16,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+from generate_methods import methods_table, refused_table
+
 from rosa import DlsConfig, RosaConfig
 from rosa.study.recipe import MethodsOwn, Recipe
 
 PAGE = Path(__file__).parent / "recipe.md"
+TINY_STUDY = Path(__file__).parent / "tiny_study.md"
+METHODS = Path(__file__).parent / "methods.md"
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
 HEAD = """# Recipe keys
@@ -152,18 +157,57 @@ def measured_on(record: dict[str, Any]) -> str:
     )
 
 
-def filled(page: Path, name: str, content: str) -> str:
-    """The page with a fresh text between its marks for `name`."""
+def tiny_scores() -> str:
+    """The tiny study's table of scores with its footnotes, and where it was measured."""
+    table = (RESULTS / "tiny" / "toy.md").read_text(encoding="utf-8").strip()
+    record = json.loads((RESULTS / "tiny" / "results.json").read_text(encoding="utf-8"))
+    place = measured_on(record["environment"])
+    return f"{table}\n- {place[0].upper()}{place[1:]}; one thread a run, two runs at a time."
+
+
+def tiny_rates() -> str:
+    """Validation loss of each method by learning rate, the chosen one bold."""
+    record = json.loads((RESULTS / "tiny" / "results.json").read_text(encoding="utf-8"))
+    titles = {run["method"]: run["title"] for run in record["runs"]}
+    rates = list(record["tuning"][0]["losses"])
+    lines = [f"| method | {' | '.join(rates)} |", "|---|" + "---:|" * len(rates)]
+    for row in record["tuning"]:
+        cells = []
+        for rate, loss in row["losses"].items():
+            text = "diverged" if loss is None else f"{loss:.3f}"
+            cells.append(f"**{text}**" if float(rate) == row["chosen"] else text)
+        lines.append(f"| {titles[row['method']]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def filled(text: str, name: str, content: str) -> str:
+    """The text with fresh content between its marks for `name`."""
     begin, end = f"<!-- {name}: written by docs/generate.py -->", f"<!-- /{name} -->"
-    before, rest = page.read_text(encoding="utf-8").split(begin)
+    before, rest = text.split(begin)
     return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+
+
+def tiny_study() -> str:
+    """The page of the tiny study with its tables."""
+    text = filled(TINY_STUDY.read_text(encoding="utf-8"), "scores", tiny_scores())
+    questions = (RESULTS / "tiny" / "questions.md").read_text(encoding="utf-8").strip()
+    return filled(filled(text, "questions", questions), "rates", tiny_rates())
+
+
+def methods_page(text: str) -> str:
+    """The page of methods with its tables."""
+    text = filled(text, "paper-methods", methods_table(["baseline", "ours"]))
+    text = filled(text, "variants", methods_table(["variant"]))
+    return filled(text, "refused", refused_table())
 
 
 def pages() -> dict[Path, str]:
     """Every page with generated parts, as it should be."""
     return {
         PAGE: page(),
-        README: filled(README, "demo-table", demo_table()),
+        README: filled(README.read_text(encoding="utf-8"), "demo-table", demo_table()),
+        TINY_STUDY: tiny_study(),
+        METHODS: methods_page(METHODS.read_text(encoding="utf-8")),
     }
 
 

@@ -17,6 +17,7 @@ from rosa.study.inspect.canvas import canvas
 from rosa.study.models import short_name
 
 COLOURS = {"ours": "#d55e00", "baseline": "#0072b2", "variant": "#5b6b7a"}
+LABELLED = 16  # methods that a picture of costs has room to name
 NAMES = {"ours": "RoSA", "baseline": "baselines", "variant": "variants"}
 
 
@@ -33,7 +34,7 @@ def write_pictures(study: StudyResults, folder: str | Path) -> list[Path]:
                 conditions = f"{short_name(model)}, trained on {train_set}, {suite} tasks"
                 rows = by_method(runs)
                 draw_methods(rows, suite, conditions, folder / f"{name}-methods.png")
-                draw_costs(cost_points(rows, suite), folder / f"{name}-costs.png")
+                draw_costs(cost_points(without_crowd(rows), suite), folder / f"{name}-costs.png")
                 written += [folder / f"{name}-methods.png", folder / f"{name}-costs.png"]
     return written
 
@@ -66,6 +67,14 @@ def draw_methods(
         axes.set_axisbelow(True)
         _legend(figure, {runs[0].group for runs in rows.values()}, best is not None)
         figure.savefig(picture)
+
+
+def without_crowd(rows: dict[str, list[RunResult]]) -> dict[str, list[RunResult]]:
+    """The rows, without variants where all of them would be too many to label."""
+    if len(rows) <= LABELLED:
+        return rows
+    main = {name: runs for name, runs in rows.items() if runs[0].group != "variant"}
+    return main or rows
 
 
 def cost_points(rows: dict[str, list[RunResult]], suite: str) -> list[CostPoint]:
