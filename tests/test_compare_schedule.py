@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from rosa.cli.main import main
 from rosa.cli.recipe import resolve_recipe
 from rosa.errors import RosaError
 from rosa.study.compare import schedule as schedule_module
@@ -314,8 +315,13 @@ class TestClaim:
 
     def test_what_its_runs_share_must_stay(self, tmp_path: Path) -> None:
         claim(tmp_path, make_grid())
-        with pytest.raises(RosaError, match="another `recipe`"):
+        with pytest.raises(RosaError, match=r"another `recipe\.epochs`"):
             claim(tmp_path, make_grid(recipe={"epochs": 2}))
+
+    def test_of_what_was_changed_the_very_key_is_named(self, tmp_path: Path) -> None:
+        claim(tmp_path, make_grid(evaluate=Evaluation(limit=5)))
+        with pytest.raises(RosaError, match=r"another `evaluate\.limit` \(5, now 6\)"):
+            claim(tmp_path, make_grid(evaluate=Evaluation(limit=6)))
 
     def test_other_files_are_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("all my work")
@@ -334,6 +340,26 @@ class TestClaim:
         (tmp_path / "grid.yaml").write_text("{")
         with pytest.raises(RosaError, match="damaged"):
             claim(tmp_path, make_grid())
+
+
+def test_ctrl_c_says_that_the_study_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rosa.study.compare.run.compare", interrupted)
+    grid = tmp_path / "grid.yaml"
+    sets = "training_sets: {toy: {data: tiny-sums, tasks: [toy]}}"
+    grid.write_text(f"output_dir: x\nmodels: [rosa-tiny]\nmethods: [lora]\n{sets}\n")
+    assert main(["compare", str(grid)]) == 130
+    assert "the same command goes on" in capsys.readouterr().out
+
+
+def test_a_study_without_a_finished_run_is_not_taken_for_none(tmp_path: Path) -> None:
+    claim(tmp_path, make_grid())
+    with pytest.raises(RosaError, match=r"no run of .* has finished"):
+        StudyResults.load(tmp_path)
 
 
 class TestEnvironment:

@@ -63,7 +63,11 @@ def run(args: tuple[Grid, Any]) -> int:
     def make_engine(folder: Path) -> Engine:
         return engine(options.engine, folder, options.workers, grid.threads)
 
-    results = compare(grid, resolve_recipe, make_engine, console)
+    try:
+        results = compare(grid, resolve_recipe, make_engine, console)
+    except KeyboardInterrupt:
+        console.print("stopped; what was done is kept, and the same command goes on")
+        raise
     for failure in results.failures:
         console.print(f"failed: {failure['run']}: {failure['error']}", soft_wrap=True)
     console.print(f"{len(results.runs)} finished runs are in {results.folder}", soft_wrap=True)

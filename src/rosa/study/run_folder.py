@@ -132,8 +132,17 @@ def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """The first recipe key whose value changed and matters, as `key (old, now new)`."""
     for key, value in now.items():
         if key not in FREE_KEYS and before.get(key) != value:
-            return f"`{key}` ({before.get(key)}, now {value})"
+            return _change(key, before.get(key), value)
     return None
+
+
+def _change(key: str, old: Any, new: Any) -> str:
+    """The innermost key of two different values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in {**old, **new}:
+            if old.get(name) != new.get(name):
+                return _change(f"{key}.{name}", old.get(name), new.get(name))
+    return f"`{key}` ({old}, now {new})"
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from rosa.errors import RosaError
 from rosa.study.scores import TaskScore
 
-RESULTS = "results.json"
+GRID, RESULTS = "grid.yaml", "results.json"
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,10 @@ class StudyResults:
             content = json.loads(file.read_text(encoding="utf-8"))
             runs = tuple(_run(values) for values in content["runs"])
         except FileNotFoundError:
+            if (Path(folder) / GRID).is_file():
+                raise RosaError(
+                    f"no run of {folder} has finished yet; `rosa compare` goes on with it"
+                ) from None
             raise RosaError(
                 f"{folder} holds no study (no {RESULTS}); `rosa compare GRID.yaml` writes one"
             ) from None

@@ -16,7 +16,7 @@ from rosa.study.compare.gather import gather, write
 from rosa.study.compare.grid import Evaluation, Grid
 from rosa.study.compare.job import prepare_questions
 from rosa.study.compare.plan import Job, Resolve, plan
-from rosa.study.compare.results import StudyResults
+from rosa.study.compare.results import GRID, StudyResults
 from rosa.study.compare.schedule import Engine, Schedule
 from rosa.study.compare.training_data import verified
 from rosa.study.compare.watch import Watch
@@ -27,7 +27,7 @@ from rosa.study.run_folder import first_difference
 if TYPE_CHECKING:
     from rich.console import Console
 
-GRID, REPORT = "grid.yaml", "report.html"
+REPORT = "report.html"
 # What may change between two calls on one study: more of the same, or where its data lies.
 GROWING = ("output_dir", "models", "methods", "training_sets", "seeds")
 
