@@ -118,6 +118,15 @@ def test_bad_input_is_one_sentence(model: str, words, complaint, tmp_path, capsy
     assert not out.exists()
 
 
+def test_a_file_is_no_folder_to_draw_into(model: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for out in (tmp_path / "notes.txt", tmp_path / "notes.txt" / "pictures"):
+        assert main(["inspect", model, "--text", "A B", "--out", str(out)]) == 2
+        said = capsys.readouterr().err
+        assert "a file; name a folder" in said
+        assert len(said.splitlines()) == 1
+
+
 def test_an_architecture_without_rotation(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "gpt2"
     config = GPT2Config(vocab_size=128, n_embd=16, n_layer=1, n_head=2, n_positions=64)

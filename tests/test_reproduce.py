@@ -221,6 +221,7 @@ def test_the_papers_hashes(shared_data):
         (["table3", "--scale", "tiny", "--data", "."], "toy comes with the package"),
         (["table3", "--dry_run", "--device_flops", "0"], "--device_flops must be above 0"),
         (["table3", "--scale", "tiny", "--workers", "0"], "workers must be at least 1"),
+        (["figure1", "--scale", "tiny", "--limit", "3"], "asks nothing, so --limit is of no use"),
     ],
 )
 def test_bad_input_is_answered_in_a_sentence(words, sentence, capsys, tmp_path, monkeypatch):

@@ -343,6 +343,8 @@ def test_the_command_prints_writes_and_explains(tmp_path, capsys):
         main(["tables", str(tmp_path), "--averages", "--format", "latex", "--out", str(out)]) == 0
     )
     assert [f.name for f in out.iterdir()] == ["toy-averages.tex"]
+    assert main(["tables", str(tmp_path), "--out", str(out / "toy-averages.tex")]) == 2
+    assert "is a file; name a folder" in capsys.readouterr().err
     (tmp_path / RESULTS).write_text(json.dumps(to_json(dataclasses.replace(study, runs=()))))
     assert main(["tables", str(tmp_path)]) == 2
     assert "no finished run yet" in capsys.readouterr().err
@@ -354,6 +356,8 @@ def test_the_command_prints_writes_and_explains(tmp_path, capsys):
         ([], "name a study's folder"),
         (["--paper", "tabel1"], "did you mean 'table1'?"),
         (["--paper", "table1", "--std"], "need a study's folder"),
+        (["--paper", "table1", "--holm"], "need a study's folder"),
+        (["--paper", "table1", "--star", "examples"], "need a study's folder"),
         (["nowhere"], "holds no study"),
     ],
 )

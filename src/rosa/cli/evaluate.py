@@ -135,10 +135,10 @@ def run(args: Any) -> None:
     console = Console(markup=False, highlight=False)
     if args.forgetting:
         text = text or forgetting.text_for(loaded.base)
-        console.print(measure_forgetting(loaded, text, out))
+        console.print(measure_forgetting(loaded, text, out), soft_wrap=True)
     if not work:
         return
-    console.print(f"answers go to {out}; stopped, the same command goes on", highlight=False)
+    console.print(f"answers go to {out}; if stopped, the same command goes on", soft_wrap=True)
     results = evaluate(
         loaded.model,
         loaded.tokenizer,
@@ -154,7 +154,7 @@ def run(args: Any) -> None:
         progress=console.is_terminal,
     )
     console.print(results.table())
-    console.print(f"results are in {out}/results.md and results.json", highlight=False)
+    console.print(f"results are in {out}/results.md and results.json", soft_wrap=True)
 
 
 def task_names(args: Any) -> list[str]:
@@ -189,7 +189,7 @@ def run_harness(args: Any) -> None:
     file = harness.write_results(results, out, provenance.identity(loaded))
     console = Console(markup=False, highlight=False)
     console.print(harness.table(results))
-    console.print(f"results are in {file}")
+    console.print(f"results are in {file}", soft_wrap=True)
 
 
 def run_rescore(args: Any) -> None:
@@ -204,7 +204,7 @@ def run_rescore(args: Any) -> None:
     results = rescore(source, args.protocol, out, task_names(args))
     console = Console(markup=False, highlight=False)
     console.print(results.table())
-    console.print(f"results are in {out}/results.md and results.json")
+    console.print(f"results are in {out}/results.md and results.json", soft_wrap=True)
 
 
 def _refuse_others(args: Any, mode: str, used: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from rosa.cli.folders import check_folder
 from rosa.cli.parser import Parser
 from rosa.errors import RosaError
 
@@ -64,8 +65,9 @@ def run(args: Any) -> None:
     else:
         texts = read_texts(loaded.tokenizer, source, limit=args.limit, max_length=args.max_length)
     console.print(str(texts))
-    inspection = inspect_model(loaded, texts, r_low=args.r_low, batch_size=args.batch_size)
     out = Path(args.out) if args.out else default_folder(args.model)
+    check_folder(out)
+    inspection = inspect_model(loaded, texts, r_low=args.r_low, batch_size=args.batch_size)
     out.mkdir(parents=True, exist_ok=True)
     write_json(inspection, out / "inspect.json")
     pictures = draw(inspection, out, args.layer)

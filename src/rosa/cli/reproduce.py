@@ -242,6 +242,9 @@ def inspect(target: Target, args: Any, console: Console) -> int:
     """Figure 1 trains nothing: it is `rosa inspect` on the target's model."""
     from rosa.cli import inspect as command
 
+    for name in ("seeds", "max_steps", "limit", "num_beams", "workers"):
+        if getattr(args, name) is not None:
+            raise RosaError(f"{target.name} trains and asks nothing, so --{name} is of no use")
     model = target.models[0]
     words = [model, "--out", str(target.folder), *(["--data", args.data] if args.data else [])]
     if not args.dry_run:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rosa.cli.folders import check_folder
 from rosa.cli.parser import Parser
 from rosa.errors import RosaError
 
@@ -56,13 +57,16 @@ def run(args: Any) -> None:
 
     if not (args.study or args.paper):
         raise RosaError("name a study's folder, or a table of the paper with --paper table1")
-    if args.study is None and (args.averages or args.std or args.baseline or args.methods):
-        raise RosaError("--averages, --std, --baseline and --methods need a study's folder")
+    of_a_study = ("averages", "std", "holm", "baseline", "methods")
+    if args.study is None and (args.star != "t" or any(getattr(args, x) for x in of_a_study)):
+        named = ", ".join(f"--{name}" for name in of_a_study)
+        raise RosaError(f"{named} and --star need a study's folder")
     printed = paper.paper_tables(args.paper) if args.paper else []
     if not args.out:
         _print([*(_tables(args) if args.study else []), *printed], args.format or "terminal")
         return
     formats = [args.format] if args.format else list(FORMATS)
+    check_folder(Path(args.out))
     if args.study and args.averages:
         printed = [*_tables(args), *printed]
     files = save(printed, Path(args.out), formats)
