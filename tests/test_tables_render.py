@@ -256,6 +256,16 @@ def test_a_narrow_terminal_loses_nothing(width):
     assert max(map(len, text.splitlines())) <= width
 
 
+@pytest.mark.parametrize("label", ["LoRA [r=4]", "[/] x", "[bold]b[/bold]", ":smile: [link=x]y"])
+def test_the_terminal_shows_a_label_as_it_is(label):
+    """Brackets are no markup: they would vanish, or stop the study that writes its tables."""
+    in_a_terminal = Console(width=200, file=io.StringIO(), force_terminal=True, color_system=None)
+    print_table(labelled(label), in_a_terminal)
+    for text in (terminal(labelled(label)), in_a_terminal.file.getvalue()):
+        rows = [line for line in text.splitlines() if " 1.0 " in line or "[1.0]" in line]
+        assert [row.count(label) for row in rows] == [3, 2]  # model, method and cell; no model
+
+
 def test_plain_text_says_best_and_second_without_styles():
     text = terminal(paper.paper_tables("table2")[0])
     assert "[53.7]" in text

@@ -88,7 +88,8 @@ def _rich_table(table: Table, columns: list[tuple[str, list[Text]]]) -> RichTabl
             first = [Text(block.title if i == 0 else "")] if table.names_models else []
             texts = [cells[at] for _, cells in columns]
             last = i == len(block.rows) - 1
-            made.add_row(*first, _with_mark(row.label, row.mark), *texts, end_section=last)
+            label = Text(_with_mark(row.label, row.mark))  # a str would be read as markup
+            made.add_row(*first, label, *texts, end_section=last)
             at += 1
     return made
 
