@@ -49,7 +49,7 @@ CONFIGS = {
     "gemma2": Gemma2Config(**COMMON, head_dim=16, query_pre_attn_scalar=16),
 }
 KEYS = {"rosa": {"r": 16}, "lora": {"r": 4}, "dora": {"r": 4}, "bone": {"r": 4}, "ln_tuning": {}}
-KEYS |= {"adalora": {"init_r": 4}, "rosa_lr64": {"r": 8}, "vera": {"r": 8}}
+KEYS |= {"adalora": {"init_r": 4, "target_r": 2}, "rosa_lr64": {"r": 8}, "vera": {"r": 8}}
 
 
 def adapted(name, method, dtype=torch.float32):
