@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from rosa.cli.compare import GridParser
 from rosa.cli.recipe import resolve_recipe
 from rosa.errors import RosaError
-from rosa.study.compare.grid import Evaluation, Grid, TrainingSet, Tuning
+from rosa.study.compare.gather import kind
+from rosa.study.compare.grid import Evaluation, Grid, TrainingSet, Tuning, read_entry
 from rosa.study.compare.plan import folder_name, plan
 
 
@@ -142,6 +143,20 @@ def test_a_folder_name_is_one_safe_component(name: str) -> None:
 def test_seeds_reach_the_recipes(seeds: list[int]) -> None:
     jobs = plan(make_grid(methods=["lora"], seeds=seeds), resolve_recipe)
     assert [job.recipe.seed for job in jobs] == seeds
+
+
+@pytest.mark.parametrize(
+    ("entry", "group"),
+    [
+        ("lora", "baseline"),
+        ("ia3", "baseline"),  # PEFT's, not the study's
+        ("rosa", "ours"),
+        ("roae_only", "variant"),
+        ({"name": "LoRA small", "method": "lora"}, "variant"),
+    ],
+)
+def test_what_an_entry_is_in_the_comparison(entry: Any, group: str) -> None:
+    assert kind(read_entry(entry)) == group
 
 
 class TestGridFile:

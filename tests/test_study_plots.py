@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 from rosa.study.study_plots import by_method, cost_points, write_pictures
 from tests.synthetic_study import synthetic_study
+
+
+def test_any_title_is_drawn_as_it_is(tmp_path: Path) -> None:
+    study = synthetic_study(tmp_path, train_sets={"toy $_$": ("boolq",)})
+    runs = (replace(run, title="a $_$ b", costs={"train_seconds": 3.0}) for run in study.runs)
+    assert len(write_pictures(replace(study, runs=tuple(runs)), tmp_path / "figures")) == 2
 
 
 def test_a_picture_of_each_suite_and_its_figures(tmp_path: Path) -> None:

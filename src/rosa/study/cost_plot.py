@@ -83,12 +83,19 @@ def draw_costs(points: Sequence[CostPoint], path: str | Path) -> None:
     Raises:
         RosaError: no point has a measured cost.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # no pyplot: nothing global, no display needed
+    from matplotlib import rc_context
 
     panels = [p for p in PANELS if any(p.cost(point) is not None for point in points)]
     if not panels:
         raise RosaError("there is no measured cost to draw; train with `rosa train` first")
+    with rc_context({"text.parse_math": False}):  # names are a person's words
+        _draw(points, panels, path)
+
+
+def _draw(points: Sequence[CostPoint], panels: Sequence[Panel], path: str | Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no display needed
+
     figure = Figure(figsize=(1.2 + 5.4 * len(panels), 5.0), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     rows = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]

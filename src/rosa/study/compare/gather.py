@@ -81,8 +81,12 @@ def read_run(study: Path, job: Job, entry: MethodEntry) -> RunResult:
 
 
 def kind(entry: MethodEntry) -> str:
-    """The method's own group; under a name of its own an entry is a variant of the method."""
-    return load_method(entry.name).group if entry.is_plain else VARIANT
+    """The method's own group; under a name of its own an entry is a variant of the method.
+
+    PEFT's other methods are baselines as those of the paper are.
+    """
+    group = load_method(entry.name).group if entry.is_plain else VARIANT
+    return "baseline" if group == "other" else group
 
 
 def _task_score(values: dict[str, Any]) -> TaskScore:

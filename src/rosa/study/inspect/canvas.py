@@ -29,6 +29,7 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8.5,
+    "text.parse_math": False,  # titles are a person's words; "$" is no formula
     "savefig.dpi": 150,
     "figure.facecolor": "white",
 }
