@@ -52,7 +52,8 @@ def recipe(tmp_path: Path, model_folder: Path) -> Recipe:
 def adapted(**keys: Any) -> Any:
     """AdaLoRA on a tiny Llama, with every weight somewhere known."""
     model = get_peft_model(
-        tiny_llama(), method_config("adalora", {"init_r": 4, **keys}, total_steps=10)
+        tiny_llama(),
+        method_config("adalora", {"init_r": 4, "target_r": 2, **keys}, total_steps=10),
     )
     torch.manual_seed(1)
     for key, p in model.named_parameters():

@@ -16,7 +16,7 @@ from rosa import RosaConfig
 from rosa.dls.layers import counted_norms
 from rosa.errors import RosaError
 from rosa.roae import RosaLayer, load_adapter_checked
-from rosa.rope import KNOWN_MODEL_TYPES, RopeLayout, layout_of
+from rosa.rope import KNOWN_MODEL_TYPES, RopeLayout, layout_of, measured
 from rosa.rope.probe import measure
 from tests.adapters import SMALL, adapter_state, randomise
 from tests.architecture_reference import AnyReference
@@ -249,7 +249,10 @@ def test_measuring_leaves_a_model_as_it_was() -> None:
     assert sys.modules[type(model).__module__].apply_rotary_pos_emb is rotation
 
 
-def test_a_model_on_the_meta_device_that_must_be_measured_is_refused() -> None:
+def test_a_model_on_the_meta_device_that_must_be_measured_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measured, "_MEASURED", {})  # another test may have measured it already
     real = BY_NAME["codegen"].build(n_inner=48)
     with torch.device("meta"):
         model = type(real)(real.config)
