@@ -35,14 +35,20 @@ LOSS = {("lora", 1e-3): 0.5, ("lora", 1e-2): 0.4, ("rosa", 1e-3): 0.2, ("rosa", 
 
 
 class FakeEngine:
-    """Ends every job at once; `fails`, `dies` and `stops`: which go wrong, by part of their id."""
+    """Ends every job at once; `fails`, ... `diverges`: which go wrong, by part of their id."""
 
     workers = 1
 
     def __init__(
-        self, study: Path, fails: str = "nothing", dies: str = "nothing", stops: str = "nothing"
+        self,
+        study: Path,
+        fails: str = "nothing",
+        dies: str = "nothing",
+        stops: str = "nothing",
+        diverges: str = "nothing",
     ) -> None:
         self.study, self.fails, self.dies, self.stops = study, fails, dies, stops
+        self.diverges = diverges
         self.started: list[Job] = []
         self.running: list[Job] = []
         self.stopped = False
@@ -69,6 +75,8 @@ class FakeEngine:
         (folder / "recipe.yaml").write_text(dump_recipe(job.recipe))
         if self.fails in job.id:
             status |= {"state": "failed", "error": "no luck"}
+        elif self.diverges in job.id:
+            status |= {"state": "diverged", "error": "the loss is not a finite number"}
         elif self.stops in job.id:
             status |= {"state": "stopped"}
         elif job.is_tuning:
@@ -126,6 +134,20 @@ def test_a_candidate_that_fails_is_not_chosen(tmp_path: Path) -> None:
     run(make_schedule(tmp_path, tune=Tuning(RATES)), engine)
     rates = {j.recipe.learning_rate for j in engine.started if "runs/" in j.id and "rosa/s" in j.id}
     assert rates == {1e-2}
+
+
+def test_a_candidate_that_diverges_is_an_answer_and_no_failure(tmp_path: Path) -> None:
+    schedule = make_schedule(tmp_path, tune=Tuning(RATES))
+    run(schedule, FakeEngine(tmp_path, diverges="rosa/lr-0.001"))
+    assert not schedule.errors
+    assert gather_tuning(schedule)[1]["losses"] == {"0.001": None, "0.01": 0.3}
+    assert not make_schedule(tmp_path, tune=Tuning(RATES)).waiting
+
+
+def test_a_method_of_which_all_candidates_diverge_cannot_run(tmp_path: Path) -> None:
+    schedule = make_schedule(tmp_path, tune=Tuning(RATES))
+    run(schedule, FakeEngine(tmp_path, diverges="rosa/lr-"))
+    assert "no finite validation loss" in schedule.errors["runs/rosa-tiny/toy/rosa/seed-1"]
 
 
 def test_a_method_whose_tuning_failed_is_reported_and_the_others_run(tmp_path: Path) -> None:

@@ -10,6 +10,10 @@ class RosaError(ValueError):
     """Bad input. The command line prints its message, without a traceback, and exits with 2."""
 
 
+class DivergedError(RosaError):
+    """A training run whose loss or weights stopped being finite numbers."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the nearest of `known`, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

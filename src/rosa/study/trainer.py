@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from trl import SFTConfig, SFTTrainer
 
 from rosa.dls import DlsCallback
-from rosa.errors import RosaError
+from rosa.errors import DivergedError
 from rosa.study.adalora import (
     AdaLoraAllocation,
     adalora_of,
@@ -61,7 +61,7 @@ class GuardedTrainer(SFTTrainer):
         """One forward and backward pass.
 
         Raises:
-            RosaError: the loss is NaN or infinite.
+            DivergedError: the loss is NaN or infinite.
         """
         self._meter.count(int(inputs["attention_mask"].sum()))
         loss = super().training_step(model, inputs, *args, **kwargs)
@@ -127,7 +127,7 @@ class GuardedTrainer(SFTTrainer):
         kept = (
             f"the last good checkpoint is {good[-1]}" if good else "no checkpoint was written yet"
         )
-        raise RosaError(
+        raise DivergedError(
             f"{what} is not a finite number after step {self.state.global_step}: {kept}; start "
             "again in another output_dir with a lower learning_rate, or look at the data and the "
             "base model's weights"

@@ -13,7 +13,7 @@ from rosa.errors import RosaError
 from rosa.study.compare.grid import Grid, MethodEntry
 from rosa.study.compare.plan import Group, Job
 from rosa.study.compare.results import RESULTS, RunResult, StudyResults, to_json
-from rosa.study.compare.schedule import Schedule
+from rosa.study.compare.schedule import OVER, Schedule
 from rosa.study.compare.tuning import record, tuning_losses
 from rosa.study.methods import load_method
 from rosa.study.scores import TaskScore
@@ -109,7 +109,7 @@ def gather_tuning(schedule: Schedule) -> list[dict[str, Any]]:
     """What the tuning runs that have ended say, and the rate that was chosen, if one was."""
     groups: dict[Group, list[Job]] = {}
     for job in schedule.jobs:
-        if job.is_tuning and schedule.states[job.id] in ("done", "failed"):
+        if job.is_tuning and schedule.states[job.id] in OVER:
             groups.setdefault(job.group, []).append(job)
     return [
         record(group, tuning_losses(schedule.study, jobs), _chosen(schedule, group))

@@ -3,7 +3,8 @@
 A job is nothing but `rosa train` and `rosa evaluate` on the run's folder: it goes on where an
 earlier attempt stopped, and its recipe alone repeats it.
 
-status/<id>.json   {"state": "training" | "evaluating" | "stopped" | "done" | "failed", ...}
+status/<id>.json   {"state": ..., ...}: training, evaluating, stopped, done, failed, or, of a tuning
+                   run whose learning rate was too high, diverged
 logs/<id>.txt      what the commands printed
 """
 
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rosa.errors import RosaError
+from rosa.errors import DivergedError, RosaError
 from rosa.study.compare.grid import Evaluation
 from rosa.study.compare.plan import Job
 from rosa.study.run_folder import RunFolder
@@ -71,7 +72,9 @@ def run_job(study: Path, job: Job, device: str | None = None) -> None:
             _say(study, job, state, started, tasks=list(job.tasks))
         except RosaError as error:
             sys.stderr.write(f"failed: {error}\n")
-            _say(study, job, "failed", started, error=str(error))
+            # To a tuning run that is an answer: this rate is too high.
+            diverged = job.is_tuning and isinstance(error, DivergedError)
+            _say(study, job, "diverged" if diverged else "failed", started, error=str(error))
         except BaseException as error:  # the study goes on without this run
             traceback.print_exc()
             kind, reason = type(error).__name__, " ".join(str(error).split())[:300]

@@ -17,7 +17,8 @@ from rosa.study.compare.tuning import choose, tuning_losses, with_rate
 from rosa.study.run_folder import RunFolder, first_difference
 
 POLL_SECONDS = 0.5
-OVER = ("done", "failed")
+DONE = ("done", "diverged")  # not done again; only a tuning run counts as diverged
+OVER = (*DONE, "failed")
 
 
 class Engine(Protocol):
@@ -88,10 +89,10 @@ class Schedule:
 
     def _state_on_disk(self, job: Job) -> str:
         status, asked = read_status(self.study, job.id), list(job.tasks)
-        if status.get("state") != "done":
+        if status.get("state") not in DONE:
             return "waiting"
         refuse_another_recipe(self.study / job.id, job)
-        return "done" if status.get("tasks", asked) == asked else "waiting"
+        return status["state"] if status.get("tasks", asked) == asked else "waiting"
 
     def _next(self) -> Job | None:
         """The first job whose learning rate is known, which is then put in."""
@@ -131,7 +132,7 @@ class Schedule:
     def _settle(self, job: Job, death: str | None) -> None:
         status = read_status(self.study, job.id)
         state = status.get("state")
-        if death is None and state == "done":
+        if death is None and state in DONE:
             self.states[job.id] = state
         elif death is None and state == "failed":
             self._fail(job, status.get("error", "it left no word"))

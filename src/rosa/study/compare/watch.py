@@ -15,13 +15,14 @@ from rich.text import Text
 
 from rosa.study.compare.job import read_status
 from rosa.study.compare.plan import Job
-from rosa.study.compare.schedule import Schedule
+from rosa.study.compare.schedule import DONE, Schedule
 
 MARKS = {
     "waiting": ("·", "dim"),
     "running": ("▶", "cyan"),
     "stopped": ("■", "yellow"),
     "done": ("✓", "green"),
+    "diverged": ("∞", "yellow"),
     "failed": ("✗", "red"),
 }
 RECENT = 20  # finished runs that the estimate of the time left goes by
@@ -72,7 +73,7 @@ class Watch:
     def summary(self) -> str:
         """`12 of 90 runs done, 1 failed, about 14 min left`."""
         schedule = self._schedule
-        text = f"{schedule.count('done')} of {len(schedule.jobs)} runs done"
+        text = f"{schedule.count(*DONE)} of {len(schedule.jobs)} runs done"
         if failed := schedule.count("failed"):
             text += f", {failed} failed"
         left = self.seconds_left()
