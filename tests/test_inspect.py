@@ -21,7 +21,7 @@ from rosa.study.inspect import activations, capture, inspect_model
 from rosa.study.inspect.adapter_effect import PERCENTILES, Histogram, norm_gains
 from rosa.study.inspect.capture import run, watch_states
 from tests.adapters import adapted, randomise
-from tests.architectures import BY_TYPE
+from tests.architectures import BY_NAME
 from tests.inspect_models import TEXTS, loaded, recording, strengths
 from tests.tiny_models import VARIANTS, tiny_model
 
@@ -301,7 +301,7 @@ KERNEL = [
 @pytest.mark.parametrize("name", KERNEL)
 def test_other_ways_to_rotate(name: str) -> None:
     """Fused projections, interleaved pairs, parts of a head, layers without rotation."""
-    architecture = BY_TYPE[name]
+    architecture = BY_NAME[name]
     model = architecture.build()
     found = inspect_model(loaded(model), TEXTS, r_low=0.5)
     assert tuple(layer.index for layer in found.states) == architecture.layers
@@ -313,13 +313,13 @@ def test_other_ways_to_rotate(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BY_TYPE)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_every_architecture(name: str) -> None:
-    model = BY_TYPE[name].build()
+    model = BY_NAME[name].build()
     found = inspect_model(loaded(get_peft_model(model, RosaConfig(r=4, r_low=0.5))), TEXTS)
-    assert tuple(found.layers) == BY_TYPE[name].layers
+    assert tuple(found.layers) == BY_NAME[name].layers
     for layer, base, low in zip(found.states, found.base_states, found.low, strict=True):
-        assert len(low) == BY_TYPE[name].rotary_dim // 2
+        assert len(low) == BY_NAME[name].rotary_dim // 2
         assert (layer.query == base.query).all()
         assert (layer.query > 0).all()
         assert (layer.key > 0).all()
