@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -31,8 +32,6 @@ from rosa.study.run_folder import RunFolder
 if TYPE_CHECKING:
     from rosa.study.models import Loaded
     from rosa.study.workload import Workload
-
-ORPHAN_CHECK_SECONDS = 2.0
 
 
 def status_file(study: Path, job_id: str) -> Path:
@@ -190,11 +189,13 @@ def _output_to(stream: Any) -> Iterator[None]:
 
 def stop_with_parent() -> None:
     """Saves and ends this process once the one that started it is gone, however it went."""
-    parent = os.getppid()
+    # The study, by a pipe that closes with it. `os.getppid` would be the server that forked this
+    # process, which lives as long as any process that it forked.
+    parent = multiprocessing.parent_process()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(ORPHAN_CHECK_SECONDS)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if parent is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
