@@ -18,8 +18,8 @@ from rosa.rope import RopeLayout, Tap
 from rosa.study.inspect import Inspection, Texts, draw_adapter, draw_comparison, draw_figure1
 from rosa.study.inspect.activations import low_dimensions
 from rosa.study.inspect.adapter_effect import PERCENTILES, Distribution, LayerEffect
-from rosa.study.inspect.canvas import colour_scale, runs
 from rosa.study.inspect.capture import LayerStates
+from rosa.study.inspect.maps import colour_scale, runs
 
 SHAPES = {"tiny": (6, 4, 2, 32), "large": (80, 64, 8, 128), "least": (1, 1, 1, 4)}
 

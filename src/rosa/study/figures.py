@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from rosa.errors import RosaError
+from rosa.study.canvas import canvas
 from rosa.study.compare.grid import read_entry
 from rosa.study.compare.results import StudyResults
-from rosa.study.inspect.canvas import canvas
 from rosa.study.models import ASSETS, short_name
 
 OURS, PAPERS = "#0f6ba8", "#7a8794"

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rosa.study.canvas import canvas
 from rosa.study.compare.plan import folder_name
 from rosa.study.compare.results import RunResult, StudyResults
 from rosa.study.cost_plot import CostPoint, draw_costs
-from rosa.study.inspect.canvas import canvas
 from rosa.study.models import short_name
 
 COLOURS = {"ours": "#d55e00", "baseline": "#0072b2", "variant": "#5b6b7a"}

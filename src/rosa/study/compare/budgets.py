@@ -42,12 +42,13 @@ def _target(grid: Grid, model: str, entry: MethodEntry) -> int:
     return _count(model, str(other.recipe["method"]), adapter)
 
 
-# A shape is asked for once per method and training set.
+# Plan, dry run and table ask the same for every data set, seed and candidate of the tuning.
 @cache
 def _shape(model: str) -> Any:
     return model_shape(model)
 
 
+@cache
 def _count(model: str, method: str, adapter: tuple[tuple[str, Any], ...]) -> int:
     found = count(_shape(model), method, dict(adapter))
     if found.trainable is None:
@@ -55,6 +56,7 @@ def _count(model: str, method: str, adapter: tuple[tuple[str, Any], ...]) -> int
     return found.trainable
 
 
+@cache
 def _match(
     model: str, method: str, target: int, given: tuple[tuple[str, Any], ...]
 ) -> dict[str, Any]:

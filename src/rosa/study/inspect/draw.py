@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rosa.study.inspect.canvas import (
+from rosa.study.canvas import INK, SOFT, canvas
+from rosa.study.inspect.inspection import KINDS, Inspection, Kind
+from rosa.study.inspect.maps import (
     ABOVE_MARKS,
-    INK,
     KEY,
     QUERY,
-    SOFT,
     STRENGTH,
     alike,
-    canvas,
     colour_scale,
     conditions,
     described,
@@ -21,7 +20,6 @@ from rosa.study.inspect.canvas import (
     heat_map,
     mark_low,
 )
-from rosa.study.inspect.inspection import KINDS, Inspection, Kind
 
 NAMES = {"query": "queries", "key": "keys"}
 COLOURS = {"query": QUERY, "key": KEY}

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 
 from rosa.errors import RosaError
+from rosa.study.canvas import INK, SOFT, canvas
 from rosa.study.inspect.activations import Array
 from rosa.study.inspect.adapter_effect import Distribution
-from rosa.study.inspect.canvas import (
+from rosa.study.inspect.draw import COLOURS, NAMES
+from rosa.study.inspect.inspection import KINDS, Inspection, Kind
+from rosa.study.inspect.maps import (
     ABOVE_MARKS,
     CHANGE,
-    INK,
     KEY,
     QUERY,
-    SOFT,
     STRENGTH,
     alike,
-    canvas,
     colour_scale,
     conditions,
     described,
@@ -28,8 +28,6 @@ from rosa.study.inspect.canvas import (
     mark_low,
     source_of,
 )
-from rosa.study.inspect.draw import COLOURS, NAMES
-from rosa.study.inspect.inspection import KINDS, Inspection, Kind
 
 _NORM_COLOURS = (QUERY, KEY, "#3a7d44", "#7a4b9a")
 _MARKERS = "osD^v"

@@ -1,57 +1,23 @@
-"""What the pictures share: colours, heat maps over the dimensions of a head, marks and ticks."""
+"""What the pictures of an inspection share: heat maps over a head's dimensions, marks and ticks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from rosa.study.canvas import INK
 from rosa.study.inspect.activations import Array, pair_of_dimension
 from rosa.study.inspect.capture import LayerStates
 from rosa.study.inspect.inspection import Inspection
 from rosa.study.models import short_name
 
-INK, SOFT = "#16202b", "#5b6b7a"
 QUERY, KEY = "#0f6ba8", "#b4530a"  # told apart by every kind of colour vision
 STRENGTH, CHANGE = "viridis", "RdBu_r"  # perceptually uniform; diverging, white at zero
-STYLE: dict[Any, Any] = {
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.labelcolor": INK,
-    "axes.edgecolor": SOFT,
-    "axes.linewidth": 0.7,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8.5,
-    "text.parse_math": False,  # titles are a person's words; "$" is no formula
-    "savefig.dpi": 150,
-    "figure.facecolor": "white",
-}
 _CLIP = 97  # percentile; a few massive dimensions would leave the rest of a map dark
 ABOVE_MARKS = 22  # points between a map and its title: room for the brackets
-
-
-@contextmanager
-def canvas(width: float, height: float, title: str, subtitle: str) -> Any:
-    """A figure in the common style (`with canvas(...) as figure`), with its two lines of title."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure  # no pyplot: nothing global, no display needed
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    with rc_context(STYLE):
-        below_title = (0, 0, 1, 1 - 0.62 / height)
-        layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1, rect=below_title)
-        figure = Figure(figsize=(width, height), layout=layout)
-        size = min(13.0, 1450 / len(title))
-        figure.text(0.12 / width, 1 - 0.12 / height, title, weight="bold", size=size, va="top")
-        figure.text(0.12 / width, 1 - 0.40 / height, subtitle, color=SOFT, size=9, va="top")
-        yield figure
 
 
 def colour_scale(grids: Sequence[Array], name: str) -> tuple[float, dict[str, Any]]:
