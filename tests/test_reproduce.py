@@ -221,6 +221,8 @@ def test_the_papers_hashes(shared_data):
         (["table3", "--scale", "tiny", "--data", "."], "toy comes with the package"),
         (["table3", "--dry_run", "--device_flops", "0"], "--device_flops must be above 0"),
         (["table3", "--scale", "tiny", "--workers", "0"], "workers must be at least 1"),
+        (["table1", "--scale", "tiny", "--dry_run", "--limit", "0"], "limit must be at least 1"),
+        (["table1", "--scale", "tiny", "--dry_run", "--tasks", "toys"], "did you mean 'toy'"),
         (["figure1", "--scale", "tiny", "--limit", "3"], "asks nothing, so --limit is of no use"),
     ],
 )

@@ -68,13 +68,7 @@ def prepare(
     Raises:
         RosaError: an unknown task or prompt, bad data, an unknown label, or too few examples.
     """
-    for name, value in (("limit", limit), ("max_new_tokens", max_new_tokens)):
-        if value is not None and value < 1:
-            raise RosaError(f"{name} must be at least 1, found {value}")
-    if num_fewshot < 0:
-        raise RosaError(f"num_fewshot must be at least 0, found {num_fewshot}")
-    if prompt not in (None, *PROMPTS):
-        raise RosaError(f"unknown prompt {prompt!r}; say one of {', '.join(PROMPTS)}")
+    check_asking(limit, max_new_tokens, prompt, num_fewshot)
     changes = {"max_new_tokens": max_new_tokens, "prompt": prompt}
     given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     work = []
@@ -88,6 +82,19 @@ def prepare(
             asked = dataclasses.replace(asked, shots=shots, shots_from=str(source))
         work.append(asked)
     return work
+
+
+def check_asking(
+    limit: int | None, max_new_tokens: int | None, prompt: str | None, num_fewshot: int
+) -> None:
+    """Raises RosaError for a value of `prepare` that no task would take."""
+    for name, value in (("limit", limit), ("max_new_tokens", max_new_tokens)):
+        if value is not None and value < 1:
+            raise RosaError(f"{name} must be at least 1, found {value}")
+    if num_fewshot < 0:
+        raise RosaError(f"num_fewshot must be at least 0, found {num_fewshot}")
+    if prompt not in (None, *PROMPTS):
+        raise RosaError(f"unknown prompt {prompt!r}; say one of {', '.join(PROMPTS)}")
 
 
 def departures(work: Sequence[Workload]) -> dict[str, Any]:

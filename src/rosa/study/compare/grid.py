@@ -21,7 +21,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rosa.errors import RosaError
+from rosa.study.benchmarks import resolve_tasks
+from rosa.study.evaluate import check_options
 from rosa.study.methods import load_method
+from rosa.study.workload import check_asking
 
 ENTRY_KEYS = ("name", "title", "budget")  # the rest of a method's entry are keys of its recipe
 # Keys of a recipe that a grid says in a place of its own.
@@ -143,6 +146,11 @@ class Grid:
             _refuse_twins("tune.seeds", [str(seed) for seed in self.tune.seeds])
         for where, keys in self._recipes():
             self._refuse_said_elsewhere(where, keys)
+        asked = self.evaluate
+        check_asking(asked.limit, asked.max_new_tokens, asked.prompt, asked.num_fewshot)
+        check_options(asked.batch_size, asked.num_beams, asked.protocol)
+        for train_set in self.training_sets.values():
+            resolve_tasks(train_set.tasks)
         if self.evaluate.fewshot_data is not None and not self.evaluate.num_fewshot:
             raise RosaError("evaluate.fewshot_data is drawn from by num_fewshot; set that too")
         if self.threads < 1:

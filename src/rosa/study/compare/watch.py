@@ -120,7 +120,7 @@ def doing(study: Path, job: Job) -> str:
     if state == "evaluating":
         return _asked(study / job.id / "evaluation")
     if state != "training":
-        return "starting"
+        return "stopped" if state == "stopped" else "starting"
     last = _last_line(study / job.id / "metrics.jsonl")
     total = f" of {job.recipe.max_steps}" if job.recipe.max_steps else ""
     loss = f", loss {last['loss']:.4f}" if "loss" in last else ""
