@@ -9,7 +9,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from rosa import DlsConfig, RosaConfig
 
@@ -19,22 +25,32 @@ NORMS = ["input_layernorm", "post_attention_layernorm"]
 EVERY_THIRD = DlsConfig(interval=3, warmup=2, p_exploit=0.5, seed=1)
 
 
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+}
+
+
 def tiny_llama(dtype: torch.dtype = torch.float64, layers: int = LAYERS) -> LlamaForCausalLM:
     """A random Llama with a few thousand parameters; the same at every call."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=32,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-    )
+    return _random(LlamaForCausalLM, LlamaConfig(num_hidden_layers=layers, **SIZES), dtype)
+
+
+def tiny_qwen2(dtype: torch.dtype = torch.float64) -> Qwen2ForCausalLM:
+    """The same as a Qwen2, whose projections have biases."""
+    return _random(Qwen2ForCausalLM, Qwen2Config(num_hidden_layers=LAYERS, **SIZES), dtype)
+
+
+def _random(kind: type, config: object, dtype: torch.dtype) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
+        model = kind(config)
         # Large weights, so that layers differ in their scores from the start.
         with torch.no_grad():
             for parameter in model.parameters():
@@ -117,12 +133,20 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, t: int) -> No
     optimizer.zero_grad()
 
 
+def norm_weights(layer: nn.Module) -> list[nn.Parameter]:
+    """The weights of the layer's two norms, of the copies that PEFT trains where it does."""
+    norms = [getattr(layer, name) for name in NORMS]
+    # LN tuning's wrapper shows the untrained weight; that of `modules_to_save` its active copy's.
+    trained = [getattr(norm, "ln_tuning_layers", {"default": norm})["default"] for norm in norms]
+    return [norm.weight for norm in trained]
+
+
 def norm_gradients(model: nn.Module) -> list[list[torch.Tensor]]:
     """Gradients of the two norms of each layer, whoever wraps them."""
-    return [
-        [
-            getattr(layer, name).weight.grad.clone()  # a PEFT wrapper hands on its active copy's
-            for name in NORMS
-        ]
-        for layer in decoder_layers(model)
-    ]
+    return [[w.grad.clone() for w in norm_weights(layer)] for layer in decoder_layers(model)]
+
+
+def held_outside(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters that have a name outside the layers, alone or beside one in a layer."""
+    names = model.named_parameters(remove_duplicate=False)
+    return {p for name, p in names if ".layers." not in name}
