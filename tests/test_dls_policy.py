@@ -24,6 +24,7 @@ def test_the_paper_s_defaults() -> None:
         "p_exploit": 0.8,
         "warmup": 0.05,
         "seed": 0,
+        "layers": None,
     }
 
 

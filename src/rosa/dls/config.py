@@ -20,6 +20,8 @@ class DlsConfig:
         p_exploit: probability of taking the layers with the best scores; else they are drawn.
         warmup: no choice up to this step; below 1 it is a share of the run's steps, else steps.
         seed: of DLS's own generator; nothing else in the run draws from it.
+        layers: a static choice: these layers train from the first step on and no others, nothing
+            is scored, and the other settings have no effect; `null` chooses by the scores.
 
     Raises:
         RosaError: a value out of its range.
@@ -30,6 +32,7 @@ class DlsConfig:
     p_exploit: float = 0.8
     warmup: float = 0.05
     seed: int = 0
+    layers: list[int] | None = dataclasses.field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         _check("k_ratio", self.k_ratio, lambda v: 0 < v <= 1, "a number above 0 and at most 1")
@@ -37,6 +40,8 @@ class DlsConfig:
         _check("p_exploit", self.p_exploit, lambda v: 0 <= v <= 1, "a number from 0 to 1")
         _check("warmup", self.warmup, lambda v: 0 <= v < math.inf, "a number from 0")
         _check("seed", self.seed, lambda v: v >= 0, "a whole number from 0", whole=True)
+        if self.layers is not None:
+            object.__setattr__(self, "layers", _layer_list(self.layers))
 
     @classmethod
     def of(cls, value: DlsConfig | Mapping[str, Any] | None) -> DlsConfig:
@@ -60,9 +65,13 @@ class DlsConfig:
     def warmup_steps(self, total_steps: int | None) -> int:
         """T_warmup in optimizer steps: the last step at which no choice is made.
 
+        With a static choice no step is awaited.
+
         Raises:
             RosaError: `warmup` is a share and the run's length is not known.
         """
+        if self.layers is not None:
+            return 0
         if self.warmup == 0 or self.warmup >= 1:
             return math.floor(self.warmup)
         if total_steps is None:
@@ -75,6 +84,8 @@ class DlsConfig:
 
     def chooses_at(self, step: int, total_steps: int | None) -> bool:
         """Whether optimizer step `step` (from 1) scores and chooses: Algorithm 1, line 7."""
+        if self.layers is not None:
+            return False
         return step > self.warmup_steps(total_steps) and step % self.interval == 0
 
 
@@ -84,3 +95,15 @@ def _check(
     kind = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kind) or not holds(value):
         raise RosaError(f"dls.{name} must be {expected}, not {value!r}")
+
+
+def _layer_list(value: Any) -> list[int]:
+    """The indices in ascending order, as plain integers."""
+    indices = list(value) if isinstance(value, (list, tuple, range)) else []
+    whole = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices)
+    if not indices or not whole or len(set(indices)) < len(indices):
+        raise RosaError(
+            "dls.layers must be a list of different layer indices from 0, at least one, or null, "
+            f"not {value!r}"
+        )
+    return sorted(indices)

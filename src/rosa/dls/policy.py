@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 EXPLOIT = "exploit"
 EXPLORE = "explore"
+STATIC = "static"  # given by the user: nothing is scored, nothing drawn
 
 
 class Choice(NamedTuple):

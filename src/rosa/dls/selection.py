@@ -45,7 +45,8 @@ class DynamicLayerSelection:
     Attributes:
         selected: indices of the layers that train, ascending; None (all) before the first choice.
         history: one record per choice, JSON-able: `step`, `mode` ("exploit" or "explore"),
-            `scores` (one float per layer, Eq. 5) and `selected`.
+            `scores` (one float per layer, Eq. 5) and `selected`. A static choice is one record
+            with the mode "static" and None for every score.
         step: optimizer steps that were carried out since the start of the run.
 
     Raises:
@@ -90,6 +91,7 @@ class DynamicLayerSelection:
         self._new_gradients = False
         self._step_handles: list[RemovableHandle] = []
         self._gradient_handles: list[RemovableHandle] = []
+        self._choose_static()
         self._attach()
 
     @property
@@ -152,11 +154,14 @@ class DynamicLayerSelection:
         self.selected = None if state["selected"] is None else list(state["selected"])
         # In the order of a new record, so that a file written from them is the same to the byte.
         self.history = [{key: record[key] for key in _RECORD} for record in state["history"]]
+        self._choose_static()
         self._prepare_step()
 
     def start_at(self, step: int) -> None:
         """Count on from `step`, for a run that goes on from a checkpoint without DLS state."""
         self.step = step
+        self.history = []
+        self._choose_static()
         self._prepare_step()
 
     def detach(self) -> None:
@@ -183,7 +188,7 @@ class DynamicLayerSelection:
             self._optimizer.register_step_post_hook(self._after_step),
         ]
         self._prepare_step()
-        if self.total_steps is not None:
+        if self.total_steps is not None and self.config.layers is None:
             last = self.total_steps - self.total_steps % self.config.interval
             if not self.config.chooses_at(last, self.total_steps):
                 warnings.warn(self._never(f"in {self.total_steps} steps"), stacklevel=4)
@@ -245,10 +250,32 @@ class DynamicLayerSelection:
         choice = policy.choose(scores, candidates, k, self.config.p_exploit, self._seed, step)
         return {"step": step, "mode": choice.mode, "scores": scores, "selected": choice.selected}
 
+    def _choose_static(self) -> None:
+        """Make the choice that the settings give, for the coming step, unless it is made."""
+        layers = self.config.layers
+        if layers is None or (self.history and self.selected == layers):
+            return
+        candidates = self._parameters.trainable_layers
+        if missing := [i for i in layers if i not in candidates]:
+            raise RosaError(
+                f"dls.layers names {', '.join(map(str, missing))}, and the layers of this model "
+                f"that have anything to train are {_ranges(candidates)}"
+            )
+        scores = [None] * len(self._scored)
+        self.selected = list(layers)
+        self.history.append(
+            {
+                "step": self.step + 1,
+                "mode": policy.STATIC,
+                "scores": scores,
+                "selected": list(layers),
+            }
+        )
+
     def _warn_of_changes(self, state: dict[str, Any]) -> None:
         now = {**self.config.to_dict(), "total_steps": self.total_steps}
         then = {**state["config"], "total_steps": state["total_steps"]}
-        changed = [f"{key} {then[key]} -> {now[key]}" for key in now if now[key] != then.get(key)]
+        changed = [f"{key} {then.get(key)} -> {now[key]}" for key in now if now[key] != then.get(key)]
         if changed:
             warnings.warn(
                 f"DLS resumes with other settings than before ({', '.join(changed)}); its seed "
@@ -262,3 +289,14 @@ class DynamicLayerSelection:
             f"DLS never chooses {when}, so every layer is trained throughout: interval is "
             f"{self.config.interval} and warm-up lasts {warmup} steps; lower them or train longer"
         )
+
+
+def _ranges(indices: list[int]) -> str:
+    """Ascending indices as a person reads them: `0-3, 6`."""
+    runs: list[list[int]] = []
+    for i in indices:
+        if runs and i == runs[-1][-1] + 1:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
