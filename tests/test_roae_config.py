@@ -40,6 +40,8 @@ def test_the_defaults_are_the_papers() -> None:
         ({"layers_to_transform": []}, "layers_to_transform must hold layer indices"),
         ({"layers_to_transform": [-1]}, "layers_to_transform must hold layer indices"),
         ({"layers_to_transform": [0], "target_modules": ".*attn"}, "regex in target_modules"),
+        ({"projection": "lowrank"}, r"one of low_rank, full.*not 'lowrank' \(did you mean"),
+        ({"projection": None}, "projection must be one of low_rank, full.*not None"),
         ({"dls": True}, "dls must be a rosa.DlsConfig or None, not True"),
         ({"dls": {"k_ratio": 2.0}}, "k_ratio"),
     ],
@@ -74,11 +76,11 @@ def test_fields_of_a_later_version_are_ignored_with_a_warning(tmp_path: Path) ->
     RosaConfig(r=4, dls=DlsConfig(interval=7)).save_pretrained(str(tmp_path))
     file = tmp_path / "adapter_config.json"
     saved = json.loads(file.read_text())
-    saved["projection"] = "full"
+    saved["depth"] = 2
     saved["dls"]["temperature"] = 1.0
     file.write_text(json.dumps(saved))
     with (
-        pytest.warns(UserWarning, match="'projection'"),
+        pytest.warns(UserWarning, match="'depth'"),
         pytest.warns(UserWarning, match="unknown fields of dls: temperature"),
     ):
         loaded = PeftConfig.from_pretrained(tmp_path)

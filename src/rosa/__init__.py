@@ -13,7 +13,7 @@ from rosa._register import register_with_peft
 
 if TYPE_CHECKING:
     from rosa.dls import DlsCallback, DlsConfig, DynamicLayerSelection
-    from rosa.roae import RosaConfig, RosaModel
+    from rosa.roae import RosaConfig, RosaModel, register_projection
     from rosa.study.models import tiny_model_path
 
 __version__ = "0.1.0"
@@ -24,6 +24,7 @@ _HOME = {
     "DlsConfig": "rosa.dls",
     "DlsCallback": "rosa.dls",
     "DynamicLayerSelection": "rosa.dls",
+    "register_projection": "rosa.roae",
     "tiny_model_path": "rosa.study.models",
 }
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "RosaConfig",
     "RosaModel",
     "__version__",
+    "register_projection",
     "tiny_model_path",
 ]
 

@@ -8,7 +8,15 @@ from rosa.roae.config import RosaConfig
 from rosa.roae.layer import RosaLayer
 from rosa.roae.load import check_adapter, load_adapter_checked
 from rosa.roae.model import RosaModel
+from rosa.roae.projection import register_projection
 
 register(RosaConfig, RosaModel)
 
-__all__ = ["RosaConfig", "RosaLayer", "RosaModel", "check_adapter", "load_adapter_checked"]
+__all__ = [
+    "RosaConfig",
+    "RosaLayer",
+    "RosaModel",
+    "check_adapter",
+    "load_adapter_checked",
+    "register_projection",
+]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from peft import PeftConfig
 
 from rosa.errors import RosaError
+from rosa.roae.projection import check_projection_name
 from rosa.roae.registration import ROSA
 
 if TYPE_CHECKING:
@@ -25,6 +26,13 @@ class RosaConfig(PeftConfig):
     """
 
     r: int = field(default=128, metadata={"help": "Rank of the projection W_proj and of W_GQA."})
+    projection: str = field(
+        default="low_rank",
+        metadata={
+            "help": "Parametrisation of W_proj: 'low_rank' (the paper's, of rank r), 'full' (one "
+            "matrix) or a name given to rosa.register_projection."
+        },
+    )
     alpha: float = field(default=0.1, metadata={"help": "Strength α of the modulation (Eq. 4)."})
     r_low: float = field(
         default=0.25,
@@ -79,6 +87,7 @@ class RosaConfig(PeftConfig):
     def _validate(self) -> None:
         if not _is_int(self.r) or self.r < 1:
             raise RosaError(f"r must be a whole number of at least 1, not {self.r!r}")
+        check_projection_name(self.projection)
         if not _is_finite(self.alpha):
             raise RosaError(f"alpha must be a finite number, not {self.alpha!r}")
         if not _is_finite(self.r_low) or not 0 < self.r_low <= 1:

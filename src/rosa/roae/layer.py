@@ -1,7 +1,7 @@
 """`RosaLayer` wraps one attention module and modulates its queries and keys.
 
-    H ──┬── rosa_A ── rosa_B ── SiLU ──┬── S_q ────────────────────────┐
-        │                              └── rosa_gqa_A ── rosa_gqa_B ── S_k (GQA only)
+    H ──┬── rosa_A ── rosa_B ── P ── SiLU ──┬── S_q ─────────────────────────┐
+        │   (or another projection)         └── rosa_gqa_A ── rosa_gqa_B ── S_k (GQA only)
         └── attention: q_proj ─ (q_norm) ─▶ modulate with S_q ─▶ rotation ─▶ ...
                        k_proj ─ (k_norm) ─▶ modulate with S_k ─▶ rotation ─▶ cache ...
 
@@ -15,8 +15,7 @@ replicas of a model stay independent.
 from __future__ import annotations
 
 import inspect
-import math
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -27,6 +26,7 @@ from rosa.ops import modulate_post_rotation, modulate_pre_rotation
 from rosa.roae.checks import check_one_adapter
 from rosa.roae.config import RosaConfig
 from rosa.roae.norms import NormWrapper
+from rosa.roae.projection import PREFIX, Stages, build_projection, low_rank_gqa
 from rosa.roae.taps import as_heads, with_heads
 from rosa.roae.trainability import KeepsTrainability
 from rosa.rope import RopeLayout, Tap, low_pair_count, low_pair_slices
@@ -72,34 +72,30 @@ def _modulate_output(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
     return output
 
 
-def _linear(weights: nn.ModuleDict, adapter_name: str) -> nn.Linear:
-    return cast(nn.Linear, weights[adapter_name])
-
-
 class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
     """An attention module with RoAE; each adapter has its own weights, one is active at a time.
 
     The signal, with H (b, l, d) the input of the attention module (Eqs. 2 and 3):
 
-        S_q = SiLU(H·A·B)     (b, l, h_q, d_low)
+        P = W_proj(H)         (b, l, h_q·d_low): `rosa.roae.projection`, low rank unless told
+        S_q = SiLU(P)         (b, l, h_q, d_low)
         S_k = S_q·W_GQA       (b, l, h_kv, d_low), W_GQA of rank r; S_k = S_q where h_kv = h_q
 
-    d_low holds the real half, then the imaginary half. Weights are `nn.Linear`s without bias, so
-    `rosa_A.weight` is (r, d), `rosa_B.weight` (h_q·d_low, r), `rosa_gqa_A.weight` (r, h_q·d_low)
-    and `rosa_gqa_B.weight` (h_kv·d_low, r).
+    d_low holds the real half, then the imaginary half. Each stage of the two maps is a
+    `ModuleDict` with one module for each adapter: `rosa_A`, `rosa_B`, `rosa_gqa_A`, `rosa_gqa_B`
+    for the low-rank ones.
     """
 
-    adapter_layer_names = ("rosa_A", "rosa_B", "rosa_gqa_A", "rosa_gqa_B")
-    other_param_names = ("alpha", "rope_stage", "low_pairs")
+    # Of the adapters that there are; their projections add their own.
+    adapter_layer_names: tuple[str, ...] = ()
+    other_param_names = ("stages", "stages_for_keys", "alpha", "rope_stage", "low_pairs")
 
     def __init__(self, base_layer: nn.Module, layout: RopeLayout) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.layout = layout
-        self.rosa_A = nn.ModuleDict()
-        self.rosa_B = nn.ModuleDict()
-        self.rosa_gqa_A = nn.ModuleDict()
-        self.rosa_gqa_B = nn.ModuleDict()
+        self.stages: dict[str, tuple[str, ...]] = {}  # names of modules, in the order of W_proj
+        self.stages_for_keys: dict[str, tuple[str, ...]] = {}  # of W_GQA; none where h_kv = h_q
         self.alpha: dict[str, float] = {}
         self.rope_stage: dict[str, str] = {}
         self.low_pairs: dict[str, tuple[slice, slice]] = {}
@@ -114,41 +110,32 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: RosaConfig) -> None:
         """Adds an adapter's weights. Raises RosaError where r_low is too small for the head."""
-        layout, r = self.layout, config.r
+        layout = self.layout
         if layout.turns is None and config.rope_stage == "post":
             raise RosaError(NO_ANGLES)
         pairs = low_pair_count(layout.head_dim, layout.rotary_dim, config.r_low)
         for_queries, for_keys = (2 * pairs * tap.heads for tap in (layout.query, layout.key))
-        self.rosa_A[adapter_name] = nn.Linear(layout.hidden_size, r, bias=False)
-        self.rosa_B[adapter_name] = nn.Linear(r, for_queries, bias=False)
+        weights = build_projection(layout.hidden_size, for_queries, config)
+        self.stages[adapter_name] = self._keep(adapter_name, weights)
+        weights = {}
         if layout.query.heads != layout.key.heads:
-            self.rosa_gqa_A[adapter_name] = nn.Linear(for_queries, r, bias=False)
-            self.rosa_gqa_B[adapter_name] = nn.Linear(r, for_keys, bias=False)
+            weights = low_rank_gqa(for_queries, for_keys, config.r)
+        self.stages_for_keys[adapter_name] = self._keep(adapter_name, weights)
         self.alpha[adapter_name] = config.alpha
         self.rope_stage[adapter_name] = config.rope_stage
         self.low_pairs[adapter_name] = low_pair_slices(layout.rotary_dim, layout.pairing, pairs)
-        self.reset_rosa_parameters(adapter_name, config.init_weights)
         self.cast_as_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    @torch.no_grad()
-    def reset_rosa_parameters(self, adapter_name: str, init_weights: bool = True) -> None:
-        """Starts an adapter afresh: A at random as LoRA's, B zero, so that the signal is zero.
-
-        W_GQA starts at random with gains that keep the signal's variance: it needs no zeros, since
-        it maps a zero signal to zero, and with two zero factors in a row no gradient could flow.
-        `init_weights=False` draws B at random too.
-        """
-        up = _linear(self.rosa_B, adapter_name).weight
-        nn.init.kaiming_uniform_(_linear(self.rosa_A, adapter_name).weight, a=math.sqrt(5))
-        if init_weights:
-            nn.init.zeros_(up)
-        else:
-            nn.init.kaiming_uniform_(up, a=math.sqrt(5))
-        for factors in (self.rosa_gqa_A, self.rosa_gqa_B):
-            if adapter_name in factors:
-                factor = _linear(factors, adapter_name)
-                nn.init.normal_(factor.weight, std=1 / math.sqrt(factor.in_features))
+    def _keep(self, adapter_name: str, weights: Stages) -> tuple[str, ...]:
+        """Takes an adapter's modules in, each under its prefixed name; returns those names."""
+        names = tuple(f"{PREFIX}{name}" for name in weights)
+        for name, module in zip(names, weights.values(), strict=True):
+            if name not in self.adapter_layer_names:
+                self.add_module(name, nn.ModuleDict())
+                self.adapter_layer_names = (*self.adapter_layer_names, name)
+            getattr(self, name)[adapter_name] = module
+        return names
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """PEFT's: activates one adapter (or none, for an empty list)."""
@@ -171,7 +158,7 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The attention's own forward, with its queries and keys modulated on the way."""
-        name = next((name for name in self.active_adapters if name in self.rosa_A), None)
+        name = next((name for name in self.active_adapters if name in self.stages), None)
         if self.disable_adapters or name is None:
             return self.base_layer(*args, **kwargs)
         arguments = dict(zip(self._parameters_of_forward, args, strict=False)) | kwargs
@@ -203,20 +190,32 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         return [self.base_layer.get_submodule(name) for name in names]
 
     def signals(self, adapter_name: str, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        """S_q (b, l, h_q, d_low) and S_k (b, l, h_kv, d_low) of input (b, l, d).
-
-        Computed in the dtype of the adapter's weights (autocast, where it is on, decides instead).
-        """
-        down = _linear(self.rosa_A, adapter_name)
-        x = self._cast_input_dtype(hidden_states, down.weight.dtype)
-        for_queries = nn.functional.silu(self.rosa_B[adapter_name](down(x)))
-        for_keys = for_queries
-        if adapter_name in self.rosa_gqa_A:
-            for_keys = self.rosa_gqa_B[adapter_name](self.rosa_gqa_A[adapter_name](for_queries))
+        """S_q (b, l, h_q, d_low) and S_k (b, l, h_kv, d_low) of input (b, l, d)."""
+        for_queries = nn.functional.silu(self.pre_activation(adapter_name, hidden_states))
+        for_keys = self.key_signal(adapter_name, for_queries)
         return (
             for_queries.unflatten(-1, (self.layout.query.heads, -1)),
             for_keys.unflatten(-1, (self.layout.key.heads, -1)),
         )
+
+    def pre_activation(self, adapter_name: str, hidden_states: Tensor) -> Tensor:
+        """P (b, l, h_q·d_low) of input (b, l, d), of which S_q = SiLU(P).
+
+        Computed in the dtype of the adapter's weights (autocast, where it is on, decides instead).
+        """
+        stages = [getattr(self, stage)[adapter_name] for stage in self.stages[adapter_name]]
+        weight = next(weight for stage in stages for weight in stage.parameters())
+        p = self._cast_input_dtype(hidden_states, weight.dtype)
+        for stage in stages:
+            p = stage(p)
+        return p
+
+    def key_signal(self, adapter_name: str, for_queries: Tensor) -> Tensor:
+        """S_k (b, l, h_kv·d_low) of S_q (b, l, h_q·d_low); the same tensor where h_kv = h_q."""
+        signal = for_queries
+        for stage in self.stages_for_keys[adapter_name]:
+            signal = getattr(self, stage)[adapter_name](signal)
+        return signal
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise RosaError(NO_MERGE)
@@ -245,7 +244,9 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         place = device or self._get_base_layer_device_and_dtype(self.base_layer)[0]
         for name in self.adapter_layer_names:
             weights = getattr(self, name)
-            if adapter_name in weights and not _linear(weights, adapter_name).weight.is_meta:
+            if adapter_name in weights and not any(
+                p.is_meta for p in weights[adapter_name].parameters()
+            ):
                 weights[adapter_name].to(place)
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> Any:

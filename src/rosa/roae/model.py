@@ -16,6 +16,8 @@ from rosa.roae.checks import check_modules_to_save, check_one_adapter, without_s
 from rosa.roae.config import RosaConfig
 from rosa.roae.layer import NO_MERGE, RosaLayer
 from rosa.roae.norms import NormWrapper, norms_of
+from rosa.roae.projection import PREFIX, check_projection
+from rosa.roae.precision import KeepsPrecision
 from rosa.roae.reminder import remind_of_selection
 from rosa.rope import RopeLayout, has_rope, layout_of, low_pair_count, measure_unknown
 
@@ -25,14 +27,14 @@ NO_SUM = (
 )
 
 
-class RosaModel(BaseTuner):
+class RosaModel(KeepsPrecision, BaseTuner):
     """A model with RoAE on its attention modules (`get_peft_model(model, RosaConfig(...))`).
 
     Raises RosaError for a model without RoPE, an architecture whose rotation is not known, an
     r_low too small for its heads, and a configuration that matches no attention module.
     """
 
-    prefix: str = "rosa_"
+    prefix: str = PREFIX
     tuner_layer_cls = RosaLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # PEFT's name and type
 
@@ -50,9 +52,13 @@ class RosaModel(BaseTuner):
         self._check_layers(peft_config, matched)
         wrapped = [name for name in sites if isinstance(self.model.get_submodule(name), RosaLayer)]
         check_modules_to_save(self.model, peft_config.modules_to_save, [*matched, *wrapped])
+        shapes = set()
         for name in matched:  # before anything is wrapped: a refused model stays as it was
             layout = _layout(self.model.get_submodule(name))
-            low_pair_count(layout.head_dim, layout.rotary_dim, peft_config.r_low)
+            pairs = low_pair_count(layout.head_dim, layout.rotary_dim, peft_config.r_low)
+            shapes.add((layout.hidden_size, 2 * pairs * layout.query.heads))
+        for in_features, out_features in sorted(shapes):
+            check_projection(in_features, out_features, peft_config)
         return peft_config
 
     def _check_layers(self, config: RosaConfig, matched: list[str]) -> None:
@@ -106,15 +112,6 @@ class RosaModel(BaseTuner):
         """PEFT's version places weights by `child.weight`; the layer has placed its own already."""
         setattr(parent, child_name, new_module)
 
-    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """PEFT's rule, float32 adapter weights on a half-precision model, for the norms too."""
-        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        for module in self.model.modules():
-            if isinstance(module, NormWrapper):
-                module.cast(adapter_name, upcast=autocast_adapter_dtype)
-            elif isinstance(module, RosaLayer) and not autocast_adapter_dtype:
-                module.cast_as_base_layer(adapter_name)
-
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         if config.dls is not None and not config.inference_mode:
             remind_of_selection(model)
@@ -151,6 +148,9 @@ class RosaModel(BaseTuner):
     @classmethod
     def _remap_adapter_state_dict_for_load(cls, *, model: nn.Module, **kwargs: Any) -> Any:  # type: ignore[override]
         """PEFT's, which is silent about tensors that the adapter has no place for."""
+        for tuner in model.modules():
+            if isinstance(tuner, RosaModel):
+                tuner.restore_precision()  # what is loaded must not be rounded on the way
         state = super()._remap_adapter_state_dict_for_load(model=model, **kwargs)
         return without_strangers(model, kwargs["adapter_name"], state)
 

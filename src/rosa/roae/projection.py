@@ -1,0 +1,191 @@
+"""Parametrisations of W_proj: the map from the attention's input to what the signal is made of.
+
+    P = W_proj(H)        (b, l, d) -> (b, l, h_q·d_low); S_q = SiLU(P), S_k = S_q·W_GQA
+
+`RosaConfig(projection=...)` names one. A parametrisation is a function that returns the stages of
+W_proj, modules that are applied one after another: {"A": ..., "B": ...} for `low_rank`, {"W": ...}
+for `full`. The layer keeps stage NAME as `rosa_NAME`; its weight is saved as `rosa_NAME.weight`.
+`register_projection` adds another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rosa.errors import RosaError, did_you_mean
+
+if TYPE_CHECKING:
+    from rosa.roae.config import RosaConfig
+
+PREFIX = "rosa_"
+OF_GQA = ("gqa_A", "gqa_B")
+Stages = Mapping[str, nn.Module]
+Factory = Callable[[int, int, "RosaConfig"], Stages]
+
+
+def low_rank(in_features: int, out_features: int, config: RosaConfig) -> Stages:
+    """The paper's: P = H·A·B of rank r, r·(d + h_q·d_low) parameters.
+
+    `A.weight` is (r, d), `B.weight` (h_q·d_low, r). A starts as LoRA's does (Kaiming-uniform with
+    a = √5, which is how PyTorch starts an `nn.Linear`), and B at zero, so that P is zero.
+    """
+    down = nn.Linear(in_features, config.r, bias=False)
+    return {"A": down, "B": _last(nn.Linear(config.r, out_features, bias=False), config)}
+
+
+def full(in_features: int, out_features: int, config: RosaConfig) -> Stages:
+    """One matrix: P = H·W, d·h_q·d_low parameters. `W.weight` is (h_q·d_low, d), zero at first."""
+    return {"W": _last(nn.Linear(in_features, out_features, bias=False), config)}
+
+
+def low_rank_gqa(for_queries: int, for_keys: int, r: int) -> Stages:
+    """W_GQA, of rank r whatever W_proj is: `gqa_A.weight` (r, h_q·d_low), `gqa_B.weight`
+    (h_kv·d_low, r).
+
+    It starts at random with gains that keep the signal's variance: it needs no zeros, since it maps
+    a zero signal to zero, and with two zero factors in a row no gradient could flow.
+    """
+    factors = [nn.Linear(*shape, bias=False) for shape in ((for_queries, r), (r, for_keys))]
+    for factor in factors:
+        nn.init.normal_(factor.weight, std=1 / math.sqrt(factor.in_features))
+    return dict(zip(OF_GQA, factors, strict=True))
+
+
+def _last(linear: nn.Linear, config: RosaConfig) -> nn.Linear:
+    """The stage that makes P zero at first; with `init_weights=False` it stays as it was drawn."""
+    if config.init_weights:
+        nn.init.zeros_(linear.weight)
+    return linear
+
+
+_factories: dict[str, Factory] = {"low_rank": low_rank, "full": full}
+BUILT_IN = tuple(_factories)
+
+
+def register_projection(name: str, factory: Factory) -> None:
+    """Makes `RosaConfig(projection=name)` build W_proj with `factory`, in this process.
+
+    Args:
+        factory: called once per attention module with `(in_features, out_features, config)`, where
+            in_features is d, out_features h_q·d_low and config the `RosaConfig`. Returns a dict of
+            modules, applied in its order to H (b, l, d), the last one giving P (b, l, h_q·d_low).
+            P must be zero at first where `config.init_weights`, and random where not. Names of
+            the dict are Python identifiers; parameters and buffers lie directly in the modules,
+            and stage NAME's `weight` is saved as `rosa_NAME.weight`. Weights are created in float32
+            on the default device; the layer moves and casts them.
+
+    Raises RosaError for a name that is taken (not by the same function, run again) or no
+    identifier, and for a factory that is not callable. What it returns is checked when an adapter
+    is attached, before the model is changed.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise RosaError(f"a projection's name must be a Python identifier, not {name!r}")
+    if not callable(factory):
+        raise RosaError(
+            f"the projection '{name}' must be registered with a function (in_features, "
+            f"out_features, config) -> dict of modules, not with {factory!r}"
+        )
+    if name in _factories and _identity(_factories[name]) != _identity(factory):
+        raise RosaError(f"there is a projection '{name}' already; register yours by another name")
+    _factories[name] = factory
+
+
+def _identity(factory: Factory) -> Any:
+    """Equal for a function and the same function defined again, as by a notebook's cell."""
+    name = getattr(factory, "__qualname__", "")
+    return (factory.__module__, name) if name.isidentifier() else factory
+
+
+def check_projection_name(name: Any) -> None:
+    """Raises RosaError, with the names there are in this process, for another one."""
+    if not isinstance(name, str) or name not in _factories:
+        raise RosaError(
+            f"projection must be one of {', '.join(_factories)}, not {name!r}"
+            f"{did_you_mean(str(name), _factories)}; one of your own is made known with "
+            "rosa.register_projection(name, factory), before its adapter is created or loaded"
+        )
+
+
+def build_projection(in_features: int, out_features: int, config: RosaConfig) -> Stages:
+    """New stages of the projection that the configuration names, in its own order."""
+    check_projection_name(config.projection)
+    return _factories[config.projection](in_features, out_features, config)
+
+
+def check_projection(in_features: int, out_features: int, config: RosaConfig) -> None:
+    """Raises RosaError where a registered projection does not keep what it has to.
+
+    It is built once on the CPU and tried on one vector; the state of the random generator stays.
+    """
+    if config.projection in BUILT_IN:
+        return
+    where = (
+        f"the projection '{config.projection}' for {in_features} inputs and {out_features} outputs"
+    )
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.inference_mode(False):
+        try:
+            stages = build_projection(in_features, out_features, config)
+            _check_stages(stages)
+            with torch.enable_grad():
+                probe = torch.linspace(-1, 1, in_features).expand(1, 2, -1)
+                for stage in stages.values():
+                    probe = stage(probe)
+            _check_output(probe, stages, out_features, config.init_weights)
+        except RosaError as error:
+            raise RosaError(f"{where} {error}") from None
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise RosaError(f"{where} fails: {type(error).__name__}: {reason}") from error
+
+
+def _check_stages(stages: Any) -> None:
+    """Raises RosaError, a sentence without its subject."""
+    if not isinstance(stages, Mapping) or not all(
+        isinstance(m, nn.Module) for m in stages.values()
+    ):
+        raise RosaError(f"must return a dict of modules, not {type(stages).__name__} {stages!r}")
+    for name, stage in stages.items():
+        if not isinstance(name, str) or not name.isidentifier() or name in OF_GQA:
+            raise RosaError(
+                f"has a stage {name!r}; its name must be a Python identifier, and not "
+                f"{' or '.join(OF_GQA)}, which are W_GQA's"
+            )
+        saved = stage.state_dict().keys()
+        tensors = dict([*stage.named_parameters(), *stage.named_buffers()])
+        for tensor in tensors:
+            if "." in tensor or tensor not in saved:
+                raise RosaError(
+                    f"has {tensor} in its stage '{name}', which would not be saved under a name "
+                    "that loads again: keep parameters and persistent buffers directly in the "
+                    "modules of the dict, not in modules inside those"
+                )
+    if not any(p.is_floating_point() for s in stages.values() for p in s.parameters()):
+        raise RosaError("has no parameters to train")
+
+
+def _check_output(output: Any, stages: Stages, out_features: int, zero: bool) -> None:
+    """Raises RosaError, a sentence without its subject."""
+    shape = tuple(getattr(output, "shape", ()))
+    if shape != (1, 2, out_features):
+        raise RosaError(f"maps (1, 2, d) to {shape or output!r}, not to (1, 2, {out_features})")
+    if not zero:
+        return
+    if output.count_nonzero():
+        raise RosaError(
+            "is not zero at first, so that the model would not start as the base model: set the "
+            "weights of its last stage to zero where config.init_weights"
+        )
+    weights = [p for stage in stages.values() for p in stage.parameters() if p.requires_grad]
+    gradients: Any = ()
+    if output.requires_grad:
+        gradients = torch.autograd.grad(output.sum(), weights, allow_unused=True)
+    if not any(g is not None and g.count_nonzero() for g in gradients):
+        raise RosaError(
+            "would never learn: none of its weights gets a gradient at first, as where two "
+            "stages in a row are zero"
+        )
