@@ -15,21 +15,23 @@ def at_end_of_backward(module: nn.Module, act: Callable[[], None]) -> RemovableH
     """Call `act` after every backward pass that goes through an output of `module`.
 
     The first gradient to reach an output queues `act` with the autograd engine, which calls it
-    when all gradients of the pass are there. An output belongs to the outermost pass, so nested
-    ones (re-entrant gradient checkpointing) do not call `act` early.
+    when all gradients of the pass are there, and averaged: DDP and FSDP2 finish theirs in such
+    calls too, so `act` is queued once more behind them. An output belongs to the outermost pass, so
+    nested ones (re-entrant gradient checkpointing) do not call `act` early.
     """
+    engine = torch.autograd.Variable._execution_engine
     queued = False
 
     def run() -> None:
         nonlocal queued
         queued = False
-        act()
+        engine.queue_callback(act)
 
     def queue(_gradient: torch.Tensor) -> None:
         nonlocal queued
         if not queued:
             queued = True
-            torch.autograd.Variable._execution_engine.queue_callback(run)
+            engine.queue_callback(run)
 
     def watch(_module: nn.Module, _inputs: Any, output: Any) -> None:
         nonlocal queued

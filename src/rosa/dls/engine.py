@@ -1,15 +1,125 @@
-"""Where DLS can work: finds the optimizer that really steps, and refuses what would break it."""
+"""Where DLS can work: one process, DDP, FSDP2. Finds which it is, and refuses what would break it.
+
+DDP fixes at its construction which gradients it waits for. Unless it looks for unused parameters,
+frozen layers must go on computing gradients, which are then dropped. FSDP2 takes parameters as
+they are at each step, once its first forward pass has begun. So nothing is switched before that
+pass, which also tells what the model is wrapped in where a loop shows only the model itself.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 
+from rosa.dls.processes import any_of, connected, processes
 from rosa.errors import RosaError
+
+
+class Engine:
+    """What trains the model, as far as layer selection has to know.
+
+    Args:
+        model: the model that is trained, wrapped or not.
+        optimizer: its optimizer, or a wrapper with it in `.optimizer`.
+
+    Attributes:
+        model: the model without DDP's wrapper.
+        optimizer: the PyTorch optimizer that really steps.
+        sharded: whether FSDP2 holds the parameters.
+        group: the processes that average their gradients; None is all of them.
+        alone: one process, and no wrapper.
+        known: whether the two that follow are final; see `when_known`.
+        switches: whether frozen layers may do without `requires_grad`.
+
+    Raises:
+        RosaError: DLS cannot work here; the sentence says why and what can be used instead.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Any) -> None:
+        refuse_engines(model, optimizer)
+        self.optimizer = unwrap_optimizer(optimizer)
+        wrapper = model if isinstance(model, DistributedDataParallel) else None
+        self.model: nn.Module = model if wrapper is None else wrapper.module
+        self.sharded = any(isinstance(module, FSDPModule) for module in self.model.modules())
+        self.group: Any = None
+        self.switches = False
+        self.known = self.alone = False
+        if wrapper is not None:
+            self._is_ddp(wrapper)
+        elif not self.sharded and not connected():
+            self.known = self.alone = self.switches = True
+
+    def when_known(self, owner: nn.Module, act: Callable[[], None]) -> RemovableHandle | None:
+        """Call `act` in the first forward pass of training through `owner`, then no more.
+
+        Returns:
+            The handle that calls it off; None where all is known already.
+
+        Raises:
+            RosaError: in that pass, where several processes train and nothing averages gradients.
+        """
+        if self.known:
+            return None
+
+        @torch.compiler.disable
+        def look(module: nn.Module, _inputs: Any) -> None:
+            if torch.is_grad_enabled() and module.training:
+                handle.remove()
+                self._look()
+                act()
+
+        handle = owner.register_forward_pre_hook(look)
+        return handle
+
+    def refuse_mixed_dtypes(
+        self, trainable: Collection[nn.Parameter], scored: Collection[nn.Parameter]
+    ) -> None:
+        """Raise a `RosaError` where a norm that is only scored would break FSDP2's reduction."""
+        units = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+        unit_of = {p: unit for unit in units for p in unit.parameters()}  # the innermost
+        for norm in scored:
+            for parameter in trainable:
+                if unit_of.get(norm) is unit_of.get(parameter) and norm.dtype != parameter.dtype:
+                    raise RosaError(
+                        f"DLS scores norms in {norm.dtype}, and FSDP2 reduces their gradients "
+                        f"together with those of trained parameters in {parameter.dtype}: load the "
+                        f"model in {parameter.dtype} (mixed precision computes in less), or train "
+                        "the norms too"
+                    )
+
+    def _look(self) -> None:
+        """Inside a forward pass: whose is it?"""
+        active = getattr(DistributedDataParallel, "_active_ddp_module", None)
+        if self.sharded != any(isinstance(module, FSDPModule) for module in self.model.modules()):
+            raise RosaError(
+                "DLS was attached before FSDP2 sharded the model, and holds parameters that are "
+                "not trained: attach it after fully_shard() or accelerator.prepare()"
+            )
+        if self.sharded:
+            self.known = self.switches = True
+        elif active is not None:
+            self._is_ddp(active)
+        elif processes() > 1:
+            raise RosaError(
+                f"DLS: {processes()} processes train, and the model is in none of the wrappers "
+                "that average their gradients: use what accelerator.prepare(model) returns, or "
+                "DistributedDataParallel or fully_shard"
+            )
+        else:
+            self.known = self.switches = True
+
+    def _is_ddp(self, wrapper: DistributedDataParallel) -> None:
+        self.known = True
+        self.group = wrapper.process_group
+        self.switches = bool(wrapper.find_unused_parameters) and not wrapper.static_graph
 
 
 def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
@@ -33,24 +143,42 @@ def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
+def is_rehearsal(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step trains nothing: torch.distributed.checkpoint makes an optimizer build its
+    state by a step of zeros at a learning rate of zero."""
+    rates = [group.get("lr", 1.0) for group in optimizer.param_groups]
+    # One on an accelerator is the user's own, and reading it would wait for the device.
+    if any(isinstance(rate, torch.Tensor) and not rate.is_cpu or float(rate) for rate in rates):
+        return False
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    return bool(local) and not any_of(any(bool(g.any()) for g in local), parameters)
+
+
 def refuse_engines(model: nn.Module, optimizer: Any) -> None:
-    """Raise a `RosaError` where several processes or a sharding engine own the parameters."""
+    """Raise a `RosaError` where an engine owns gradients or parameters in a way of its own."""
     if _uses_deepspeed(model, optimizer):
         raise RosaError(
-            "DLS does not work under DeepSpeed, which keeps gradients and steps to itself: train "
-            "in one process without it, or set dls to none"
+            "DLS does not work under DeepSpeed, which keeps gradients and steps to itself: use "
+            "FSDP2 (fsdp_version: 2), which shards as ZeRO does, or DDP; or set dls to none"
         )
-    if _switched_on("ACCELERATE_USE_FSDP") or _wrapped_in(
-        model, "FullyShardedDataParallel", "FSDPModule"
-    ):
+    modules = list(model.modules())
+    if any(isinstance(module, FullyShardedDataParallel) for module in modules):
         raise RosaError(
-            "DLS does not work under FSDP, which shards the layers' parameters: train in one "
-            "process without it, or set dls to none"
+            "DLS does not work under FSDP1, which lays the parameters of a layer end to end: use "
+            "FSDP2 (fsdp_version: 2, or fully_shard), or set dls to none"
         )
-    if processes() > 1 or _wrapped_in(model, "DistributedDataParallel"):
+    sharded = any(isinstance(module, FSDPModule) for module in modules)
+    if _switched_on("ACCELERATE_USE_FSDP") and not sharded:
         raise RosaError(
-            f"DLS works in one process without DDP, and this run has {processes()}: start it "
-            "without torchrun or accelerate launch, or set dls to none"
+            "DLS was given a model that FSDP has not sharded yet: attach it to what "
+            "accelerator.prepare(model, optimizer) returns"
+        )
+    if processes() > 1 and not connected():
+        raise RosaError(
+            f"DLS: {processes()} processes were started and cannot talk yet: attach it after "
+            "accelerator.prepare() or torch.distributed.init_process_group()"
         )
 
 
@@ -66,14 +194,6 @@ def refuse_foreign_optimizer(
         )
 
 
-def processes() -> int:
-    """How many processes train together: from torch.distributed, else from the launcher."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
-    launched = os.environ.get("WORLD_SIZE", "1")
-    return int(launched) if launched.isdigit() else 1
-
-
 def _uses_deepspeed(model: nn.Module, optimizer: Any) -> bool:
     return (
         _switched_on("ACCELERATE_USE_DEEPSPEED")
@@ -81,13 +201,6 @@ def _uses_deepspeed(model: nn.Module, optimizer: Any) -> bool:
         or _comes_from(optimizer, "deepspeed")
         or type(optimizer).__name__ == "DeepSpeedOptimizerWrapper"
         or any(hasattr(parameter, "ds_id") for parameter in model.parameters())
-    )
-
-
-def _wrapped_in(model: nn.Module, *names: str) -> bool:
-    """Whether any module of the model is of a class of one of these names."""
-    return any(
-        base.__name__ in names for module in model.modules() for base in type(module).__mro__
     )
 
 

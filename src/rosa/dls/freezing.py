@@ -21,6 +21,9 @@ class LayerParameters:
         layers: the decoder layers.
         scored: for each layer the parameters of its norms. Those that are not trainable get a
             gradient in scoring steps and nothing else.
+
+    Attributes:
+        only_scored: the parameters of norms that are not trainable.
     """
 
     def __init__(
@@ -35,7 +38,7 @@ class LayerParameters:
             for parameter in layer.parameters():
                 if parameter.requires_grad and parameter not in outside:
                     self._owners.setdefault(parameter, set()).add(index)
-        self._only_scored = [p for layer in scored for p in layer if not p.requires_grad]
+        self.only_scored = [p for layer in scored for p in layer if not p.requires_grad]
 
     @property
     def trainable(self) -> Collection[nn.Parameter]:
@@ -57,7 +60,7 @@ class LayerParameters:
         """
         for parameter, owners in self._owners.items():
             parameter.requires_grad_(scoring or _trains(owners, selected))
-        for parameter in self._only_scored:
+        for parameter in self.only_scored:
             parameter.requires_grad_(scoring)
 
     def drop_gradients(self, selected: Collection[int] | None) -> None:
@@ -65,7 +68,7 @@ class LayerParameters:
         for parameter, owners in self._owners.items():
             if not _trains(owners, selected):
                 parameter.grad = None
-        for parameter in self._only_scored:
+        for parameter in self.only_scored:
             parameter.grad = None
 
     def restore(self) -> None:

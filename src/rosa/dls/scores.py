@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from rosa.dls.processes import mean_gradients, of_the_first
+
 
 def layer_scores(
-    norms: Sequence[Sequence[torch.nn.Parameter]], loss_scale: float = 1.0
+    norms: Sequence[Sequence[torch.nn.Parameter]], loss_scale: float = 1.0, group: Any = None
 ) -> list[float]:
     """Score(i) = sqrt(sum of the squared L2 norms of the gradients of layer i's norms), Eq. 5.
 
@@ -17,16 +20,22 @@ def layer_scores(
         norms: for each layer the parameters (weight, and bias if any) of its counted norms. An
             absent gradient (None) counts as zero.
         loss_scale: the factor by which the gradients are still too large (a `GradScaler`'s).
+        group: the processes that train together, all of which call this; None is all there are.
 
     Returns:
-        One float per layer; summed in float64 whatever the gradients' dtype. NaN and infinity
-        come through.
+        One float per layer, the same in every process; summed in float64 whatever the gradients'
+        dtype. NaN and infinity come through.
     """
-    squares = [sum(_squared_norm(p.grad) for p in layer if p.grad is not None) for layer in norms]
-    return [math.sqrt(square) / loss_scale for square in squares]
+    parameters = [p for layer in norms for p in layer]
+    gradients = iter(mean_gradients(parameters, group))
+    squares = [sum(_squared_norm(next(gradients)) for _ in layer) for layer in norms]
+    scores = [math.sqrt(square) / loss_scale for square in squares]
+    return of_the_first(scores, parameters, group)
 
 
-def _squared_norm(gradient: torch.Tensor) -> float:
+def _squared_norm(gradient: torch.Tensor | None) -> float:
+    if gradient is None:
+        return 0.0
     # On the CPU: float64 is not there on every device, and a norm's gradient is small.
     values = gradient.detach().to("cpu", torch.float64).flatten()
     return torch.dot(values, values).item()

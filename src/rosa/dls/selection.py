@@ -12,17 +12,23 @@ from __future__ import annotations
 
 import math
 import warnings
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from rosa.dls import engine, policy
+from rosa.dls import policy
+from rosa.dls.adalora import hold_importance
+from rosa.dls.backward import at_end_of_backward
 from rosa.dls.config import DlsConfig
+from rosa.dls.engine import Engine, is_rehearsal, refuse_foreign_optimizer
 from rosa.dls.freezing import LayerParameters
 from rosa.dls.layers import counted_parameters, find_decoder_layers
+from rosa.dls.processes import any_of
 from rosa.dls.scores import layer_scores
+from rosa.dls.unseen import UnseenUpdates
 from rosa.errors import RosaError
 
 ATTACHED = "_rosa_dls_attached"
@@ -63,8 +69,8 @@ class DynamicLayerSelection:
         self.config = DlsConfig.of(config)
         self.total_steps = total_steps
         self.config.warmup_steps(total_steps)  # raises where total_steps is missing
-        engine.refuse_engines(model, optimizer)
-        self._optimizer = engine.unwrap_optimizer(optimizer)
+        self._engine = Engine(model, optimizer)
+        self._optimizer, model = self._engine.optimizer, self._engine.model
 
         found = find_decoder_layers(model)
         self._ancestors = found.ancestors(model)
@@ -81,17 +87,21 @@ class DynamicLayerSelection:
                 f"DLS found no trainable parameter that only {found.path} holds: what the layers "
                 "share with the rest of the model is always trained"
             )
-        engine.refuse_foreign_optimizer(self._optimizer, self._parameters.trainable)
+        refuse_foreign_optimizer(self._optimizer, self._parameters.trainable)
+        self._engine.refuse_mixed_dtypes(self._parameters.trainable, self._parameters.only_scored)
+
+        self._unseen = UnseenUpdates(self._parameters.trainable, type(self._optimizer).__name__)
 
         self.step = 0
         self.selected: list[int] | None = None
         self.history: list[dict[str, Any]] = []
         self._seed = self.config.seed
         self._pending: dict[str, Any] | None = None
-        self._new_gradients = False
+        self._new_gradients = self._rehearsal = False
         self._step_handles: list[RemovableHandle] = []
         self._gradient_handles: list[RemovableHandle] = []
         self._choose_static()
+        self._release_adalora = hold_importance(model, self._ancestors)
         self._attach()
 
     @property
@@ -110,7 +120,7 @@ class DynamicLayerSelection:
         Args:
             loss_scale: what the gradients are still multiplied with (a scaler's `get_scale()`).
         """
-        if self.scoring and self._new_gradients:
+        if self.scoring and self._any_process_has_new_gradients():
             self._pending = self._choose(loss_scale)
             self._new_gradients = False
         chosen = self._pending["selected"] if self._pending else self.selected
@@ -172,6 +182,8 @@ class DynamicLayerSelection:
         for handle in self._step_handles + self._gradient_handles:
             handle.remove()
         self._step_handles, self._gradient_handles = [], []
+        self._unseen.stop()
+        self._release_adalora()
         self._parameters.restore()
         for module in self._ancestors:
             if hasattr(module, ATTACHED):
@@ -179,6 +191,12 @@ class DynamicLayerSelection:
         self._ancestors = []
         if self.step and not self.history:
             warnings.warn(self._never(f"in the {self.step} steps of this run"), stacklevel=2)
+        elif not self.step and self._unseen.changed:
+            warnings.warn(
+                "DLS saw no step of the optimizer that it was given, and the layers' parameters "
+                "have changed: nothing was chosen, every layer was trained",
+                stacklevel=2,
+            )
 
     def _attach(self) -> None:
         for module in self._ancestors:
@@ -187,6 +205,10 @@ class DynamicLayerSelection:
             self._optimizer.register_step_pre_hook(self._before_step),
             self._optimizer.register_step_post_hook(self._after_step),
         ]
+        if not self._engine.alone:
+            self._step_handles.append(at_end_of_backward(self.layers_owner, self._drop_early))
+            handle = self._engine.when_known(self.layers_owner, self._prepare_step)
+            self._step_handles += [] if handle is None else [handle]
         self._prepare_step()
         if self.total_steps is not None and self.config.layers is None:
             last = self.total_steps - self.total_steps % self.config.interval
@@ -198,11 +220,23 @@ class DynamicLayerSelection:
         self._pending, self._new_gradients = None, False
         for handle in self._gradient_handles:
             handle.remove()
-        self._parameters.ask_gradients(self.selected, self.scoring)
-        watched = [p for layer in self._scored for p in layer] if self.scoring else []
+        engine = self._engine
+        # Before its first pass FSDP2 is to see all that will ever get a gradient; DDP is not.
+        also_norms = self.scoring if engine.known else engine.sharded
+        self._parameters.ask_gradients(self.selected if engine.switches else None, also_norms)
+        watched = self._scored if self.scoring and engine.known else []
         self._gradient_handles = [
-            p.register_post_accumulate_grad_hook(self._note_gradient) for p in watched
+            p.register_post_accumulate_grad_hook(self._note_gradient) for p in chain(*watched)
         ]
+        self._unseen.start()
+
+    def _drop_early(self) -> None:
+        """Where frozen layers compute gradients all the same: nobody shall clip by them."""
+        if not self.scoring:
+            self._parameters.drop_gradients(self.selected)
+
+    def _any_process_has_new_gradients(self) -> bool:
+        return any_of(self._new_gradients, list(chain(*self._scored)), self._engine.group)
 
     def _note_gradient(self, _parameter: torch.Tensor) -> None:
         self._new_gradients = True
@@ -210,6 +244,9 @@ class DynamicLayerSelection:
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict
     ) -> tuple[tuple, dict] | None:
+        self._rehearsal = is_rehearsal(optimizer)
+        if self._rehearsal:
+            return None
         scale = getattr(optimizer, "grad_scale", None)  # set by GradScaler for fused optimizers
         self.select(1.0 if scale is None else float(scale))
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -225,7 +262,7 @@ class DynamicLayerSelection:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, _args: tuple, _kwargs: dict) -> None:
         found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and float(found_inf):
+        if self._rehearsal or (found_inf is not None and float(found_inf)):
             return  # a fused optimizer was called but did not step
         if self._pending is not None:
             self.selected = list(self._pending["selected"])
@@ -241,7 +278,7 @@ class DynamicLayerSelection:
 
     def _choose(self, loss_scale: float) -> dict[str, Any] | None:
         """The record of this step's choice; None where a score is not finite."""
-        scores = layer_scores(self._scored, loss_scale)
+        scores = layer_scores(self._scored, loss_scale, self._engine.group)
         if not all(map(math.isfinite, scores)):
             return None
         candidates = self._parameters.trainable_layers
@@ -275,7 +312,9 @@ class DynamicLayerSelection:
     def _warn_of_changes(self, state: dict[str, Any]) -> None:
         now = {**self.config.to_dict(), "total_steps": self.total_steps}
         then = {**state["config"], "total_steps": state["total_steps"]}
-        changed = [f"{key} {then.get(key)} -> {now[key]}" for key in now if now[key] != then.get(key)]
+        changed = [
+            f"{key} {then.get(key)} -> {now[key]}" for key in now if now[key] != then.get(key)
+        ]
         if changed:
             warnings.warn(
                 f"DLS resumes with other settings than before ({', '.join(changed)}); its seed "
