@@ -16,8 +16,8 @@ from rosa.roae.checks import check_modules_to_save, check_one_adapter, without_s
 from rosa.roae.config import RosaConfig
 from rosa.roae.layer import NO_MERGE, RosaLayer
 from rosa.roae.norms import NormWrapper, norms_of
-from rosa.roae.projection import PREFIX, check_projection
 from rosa.roae.precision import KeepsPrecision
+from rosa.roae.projection import PREFIX, check_projection
 from rosa.roae.reminder import remind_of_selection
 from rosa.rope import RopeLayout, has_rope, layout_of, low_pair_count, measure_unknown
 

@@ -32,7 +32,10 @@ class NormWrapper(KeepsTrainability, ModulesToSaveWrapper):
         return super().check_set_adapter(adapter_name) if adapter_name else None
 
     def cast(self, adapter_name: str, *, upcast: bool) -> None:
-        """The adapter's copy to float32 where it has less, or to the precision of the base."""
+        """The adapter's copy to float32 where it has less, or to the precision of the base.
+
+        A copy that is only rounded, not trained, becomes the base's weight again.
+        """
         if adapter_name in self.modules_to_save:
             pairs = zip(
                 self.modules_to_save[adapter_name].parameters(),
@@ -43,7 +46,8 @@ class NormWrapper(KeepsTrainability, ModulesToSaveWrapper):
                 if not upcast:
                     copy.data = copy.data.to(original.dtype)
                 elif copy.dtype in (torch.float16, torch.bfloat16):
-                    copy.data = copy.data.float()
+                    exact = original if _is_rounded(copy, original) else copy
+                    copy.data = exact.data.to(torch.float32, copy=True)
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
@@ -52,6 +56,13 @@ class NormWrapper(KeepsTrainability, ModulesToSaveWrapper):
         original = next(self.original_module.parameters(), None)
         if adapter_name in self.modules_to_save and original is not None:
             self.modules_to_save[adapter_name].to(device or original.device)
+
+
+def _is_rounded(copy: Tensor, original: Tensor) -> bool:
+    """Whether the copy is the original in fewer digits."""
+    if copy.is_meta or original.device != copy.device:
+        return False
+    return torch.equal(original.to(copy.dtype), copy)
 
 
 def norms_of(decoder_layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
