@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rosa.errors import RosaError
+from rosa.study.files import write_whole
 from rosa.study.forgetting import Forgetting
 from rosa.study.lock import LOCK
 from rosa.study.scores import Results
@@ -47,7 +48,7 @@ class EvaluationFolder:
                 )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _write_whole(file, json.dumps({**run, "tasks": {**known, **tasks}}, indent=2) + "\n")
+            write_whole(file, json.dumps({**run, "tasks": {**known, **tasks}}, indent=2) + "\n")
         except OSError as error:
             raise RosaError(f"cannot write to {self.path}: {error.strerror or error}") from None
 
@@ -61,7 +62,7 @@ class EvaluationFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             content = json.dumps({**asdict(result), **run}, indent=2, ensure_ascii=False)
-            _write_whole(self.path / FORGETTING, content + "\n")
+            write_whole(self.path / FORGETTING, content + "\n")
         except OSError as error:
             raise RosaError(f"cannot write to {self.path}: {error.strerror or error}") from None
 
@@ -121,17 +122,10 @@ class EvaluationFolder:
     def write_lines(self, task: str, records: Iterable[dict[str, Any]]) -> None:
         """The task's whole file at once."""
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        _write_whole(self.path / f"{task}.jsonl", "".join(lines))
+        write_whole(self.path / f"{task}.jsonl", "".join(lines))
 
     def write_results(self, results: Results) -> None:
         """`results.json` and `results.md`."""
         content = json.dumps(results.to_json(), indent=2, ensure_ascii=False) + "\n"
-        _write_whole(self.path / "results.json", content)
-        _write_whole(self.path / "results.md", results.markdown())
-
-
-def _write_whole(file: Path, content: str) -> None:
-    """Replace a file in one step: a kill leaves the old one or the new one, never half."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(content, encoding="utf-8")
-    part.replace(file)
+        write_whole(self.path / "results.json", content)
+        write_whole(self.path / "results.md", results.markdown())

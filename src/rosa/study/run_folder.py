@@ -6,12 +6,14 @@ dls_history.jsonl    one line per choice of layers: step, mode, scores, selected
 loss.png layers.png  the same, drawn
 costs.json           time, memory and size, once the run is finished
 adapter_*            the adapter, in PEFT's format; README.md is its model card
-checkpoint-N/        what `--resume` needs
+checkpoint-N/        what `--resume` needs; has its name only once it is whole
+.saving/             a checkpoint that is being written, or was when the run was killed
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zipfile
 from dataclasses import asdict, dataclass
@@ -21,6 +23,7 @@ from typing import Any
 import yaml
 
 from rosa.errors import RosaError
+from rosa.study.files import PART, bring_to_disk, write_whole
 from rosa.study.lock import LOCK
 from rosa.study.recipe import Recipe, dump_recipe
 
@@ -52,8 +55,43 @@ class RunFolder:
         """Where the adapter is written before everything beside it is there."""
         return self.path / ".adapter"
 
+    @property
+    def saving(self) -> Path:
+        """Where a checkpoint is written until it is whole."""
+        return self.path / ".saving"
+
+    def publish_checkpoint(self, step: int) -> None:
+        """Gives the checkpoint in `saving` its place; what is there already is a damaged one."""
+        name = f"checkpoint-{step}"
+        bring_to_disk(self.saving / name)
+        if (self.path / name).exists():
+            self._drop(self.path / name)
+        (self.saving / name).replace(self.path / name)
+
+    def drop_old_checkpoints(self, keep: int, best: str | None) -> None:
+        """Leaves `keep` checkpoints, the newest and the one called `best` among them."""
+        found = self.checkpoints()
+        kept = {checkpoint.name for checkpoint in found[-1:]} | {best}
+        spare = [checkpoint for checkpoint in found if checkpoint.name not in kept]
+        too_many = len(found) - max(keep, len(found) - len(spare))
+        for checkpoint in spare[: max(0, too_many)]:
+            self._drop(checkpoint)
+
+    def drop_saving(self) -> None:
+        """Removes what was never finished."""
+        shutil.rmtree(self.saving, ignore_errors=True)
+
+    def _drop(self, checkpoint: Path) -> None:
+        # Out of the way first: a kill must not leave half of it under a checkpoint's name.
+        gone = self.saving / f"old-{checkpoint.name}"
+        shutil.rmtree(gone, ignore_errors=True)
+        self.saving.mkdir(exist_ok=True)
+        checkpoint.replace(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
     def publish_draft(self) -> None:
         """Moves the adapter to its place; its weights last, for they say that the run is done."""
+        bring_to_disk(self.draft)
         for name in ("adapter_config.json", WEIGHTS):
             (self.draft / name).replace(self.path / name)
         shutil.rmtree(self.draft)
@@ -79,7 +117,7 @@ class RunFolder:
             checkpoints = self.checkpoints()
             return checkpoints[-1] if checkpoints else None
         try:
-            self.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
+            write_whole(self.recipe, dump_recipe(recipe))
         except OSError as error:
             raise RosaError(
                 f"output_dir '{self.path}' cannot be written: {error.strerror}"
@@ -102,10 +140,19 @@ class RunFolder:
                 f"output_dir '{self.path}' holds another run; go on with it by --resume, or name "
                 "another folder with --output_dir"
             )
-        if self.path.is_dir() and any(f.name != LOCK for f in self.path.iterdir()):
+        unclaimed = (LOCK, self.recipe.name + PART)  # left by a kill before the run began
+        if self.path.is_dir() and any(f.name not in unclaimed for f in self.path.iterdir()):
             raise RosaError(
                 f"output_dir '{self.path}' is not empty and holds no run; name another folder"
             )
+        self._check_writable()
+
+    def _check_writable(self) -> None:
+        absolute = self.path.absolute()
+        place = next(p for p in (absolute, *absolute.parents) if p.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            why = "cannot be written" if place.is_dir() else "is a file"
+            raise RosaError(f"output_dir '{self.path}': {place} {why}; name another folder")
 
     def _check_reopening(self, recipe: Recipe) -> None:
         if not self.recipe.is_file():
@@ -146,7 +193,7 @@ def _change(key: str, old: Any, new: Any) -> str:
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    """The Trainer writes its state last; a file that was cut later is noticed too."""
+    """Whether every file is there and whole: one that was cut after it was written is noticed."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -180,4 +227,4 @@ def drop_lines_after(path: Path, step: int) -> None:
             continue  # torn by the kill
         if record.get("step", 0) <= step:
             kept.append(line)
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    write_whole(path, "".join(f"{line}\n" for line in kept))

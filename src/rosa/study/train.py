@@ -18,6 +18,7 @@ from rosa.errors import RosaError
 from rosa.study.card import write_model_card
 from rosa.study.costs import CostMeter, Costs, run_costs, write_costs
 from rosa.study.examples import Examples, tokenize_records
+from rosa.study.files import told_if_unwritable
 from rosa.study.lock import folder_in_use
 from rosa.study.methods import method_config, one_line
 from rosa.study.models import check_vocabulary, load_base_model, load_tokenizer
@@ -82,7 +83,7 @@ def train(
     check_vocabulary(model, tokenizer, recipe.model)
     say(describe_parameters(model))
     prepared = PreparedRun(recipe, model, tokenizer, train_set, validation_set, total_steps)
-    with folder_in_use(folder.path):
+    with folder_in_use(folder.path), told_if_unwritable(folder.path, lambda: _goes_on(folder)):
         return _run(prepared, folder, folder.claim(recipe, resume), say)
 
 
@@ -91,6 +92,7 @@ def _run(
 ) -> TrainResult:
     """Train in a folder that is this run's, from a checkpoint or from the start."""
     step = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
+    folder.drop_saving()
     drop_lines_after(folder.metrics, step)
     if checkpoint:
         say(f"resuming after step {step}")
@@ -102,6 +104,14 @@ def _run(
         with stop_on_signals(stopper), progress, meter:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return conclude(prepared.recipe, folder, trainer, meter)
+
+
+def _goes_on(folder: RunFolder) -> str:
+    """What a person does when the disk is full: half a checkpoint does not fill it further."""
+    folder.drop_saving()
+    kept = folder.checkpoints()
+    after = f"after step {kept[-1].name.split('-')[-1]}" if kept else "from the start"
+    return f"make room there, and the same command with --resume goes on {after}"
 
 
 def conclude(
@@ -177,6 +187,7 @@ def build_model(recipe: Recipe, total_steps: int) -> Any:
     model = load_base_model(
         recipe.model,
         dtype=recipe.precision,
+        quantization=recipe.quantization,
         trust_remote_code=recipe.trust_remote_code,
     )
     config = method_config(recipe.method, recipe.adapter, total_steps=total_steps)

@@ -32,6 +32,7 @@ from rosa.study.recipe import Recipe
 from rosa.study.run_folder import RunFolder
 
 CHECKPOINTS_PER_RUN = 10
+STATE_FILE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,11 @@ class GuardedTrainer(SFTTrainer):
     What is on disk then is the last good checkpoint.
     """
 
-    def __init__(self, *args: Any, meter: CostMeter, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, meter: CostMeter, keep_checkpoints: int, **kwargs: Any) -> None:
+        self._saving: Path | None = None  # the folder of a checkpoint that is being written
         super().__init__(*args, **kwargs)
         self._meter = meter
+        self._keep_checkpoints = keep_checkpoints
         self.add_callback(meter)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -98,7 +101,30 @@ class GuardedTrainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
             self._stop_not_finite("a trained weight")
-        super()._save_checkpoint(model, trial)
+        folder = RunFolder(Path(str(self.args.output_dir)))
+        self._saving = folder.saving
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = None
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._publish_checkpoint(folder)
+        self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._saving is None else str(self._saving)
+
+    def _publish_checkpoint(self, folder: RunFolder) -> None:
+        """The whole checkpoint gets its name; only then an old one goes."""
+        step, best = self.state.global_step, self.state.best_global_step
+        name = f"checkpoint-{best}" if best else None
+        if name and (best == step or (folder.path / name).is_dir()):
+            self.state.best_model_checkpoint = str(folder.path / name)
+        # Once more, as the best one's path is that of the folder it will be in.
+        self.state.save_to_json(str(folder.saving / f"checkpoint-{step}" / STATE_FILE))
+        folder.publish_checkpoint(step)
+        folder.drop_old_checkpoints(self._keep_checkpoints, name)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The run writes a card of its own (`rosa.study.card`)."""
@@ -108,7 +134,7 @@ class GuardedTrainer(SFTTrainer):
 
         Resumed from there, the Trainer would train a step too many.
         """
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
         if state.global_step < state.max_steps:
             return False
         self.state = state
@@ -151,6 +177,7 @@ def build_trainer(
         processing_class=run.tokenizer,
         callbacks=callbacks,
         meter=meter,
+        keep_checkpoints=recipe.keep_checkpoints,
     )
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
@@ -180,7 +207,7 @@ def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) ->
         eval_steps=save_steps,
         save_strategy="steps",
         save_steps=save_steps,
-        save_total_limit=recipe.keep_checkpoints,
+        save_total_limit=None,  # the run's folder drops the old ones, after the new one is whole
         load_best_model_at_end=has_validation,
         metric_for_best_model="eval_loss" if has_validation else None,
         greater_is_better=False if has_validation else None,
