@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from rosa.ops.modulation import modulate_post_rotation, modulate_pre_rotation
+from rosa.ops.reference import modulate_post_rotation, modulate_pre_rotation
 
 __all__ = ["modulate_post_rotation", "modulate_pre_rotation"]
