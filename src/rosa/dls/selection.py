@@ -100,6 +100,7 @@ class DynamicLayerSelection:
         self._new_gradients = self._rehearsal = False
         self._step_handles: list[RemovableHandle] = []
         self._gradient_handles: list[RemovableHandle] = []
+        self._in_step = False
         self._choose_static()
         self._release_adalora = hold_importance(model, self._ancestors)
         self._attach()
@@ -206,7 +207,7 @@ class DynamicLayerSelection:
             self._optimizer.register_step_post_hook(self._after_step),
         ]
         if not self._engine.alone:
-            self._step_handles.append(at_end_of_backward(self.layers_owner, self._drop_early))
+            self._step_handles.append(at_end_of_backward(self.layers_owner, self._after_backward))
             handle = self._engine.when_known(self.layers_owner, self._prepare_step)
             self._step_handles += [] if handle is None else [handle]
         self._prepare_step()
@@ -230,9 +231,11 @@ class DynamicLayerSelection:
         ]
         self._unseen.start()
 
-    def _drop_early(self) -> None:
-        """Where frozen layers compute gradients all the same: nobody shall clip by them."""
-        if not self.scoring:
+    def _after_backward(self) -> None:
+        """Every process shall clip by the same gradients, without those of frozen layers."""
+        if self.scoring:
+            self._engine.average(self._parameters.only_scored)
+        else:
             self._parameters.drop_gradients(self.selected)
 
     def _any_process_has_new_gradients(self) -> bool:
@@ -247,10 +250,11 @@ class DynamicLayerSelection:
         self._rehearsal = is_rehearsal(optimizer)
         if self._rehearsal:
             return None
-        scale = getattr(optimizer, "grad_scale", None)  # set by GradScaler for fused optimizers
-        self.select(1.0 if scale is None else float(scale))
+        self._in_step = True
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
+            scale = getattr(optimizer, "grad_scale", None)  # GradScaler's, for fused optimizers
+            self.select(1.0 if scale is None else float(scale))
             return None
 
         def closure_then_select() -> Any:
@@ -261,6 +265,9 @@ class DynamicLayerSelection:
         return args[:1], {**kwargs, "closure": closure_then_select}
 
     def _after_step(self, optimizer: torch.optim.Optimizer, _args: tuple, _kwargs: dict) -> None:
+        if not self._in_step:
+            return  # hooks are around a `step` and around its parent's, which it calls
+        self._in_step = False
         found_inf = getattr(optimizer, "found_inf", None)
         if self._rehearsal or (found_inf is not None and float(found_inf)):
             return  # a fused optimizer was called but did not step
