@@ -9,7 +9,7 @@ pass, which also tells what the model is wrapped in where a loop shows only the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from rosa.dls.processes import any_of, connected, processes
+from rosa.dls.processes import any_of, connected, mean_gradients, processes
 from rosa.errors import RosaError
 
 
@@ -46,6 +46,7 @@ class Engine:
     def __init__(self, model: nn.Module, optimizer: Any) -> None:
         refuse_engines(model, optimizer)
         self.optimizer = unwrap_optimizer(optimizer)
+        self._wrapper: DistributedDataParallel | None = None
         wrapper = model if isinstance(model, DistributedDataParallel) else None
         self.model: nn.Module = model if wrapper is None else wrapper.module
         self.sharded = any(isinstance(module, FSDPModule) for module in self.model.modules())
@@ -95,6 +96,13 @@ class Engine:
                         "the norms too"
                     )
 
+    def average(self, scored: Sequence[nn.Parameter]) -> None:
+        """After a backward pass of DDP: average the gradients that it does not know of, too."""
+        if self._wrapper is None or not self._wrapper.require_backward_grad_sync:
+            return  # nobody averages yet, or FSDP2 has done so
+        for parameter, mean in zip(scored, mean_gradients(scored, self.group), strict=True):
+            parameter.grad = None if mean is None else mean.to(parameter.dtype)
+
     def _look(self) -> None:
         """Inside a forward pass: whose is it?"""
         active = getattr(DistributedDataParallel, "_active_ddp_module", None)
@@ -117,7 +125,7 @@ class Engine:
             self.known = self.switches = True
 
     def _is_ddp(self, wrapper: DistributedDataParallel) -> None:
-        self.known = True
+        self._wrapper, self.known = wrapper, True
         self.group = wrapper.process_group
         self.switches = bool(wrapper.find_unused_parameters) and not wrapper.static_graph
 
@@ -148,7 +156,7 @@ def is_rehearsal(optimizer: torch.optim.Optimizer) -> bool:
     state by a step of zeros at a learning rate of zero."""
     rates = [group.get("lr", 1.0) for group in optimizer.param_groups]
     # One on an accelerator is the user's own, and reading it would wait for the device.
-    if any(isinstance(rate, torch.Tensor) and not rate.is_cpu or float(rate) for rate in rates):
+    if any((isinstance(rate, torch.Tensor) and not rate.is_cpu) or float(rate) for rate in rates):
         return False
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
