@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,18 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import AutoTokenizer, Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 from rosa.errors import RosaError
 from rosa.roae.norms import NormWrapper
+from rosa.study.models import load, load_base_model
+from rosa.study.provenance import identity
+from rosa.study.recipe import Recipe
+from rosa.study.train import train
 from tests.adapters import adapter_state, randomise
 from tests.architectures import BY_NAME
 from tests.quantized import BITS, quantized, stored, write_folder
@@ -227,8 +235,6 @@ def rows() -> Dataset:
 
 def sft(folder: Path, bits: str, output: Path, model: nn.Module | None = None) -> SFTTrainer:
     """A trainer of TRL's as its documentation makes one."""
-    from transformers import AutoTokenizer
-
     texts = ["the answer is 1", "question 2 has answer1"] * 4
     return SFTTrainer(
         model=quantized(folder, bits, torch.bfloat16) if model is None else model,
@@ -313,3 +319,85 @@ def test_a_model_that_its_owner_makes_bfloat16_stays_so(folder: Path) -> None:
     base = quantized(folder, "nf4", torch.bfloat16)
     model = get_peft_model(base, RosaConfig(**SMALL), autocast_adapter_dtype=False).train()
     assert {parameter.dtype for parameter in trainable(model).values()} == {torch.bfloat16}
+
+
+# Recipes
+
+
+@pytest.fixture
+def recipe(folder: Path, tmp_path: Path) -> Recipe:
+    row = {"instruction": "question", "input": "", "output": "the correct answer is answer2"}
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps([row] * 24))
+    return Recipe(
+        model=str(folder),
+        data=str(data),
+        output_dir=str(tmp_path / "run"),
+        adapter={"r": 4, "r_low": 1.0, "alpha": 1.0},
+        dls=DlsConfig(interval=3, warmup=2),
+        learning_rate=0.02,
+        validation=4,
+        max_steps=9,
+        save_steps=3,
+        log_steps=1,
+        gradient_accumulation=1,
+        report_to=[],
+    )
+
+
+@each_kind
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_recipe_trains_and_evaluates_on_a_quantised_base(
+    recipe: Recipe, bits: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the machine's own kernels: what is evaluated in between is trained on
+    recipe = replace(recipe, quantization=bits, precision=precision)  # type: ignore[arg-type]
+    result = train(recipe, say=str)
+    lines = (result.folder / "metrics.jsonl").read_text().splitlines()
+    found = [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+    assert found[-1] < found[0] - 0.1
+    tensors = load_file(result.folder / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    loaded = load(str(result.folder), quantization=bits)
+    assert stored(loaded.model)
+    assert identity(loaded)["quantization"] == bits
+    assert torch.isfinite(logits(loaded.model)).all()
+
+
+def test_gradients_reach_the_first_layer_after_an_evaluation(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    model = load_base_model(str(folder), quantization="nf4")
+    model = get_peft_model(model, RosaConfig(**SMALL))
+    randomise(model)
+    logits(model)
+    model.train()(input_ids=TOKENS, labels=TOKENS).loss.backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in trainable(model).values())
+
+
+def test_a_quantised_run_that_was_stopped_goes_on_to_the_same_adapter(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = replace(recipe, quantization="nf4", keep_checkpoints=3)
+    whole = load_file(train(recipe, say=str).folder / "adapter_model.safetensors")
+    for step in (6, 9):  # as if it had been stopped after step 3
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        (tmp_path / "run" / file).unlink()
+    said: list[str] = []
+    train(recipe, resume=True, say=said.append)
+    assert "resuming after step 3" in said
+    again = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+
+
+def test_what_cannot_be_is_told_in_a_sentence(
+    recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RosaError, match="unknown quantization 'int4'; say nf4 or int8"):
+        load_base_model(str(folder), quantization="int4")
+    monkeypatch.setattr("rosa.study.quantization.find_spec", lambda name: None)
+    with pytest.raises(RosaError, match=r"bitsandbytes, which is not installed; `pip install"):
+        train(replace(recipe, quantization="nf4"), say=str)
+    assert not Path(recipe.output_dir).exists()

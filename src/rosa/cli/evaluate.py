@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rosa.cli.parser import Parser
 from rosa.errors import RosaError
 from rosa.study.answers import PUBLISHED
+from rosa.study.quantization import Quantization
 
 if TYPE_CHECKING:
     from rosa.study.forgetting import Text
@@ -58,6 +59,11 @@ def build_parser() -> Parser:
     parser.add_argument("--num_beams", type=int, default=1, help="1 is greedy; the suite used 4")
     parser.add_argument("--max_new_tokens", type=int, help="default: the task's own")
     parser.add_argument("--dtype", type=Literal["auto", "bf16", "float32"], default="auto")
+    parser.add_argument(
+        "--quantization",
+        type=Quantization | None,
+        help="the base model in 4 bits (nf4) or 8 (int8), as the adapter was trained on it",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument(
         "--trust_remote_code", action="store_true", help="run code that a hub model brings"
@@ -128,6 +134,7 @@ def run(args: Any) -> None:
         args.model,
         dtype=args.dtype,
         device=args.device,
+        quantization=args.quantization,
         trust_remote_code=args.trust_remote_code,
     )
     suffix = "" if args.protocol == PUBLISHED else f"-{args.protocol}"
@@ -168,7 +175,7 @@ def run_harness(args: Any) -> None:
 
     from rosa.study import harness, models, provenance
 
-    loading = ("dtype", "device", "trust_remote_code")
+    loading = ("dtype", "device", "quantization", "trust_remote_code")
     asking = ("tasks", "task_dir", "batch_size", "limit", "num_fewshot", "prompt", "out")
     _refuse_others(args, "--harness lm-eval", ("harness", *loading, *asking))
     if not args.tasks:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rosa.errors import RosaError
+from rosa.study.quantization import check_quantization, keep_gradients, loading_options
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,7 @@ class Loaded:
     name: str
     base: str
     adapter: str | None
+    quantization: str | None = None
 
 
 def tiny_model_path() -> str:
@@ -90,9 +92,16 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def load_base_model(
-    name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantization: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The causal language model `name`: a hub id, a local folder or a built-in name.
+
+    `quantization` puts its linear layers into 4 bits ("nf4") or 8 ("int8").
 
     Raises RosaError where the folder has no `config.json`, the weights are missing, damaged or of
     other shapes than the configuration says, or the hub cannot be reached.
@@ -101,16 +110,19 @@ def load_base_model(
 
     path = resolve_name(name)
     _check_folder(name, path)
+    check_quantization(quantization)
     where = pick_device(device)
+    computing = pick_dtype(dtype, where)
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
-                dtype=pick_dtype(dtype, where),
+                dtype=computing,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # reported below, with the key
                 output_loading_info=True,
+                **loading_options(quantization, computing, where),
             )
     except RosaError:
         raise
@@ -128,6 +140,9 @@ def load_base_model(
             f"the weights of {name!r} lack {key}; the file is incomplete or belongs to another "
             "architecture"
         )
+    if getattr(model, "is_quantized", False):  # it lies where it was loaded to
+        keep_gradients(model)
+        return model
     return model.to(where)
 
 
@@ -153,7 +168,12 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
 
 
 def load(
-    name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantization: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Loaded:
     """The model or adapter `name` in eval mode, with its tokenizer.
 
@@ -161,18 +181,19 @@ def load(
     one that file names.
     """
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    for_base = {"dtype": dtype, "device": device, "quantization": quantization, **options}
     config_file = find_adapter_config(name)
     if config_file is None:
-        model: Any = load_base_model(name, dtype=dtype, device=device, **options)
+        model: Any = load_base_model(name, **for_base)
         tokenizer = load_tokenizer(name, **options)
         check_vocabulary(model, tokenizer, name)
-        return Loaded(model.eval(), tokenizer, name, name, None)
+        return Loaded(model.eval(), tokenizer, name, name, None, quantization)
     base = adapter_base(name, config_file)
-    model = load_adapter(load_base_model(base, dtype=dtype, device=device, **options), name)
+    model = load_adapter(load_base_model(base, **for_base), name)
     has_own_tokenizer = (config_file.parent / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(name if has_own_tokenizer else base, **options)
     check_vocabulary(model, tokenizer, name)
-    return Loaded(model.eval(), tokenizer, name, base, name)
+    return Loaded(model.eval(), tokenizer, name, base, name, quantization)
 
 
 def find_adapter_config(name: str) -> Path | None:

@@ -16,10 +16,12 @@ _SAMPLED_BYTES = 4 << 20  # a whole adapter or toy model; the ends of a large ch
 def identity(loaded: Loaded) -> dict[str, Any]:
     """What tells this model from another: names, and a fingerprint of local weights."""
     source = loaded.adapter or loaded.base
+    quantization = {"quantization": loaded.quantization} if loaded.quantization else {}
     return {
         "model": loaded.base,
         "adapter": loaded.adapter,
         "weights": weights_fingerprint(resolve_name(source)),
+        **quantization,
     }
 
 

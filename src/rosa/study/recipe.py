@@ -16,6 +16,7 @@ import yaml
 from rosa.dls.config import DlsConfig
 from rosa.errors import RosaError
 from rosa.study.methods import load_method
+from rosa.study.quantization import Quantization, check_quantization
 
 DEFAULT_METHOD = "rosa"
 
@@ -60,6 +61,8 @@ class Recipe:
         weight_decay: AdamW's decoupled weight decay.
         max_grad_norm: gradient clipping; 0 turns it off.
         precision: `auto` is bf16 where the GPU has it, else float32.
+        quantization: the frozen base model in 4 bits (`nf4`, as QLoRA) or 8 (`int8`); needs
+            bitsandbytes (docs/precision.md).
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         save_steps: optimizer steps between checkpoints and validations; `null`: a tenth of the run.
         keep_checkpoints: how many checkpoints stay on disk (the best one always does).
@@ -90,6 +93,7 @@ class Recipe:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     precision: Literal["auto", "bf16", "float32"] = "auto"
+    quantization: Quantization | None = None
     gradient_checkpointing: bool = False
     save_steps: int | None = None
     keep_checkpoints: int = 2
@@ -151,6 +155,7 @@ def check_recipe(recipe: Recipe) -> None:
             "adalora decides its ranks by the gradients of every layer, and dls leaves the frozen "
             "layers without any; set dls: null"
         )
+    check_quantization(recipe.quantization)
     check_trackers(recipe.trackers)
 
 

@@ -123,7 +123,11 @@ def _evaluate(job: Job, options: Evaluation, adapter: Path) -> None:
     from rosa.study.evaluate import evaluate
 
     work = prepare_questions(job.tasks, options)
-    loaded = models.load(str(adapter), trust_remote_code=job.recipe.trust_remote_code)
+    loaded = models.load(
+        str(adapter),
+        quantization=job.recipe.quantization,
+        trust_remote_code=job.recipe.trust_remote_code,
+    )
     identity = provenance.identity(loaded)
     if options.forgetting is not None:
         _measure_forgetting(loaded, options.forgetting, adapter / "evaluation", identity)

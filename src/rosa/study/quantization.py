@@ -1,0 +1,60 @@
+"""A frozen base model in 4 or 8 bits, through bitsandbytes: adapters are trained on it (QLoRA)."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+from rosa.errors import RosaError
+
+if TYPE_CHECKING:
+    import torch
+
+Quantization = Literal["nf4", "int8"]
+NAMES = ("nf4", "int8")
+
+
+def check_quantization(name: str | None) -> None:
+    """Raises RosaError for a name that is none, and where bitsandbytes is not installed."""
+    if name is None:
+        return
+    if name not in NAMES:
+        raise RosaError(f"unknown quantization {name!r}; say {' or '.join(NAMES)}, or leave it out")
+    if find_spec("bitsandbytes") is None:
+        raise RosaError(
+            f"quantization {name} needs bitsandbytes, which is not installed; "
+            "`pip install bitsandbytes`, or leave quantization out"
+        )
+
+
+def loading_options(name: str | None, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` must be told; nothing for a base in full.
+
+    `nf4` is QLoRA's: 4-bit NormalFloat, its scales quantised once more, computing in `dtype`.
+    """
+    if name is None:
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    check_quantization(name)
+    if name == "int8":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def keep_gradients(model: Any) -> None:
+    """Lets the 4-bit layers of a model on the CPU be trained through after an evaluation.
+
+    On a CPU that computes in bfloat16, bitsandbytes lays the weights out anew when they are first
+    evaluated, and gradients end there from then on, in silence.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
