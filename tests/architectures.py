@@ -254,6 +254,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     _mla("minicpm3", pairing="halves"),
     # Slow: Mamba layers beside or before attention.
     Architecture("bamba", {"attn_layer_indices": [1]}, (), rotary_dim=8, layers=(1,), slow=True),
-    Architecture("falcon_h1", slow=True),
+    Architecture("falcon_h1", {"key_multiplier": 0.5, "attention_in_multiplier": 0.7}, slow=True),
 )  # fmt: skip
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}

@@ -6,7 +6,7 @@
                        k_proj ─ (k_norm) ─▶ modulate with S_k ─▶ rotation ─▶ cache ...
 
 The attention's own forward runs unchanged: the layer computes the signal from the module's input,
-lays it on the last module before rotation of each (`_PENDING`), and their forward hooks apply it.
+lays it on the last module before rotation of each (`hand_over`), and their forward hooks apply it.
 Nothing outlives the call, so recomputation under gradient checkpointing and an exception in between
 leave no trace; the hook is a plain function that reads from its own module, so copies, pickles and
 replicas of a model stay independent.
@@ -25,11 +25,12 @@ from rosa.errors import RosaError
 from rosa.ops import modulate_post_rotation, modulate_pre_rotation
 from rosa.roae.checks import check_one_adapter
 from rosa.roae.config import RosaConfig
+from rosa.roae.handover import hand_over, handed_over, take_back
 from rosa.roae.norms import NormWrapper
 from rosa.roae.projection import PREFIX, Stages, build_projection, low_rank_gqa
 from rosa.roae.taps import as_heads, with_heads
 from rosa.roae.trainability import KeepsTrainability
-from rosa.rope import RopeLayout, Tap, low_pair_count, low_pair_slices
+from rosa.rope import RopeLayout, Tap, low_pair_count
 from rosa.rope.turns import turns_of
 
 NO_MERGE = (
@@ -40,7 +41,6 @@ NO_ANGLES = (
     "this model computes its rotary angles where RoSA cannot get them, so that it can only be "
     "adapted before rotation: set rope_stage='pre'"
 )
-_PENDING = "_rosa_pending"
 _HANDLE = "_rosa_hook"
 
 
@@ -67,7 +67,7 @@ class _Modulation(NamedTuple):
 
 def _modulate_output(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
     """Forward hook of the last module before rotation."""
-    for modulation in module.__dict__.get(_PENDING, ()):
+    for modulation in handed_over(module):
         output = modulation(output)
     return output
 
@@ -105,8 +105,7 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         parameters = inspect.signature(type(base_layer).forward).parameters
         self._parameters_of_forward = list(parameters)[1:]  # without self
-        for module in self._tapped():
-            setattr(module, _HANDLE, module.register_forward_hook(_modulate_output))
+        self._tap()
 
     def update_layer(self, adapter_name: str, config: RosaConfig) -> None:
         """Adds an adapter's weights. Raises RosaError where r_low is too small for the head."""
@@ -123,7 +122,7 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         self.stages_for_keys[adapter_name] = self._keep(adapter_name, weights)
         self.alpha[adapter_name] = config.alpha
         self.rope_stage[adapter_name] = config.rope_stage
-        self.low_pairs[adapter_name] = low_pair_slices(layout.rotary_dim, layout.pairing, pairs)
+        self.low_pairs[adapter_name] = layout.last_pairs(pairs)
         self.cast_as_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -138,10 +137,15 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         return names
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """PEFT's: activates one adapter (or none, for an empty list)."""
+        """PEFT's: activates one adapter (or none), with its norms.
+
+        Names of other methods' adapters, in other modules of the same model, may be among them.
+        """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        check_one_adapter(names)
+        check_one_adapter([name for name in names if name in self.stages])
         super().set_adapter(names, inference_mode=inference_mode)
+        for norm in self.norms:
+            norm.follow(names, inference_mode=inference_mode)
 
     def enable_adapters(self, enabled: bool) -> None:
         """PEFT's, with the norms: Transformers' own `enable_adapters` passes those over."""
@@ -166,23 +170,28 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         rotation = None
         if self.rope_stage[name] == "post":
             rotation = turns_of(self.layout, self.base_layer, arguments)
+        self._tap()
         try:
             for tap, signal in zip((self.layout.query, self.layout.key), signals, strict=True):
                 module = self.base_layer.get_submodule(tap.module)
-                module.__dict__.setdefault(_PENDING, []).append(
-                    _Modulation(
-                        tap,
-                        self.layout.head_dim,
-                        signal,
-                        self.alpha[name],
-                        self.low_pairs[name],
-                        rotation,
-                    )
+                modulation = _Modulation(
+                    tap,
+                    self.layout.head_dim,
+                    signal,
+                    self.alpha[name],
+                    self.low_pairs[name],
+                    rotation,
                 )
+                hand_over(module, modulation)
             return self.base_layer(*args, **kwargs)
         finally:
-            for module in self._tapped():
-                module.__dict__.pop(_PENDING, None)
+            take_back(self._tapped())
+
+    def _tap(self) -> None:
+        """Hooks onto the tapped modules: at first, and where another adapter wraps one since."""
+        for module in self._tapped():
+            if _HANDLE not in module.__dict__:
+                setattr(module, _HANDLE, module.register_forward_hook(_modulate_output))
 
     def _tapped(self) -> list[nn.Module]:
         """The modules whose outputs are modulated: one, where queries and keys come from one."""
@@ -229,8 +238,9 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         """The attention module as it was before it was wrapped (PEFT calls this to unload)."""
         if merge:
             raise RosaError(NO_MERGE)
-        for module in self._tapped():
-            module.__dict__.pop(_HANDLE).remove()
+        for module in self.base_layer.modules():
+            if _HANDLE in module.__dict__:
+                module.__dict__.pop(_HANDLE).remove()
         return self.base_layer
 
     def cast_as_base_layer(self, adapter_name: str) -> None:

@@ -170,6 +170,7 @@ def known_layout(module: nn.Module) -> RopeLayout | None:
         heads = config.num_attention_heads
         query = Tap(taps.query, taps.axes, heads)
         key = Tap(taps.key, taps.axes, heads if family.split else _key_heads(module, head_dim))
+    proportional = _rope_parameters(module).get("rope_type") == "proportional"
     return RopeLayout(
         hidden_size=config.hidden_size,
         head_dim=head_dim,
@@ -178,6 +179,7 @@ def known_layout(module: nn.Module) -> RopeLayout | None:
         query=query,
         key=key,
         turns=family.turns,
+        span=head_dim if proportional else None,
     )
 
 
@@ -203,13 +205,19 @@ def _rotary_dim(attention: Any, head_dim: int) -> int:
     given = getattr(attention, "rotary_ndims", None) or getattr(attention, "rotary_dim", None)
     if given:
         return int(given)
+    share = _rope_parameters(attention).get("partial_rotary_factor")
+    share = share or getattr(attention.config, "partial_rotary_factor", None)
+    return int(head_dim * (share or 1.0))
+
+
+def _rope_parameters(attention: Any) -> dict[str, Any]:
+    """The config's, of the module's layer type where each type has its own."""
     config = attention.config
     rope = getattr(config, "rope_parameters", None) or {}
     layer_types = getattr(config, "layer_types", None)
     if layer_types and layer_types[attention.layer_idx] in rope:
         rope = rope[layer_types[attention.layer_idx]] or {}
-    share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None)
-    return int(head_dim * (share or 1.0))
+    return dict(rope)
 
 
 def has_rope(model: nn.Module) -> bool:

@@ -7,6 +7,8 @@ are the last pairs:
                                              └─ last n              └─ last n
     interleaved (GPT-J, Cohere)  |  r i r i r i ...            r i r i         | not rotated |
                                                                 └─ last 2n
+    halves of a wider span       |  real 0 .. ρ/2-1  | not |  imaginary s/2 ..  | not |
+    (Gemma4's global layers, s)           └─ last n             └─ last n
 """
 
 from __future__ import annotations
@@ -62,6 +64,12 @@ class RopeLayout:
     query: Tap
     key: Tap
     turns: Turns | None = field(default_factory=Turns)  # None: the module's angles are out of reach
+    # Width of what is split into halves, where only the first pairs of it turn; None: ρ.
+    span: int | None = None
+
+    def last_pairs(self, count: int) -> tuple[slice, slice]:
+        """The (real, imaginary) dimensions of a head's `count` slowest pairs."""
+        return low_pair_slices(self.rotary_dim, self.pairing, count, self.span)
 
 
 def low_pair_count(head_dim: int, rotary_dim: int, r_low: float) -> int:
@@ -80,14 +88,17 @@ def low_pair_count(head_dim: int, rotary_dim: int, r_low: float) -> int:
     return pairs
 
 
-def low_pair_slices(rotary_dim: int, pairing: Pairing, pairs: int) -> tuple[slice, slice]:
+def low_pair_slices(
+    rotary_dim: int, pairing: Pairing, pairs: int, span: int | None = None
+) -> tuple[slice, slice]:
     """The (real, imaginary) dimensions of the last `pairs` pairs of a head.
 
     Element j of the first slice and element j of the second form one pair. Slices, so that taking
-    them is a view.
+    them is a view. `span` is that of `RopeLayout`.
     """
     if pairing == "halves":
         half = rotary_dim // 2
-        return slice(half - pairs, half), slice(rotary_dim - pairs, rotary_dim)
+        stop = (span or rotary_dim) // 2 + half
+        return slice(half - pairs, half), slice(stop - pairs, stop)
     start = rotary_dim - 2 * pairs
     return slice(start, rotary_dim, 2), slice(start + 1, rotary_dim, 2)

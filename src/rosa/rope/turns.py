@@ -14,7 +14,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def turns_of(layout: RopeLayout, module: nn.Module, arguments: Mapping[str, Any]) -> Rotation:
-    """cos and sin, both (b or 1, l, ρ), of one call of the attention module.
+    """cos and sin, both (b or 1, l, ρ or the layout's span), of one call of the attention module.
 
     Element d of the last axis turns dimension d of a head: both dimensions of a pair have the same.
 
@@ -26,7 +26,7 @@ def turns_of(layout: RopeLayout, module: nn.Module, arguments: Mapping[str, Any]
     turns = layout.turns
     if turns is None:
         raise LookupError("position_embeddings")
-    half = layout.rotary_dim // 2
+    half = (layout.span or layout.rotary_dim) // 2
     cos, sin = _given(turns, module, arguments)
     if _as_laid_out(layout, turns, cos):
         return cos, sin
@@ -48,11 +48,12 @@ def _given(turns: Turns, module: Any, arguments: Mapping[str, Any]) -> Rotation:
 
 def _as_laid_out(layout: RopeLayout, turns: Turns, cos: Tensor) -> bool:
     own_stride = 1 if layout.pairing == "halves" else 2
-    return cos.shape[-1] == layout.rotary_dim and (turns.stride, turns.sign) == (own_stride, 1)
+    width = layout.span or layout.rotary_dim
+    return cos.shape[-1] == width and (turns.stride, turns.sign) == (own_stride, 1)
 
 
 def _by_dimension(turn: Tensor, layout: RopeLayout) -> Tensor:
-    """(..., ρ/2), by pair, to (..., ρ)."""
+    """By pair to by dimension, twice as wide."""
     if layout.pairing == "halves":
         return torch.cat([turn, turn], dim=-1)
     return turn.repeat_interleave(2, dim=-1)

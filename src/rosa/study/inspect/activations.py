@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rosa.rope import RopeLayout, low_pair_count, low_pair_slices
+from rosa.rope import RopeLayout, low_pair_count
 
 Array = NDArray[np.float64]
 
@@ -69,7 +69,7 @@ def low_dimensions(layout: RopeLayout, r_low: float) -> list[int]:
     Raises RosaError where r_low selects none.
     """
     pairs = low_pair_count(layout.head_dim, layout.rotary_dim, r_low)
-    return dimensions_of(low_pair_slices(layout.rotary_dim, layout.pairing, pairs), layout)
+    return dimensions_of(layout.last_pairs(pairs), layout)
 
 
 def dimensions_of(pairs: tuple[slice, slice], layout: RopeLayout) -> list[int]:
@@ -103,4 +103,4 @@ def pair_of_dimension(layout: RopeLayout) -> list[int | None]:
 
 
 def _all_pairs(layout: RopeLayout) -> tuple[slice, slice]:
-    return low_pair_slices(layout.rotary_dim, layout.pairing, layout.rotary_dim // 2)
+    return layout.last_pairs(layout.rotary_dim // 2)
