@@ -14,6 +14,7 @@ from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import set_seed
 
+from rosa import DlsConfig
 from rosa.study.adalora import orthogonality_loss
 from rosa.study.methods import method_config
 from rosa.study.models import load
@@ -144,10 +145,19 @@ def test_the_shortest_runs_cut_their_ranks_too(recipe: Recipe, steps: int) -> No
     assert sum(map(sum, pattern.values())) == 3 * 2 * 7
 
 
-@pytest.mark.parametrize("stop", [1, 5, 11])  # before the first cut, between cuts, after the last
+@pytest.mark.parametrize(
+    ("stop", "dls"),
+    [
+        (1, None),  # before the first cut, between cuts, after the last
+        (5, None),
+        (11, None),
+        (5, DlsConfig(interval=3, warmup=2)),
+    ],
+)
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, dls: Any
 ) -> None:
+    recipe = replace(recipe, dls=dls)
     whole = train(recipe, say=str).folder
     step = GuardedTrainer.training_step
 

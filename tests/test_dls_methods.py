@@ -1,26 +1,24 @@
-"""DLS with every PEFT method: Algorithm 1 to the bit, frozen is frozen, the outside always trains."""
+"""DLS with every PEFT method: Algorithm 1 to the bit, frozen is frozen, the rest always trains."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 
-from rosa import DlsConfig, DynamicLayerSelection
+from rosa import DynamicLayerSelection
 from rosa.errors import RosaError
 from rosa.study.methods import method_config
 from tests.dls_models import (
     EVERY_THIRD,
     LAYERS,
     adamw,
-    batch,
     decoder_layers,
     held_outside,
-    norm_weights,
     optimizer_state,
     same,
     snapshot,
@@ -119,8 +117,14 @@ class Watcher:
         return {key: value for key, value in found if key.rpartition(".")[0] in names}
 
 
+def every_method() -> Iterator[Any]:
+    for method in ("full fine-tuning", *METHODS):
+        mark = pytest.mark.dls_cell(method=method, loop="plain PyTorch")
+        yield pytest.param(method, marks=mark)
+
+
 @pytest.mark.parametrize("architecture", MODELS)
-@pytest.mark.parametrize("method", ["full fine-tuning", *METHODS])
+@pytest.mark.parametrize("method", every_method())
 def test_a_method_under_dls(method: str, architecture: str) -> None:
     reference = adapted(method, architecture)
     expected = algorithm_1(reference, EVERY_THIRD, STEPS)
@@ -139,3 +143,53 @@ def test_a_method_under_dls(method: str, architecture: str) -> None:
         assert {**found, "scores": 0} == {**wanted, "scores": 0}
         assert min(found["scores"]) > 0  # of every layer, whether its norms are trained or not
     assert same(snapshot(model), snapshot(reference))
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_vera_s_shared_matrices_are_no_parameters(architecture: str) -> None:
+    """A and B are one pair of fixed random buffers: DLS governs each layer's scalings."""
+    model = adapted("VeRA", architecture)
+    layers = decoder_layers(model)
+    of_each = [{id(b): b for b in layer.buffers() if b.ndim == 2} for layer in layers]
+    assert of_each[0]
+    assert all(shared.keys() == of_each[0].keys() for shared in of_each)
+    before = {key: b.clone() for key, b in of_each[0].items()}
+    optimizer = adamw(model)
+    dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
+    for t in range(1, STEPS + 1):
+        train_step(model, optimizer, t)
+    assert all(torch.equal(before[key], b) for key, b in of_each[0].items())
+    governed = {n for n, p in model.named_parameters() if p in set(dls._parameters.trainable)}
+    assert {name.split(".")[-2] for name in governed} == {"vera_lambda_b", "vera_lambda_d"}
+
+
+def test_vb_lora_s_bank_trains_whoever_is_chosen() -> None:
+    """So what a frozen layer computes moves with the bank, though nothing of its own does."""
+    model = adapted("VB-LoRA")
+    optimizer = adamw(model)
+    dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
+    bank = model.base_model.vblora_vector_bank["default"]
+    for t in range(1, STEPS + 1):
+        deltas = [x.self_attn.q_proj.get_delta_weight("default") for x in decoder_layers(model)]
+        before = bank.detach().clone()
+        train_step(model, optimizer, t)
+        assert not torch.equal(bank, before)
+    frozen = next(i for i in range(LAYERS) if i not in dls.selected)
+    now = decoder_layers(model)[frozen].self_attn.q_proj.get_delta_weight("default")
+    assert not torch.equal(now, deltas[frozen])
+
+
+@pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig])
+def test_prompts_are_outside_all_layers_and_refused(config: type) -> None:
+    prompts = config(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = get_peft_model(tiny_llama(torch.float32), prompts)
+    with pytest.raises(
+        RosaError, match=r"prompt_encoder.*is outside.*train it without DLS"
+    ):
+        DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
+
+
+def test_a_model_that_trains_nothing_is_told_so() -> None:
+    model = tiny_llama().requires_grad_(False)
+    with pytest.raises(RosaError, match="attach it after get_peft_model"):
+        DynamicLayerSelection(model, adamw(model), EVERY_THIRD)

@@ -48,8 +48,7 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
     if not trained:
         raise RosaError(
             f"DLS found no trainable parameter in the layers of {kind} "
-            f"({', '.join(found.path for found in lists)}): attach it after get_peft_model or "
-            "after setting requires_grad"
+            f"({', '.join(found.path for found in lists)}): {_instead(model)}"
         )
     if len(trained) > 1:
         trained = _inside_decoder(model, trained)
@@ -122,6 +121,17 @@ def _outermost_lists(model: nn.Module) -> list[DecoderLayers]:
             owner = model.get_submodule(path.rpartition(".")[0])
             found.append(DecoderLayers(path, owner, layers))
     return found
+
+
+def _instead(model: nn.Module) -> str:
+    """What to do about a model whose layers have nothing to train."""
+    outside = [name for name, p in model.named_parameters() if p.requires_grad]
+    if not outside:
+        return "attach it after get_peft_model or after setting requires_grad"
+    return (
+        f"all that trains ({outside[0]}{', ...' if len(outside) > 1 else ''}) is outside the "
+        "layers, so there is none to choose; train it without DLS"
+    )
 
 
 def _inside_decoder(model: nn.Module, lists: list[DecoderLayers]) -> list[DecoderLayers]:

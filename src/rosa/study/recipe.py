@@ -150,11 +150,6 @@ def check_recipe(recipe: Recipe) -> None:
     for key in ("model", "output_dir", "data"):
         if not getattr(recipe, key):
             raise RosaError(f"{key} is empty; name one")
-    if recipe.method == "adalora" and recipe.dls is not None:
-        raise RosaError(
-            "adalora decides its ranks by the gradients of every layer, and dls leaves the frozen "
-            "layers without any; set dls: null"
-        )
     check_quantization(recipe.quantization)
     check_trackers(recipe.trackers)
 

@@ -1,0 +1,214 @@
+"""One run in every loop that people use: the same choices and the same weights, bit for bit.
+
+Each loop trains the same model on the same batches in float32, two to a step, clips, and chooses
+twice. What it is compared with is a plain loop that selects and clips by hand.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from datasets import Dataset
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+from transformers.loss.loss_utils import ForCausalLMLoss
+from trl import SFTConfig, SFTTrainer
+
+from rosa import DlsCallback, DynamicLayerSelection
+from tests.dls_models import (
+    EVERY_THIRD,
+    VOCABULARY,
+    adamw,
+    batch,
+    same,
+    snapshot,
+    word_tokenizer,
+)
+from tests.test_dls_methods import METHODS, adapted
+
+DOCS = Path(__file__).parents[1] / "docs" / "dls.md"
+STEPS, PARTS, CLIP = 7, 2, 0.05  # chooses at steps 3 and 6
+QUICK = ("full fine-tuning", "RoSA", "LoRA", "VeRA")
+TRAINER = {
+    "max_steps": STEPS,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": PARTS,
+    "max_grad_norm": CLIP,
+    "lr_scheduler_type": "constant",
+    "train_sampling_strategy": "sequential",
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "disable_tqdm": True,
+}
+
+Run = tuple[list[dict[str, Any]], list[torch.Tensor]]  # the history of choices, the final weights
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps its settings in the process: clear them before and after."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def rows() -> list[dict[str, torch.Tensor]]:
+    parts = [batch(i) for i in range(STEPS * PARTS)]
+    return [{key: part[key][i] for key in part} for part in parts for i in range(4)]
+
+
+def loader() -> DataLoader:
+    return DataLoader(rows(), batch_size=4)
+
+
+def loss_of(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """The models' own loss, in the form in which trainers take one."""
+    return ForCausalLMLoss(outputs.logits, labels, VOCABULARY, num_items_in_batch)
+
+
+def plain(model: nn.Module, folder: Path) -> list[dict[str, Any]]:
+    optimizer = adamw(model)
+    dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD, total_steps=STEPS)
+    for micro, part in enumerate(loader(), start=1):
+        loss = loss_of(model(input_ids=part["input_ids"]), part["labels"])
+        (loss / PARTS).backward()
+        if micro % PARTS == 0:
+            dls.select()
+            clip_grad_norm_(model.parameters(), CLIP)
+            optimizer.step()
+            optimizer.zero_grad()
+    dls.detach()
+    return dls.history
+
+
+def accelerate(model: nn.Module, folder: Path) -> list[dict[str, Any]]:
+    accelerator = Accelerator(gradient_accumulation_steps=PARTS, cpu=True)
+    model, optimizer, data = accelerator.prepare(model, adamw(model), loader())
+    dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD, total_steps=STEPS)
+    for part in data:
+        with accelerator.accumulate(model):
+            accelerator.backward(loss_of(model(input_ids=part["input_ids"]), part["labels"]))
+            if accelerator.sync_gradients:
+                dls.select()
+                accelerator.clip_grad_norm_(model.parameters(), CLIP)
+            optimizer.step()
+            optimizer.zero_grad()
+    dls.detach()
+    return dls.history
+
+
+class Module(pl.LightningModule):
+    """A model as Lightning wants it, with Lightning's own optimization."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def training_step(self, part: dict[str, torch.Tensor], index: int) -> torch.Tensor:
+        return loss_of(self.model(input_ids=part["input_ids"]), part["labels"])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return adamw(self.model)
+
+
+def lightning_callback() -> Any:
+    """The callback that docs/dls.md gives."""
+    section = DOCS.read_text(encoding="utf-8").split("## With Lightning")[1]
+    source = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    names: dict[str, Any] = {"DynamicLayerSelection": DynamicLayerSelection}
+    exec(compile(source, str(DOCS), "exec"), names)
+    return names["LayerSelection"](EVERY_THIRD)
+
+
+def lightning_trainer(folder: Path, *callbacks: Any, **changes: Any) -> pl.Trainer:
+    settings = {
+        "max_steps": STEPS,
+        "accumulate_grad_batches": PARTS,
+        "gradient_clip_val": CLIP,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": str(folder),
+    }
+    return pl.Trainer(callbacks=list(callbacks), **{**settings, **changes})
+
+
+def lightning(model: nn.Module, folder: Path) -> list[dict[str, Any]]:
+    callback = lightning_callback()
+    lightning_trainer(folder, callback).fit(Module(model), loader())
+    return callback.dls.history
+
+
+def transformers(model: nn.Module, folder: Path) -> list[dict[str, Any]]:
+    callback = DlsCallback(EVERY_THIRD)
+    Trainer(
+        model,
+        TrainingArguments(str(folder), **TRAINER),
+        train_dataset=rows(),
+        compute_loss_func=loss_of,
+        optimizers=(adamw(model), None),
+        callbacks=[callback],
+    ).train()
+    return callback.dls.history
+
+
+def sft(model: nn.Module, folder: Path) -> list[dict[str, Any]]:
+    callback = DlsCallback(EVERY_THIRD)
+    SFTTrainer(
+        model,
+        SFTConfig(str(folder), gradient_checkpointing=False, **TRAINER),
+        train_dataset=Dataset.from_list([{k: v.tolist() for k, v in r.items()} for r in rows()]),
+        processing_class=word_tokenizer(),
+        compute_loss_func=loss_of,
+        optimizers=(adamw(model), None),
+        callbacks=[callback],
+    ).train()
+    return callback.dls.history
+
+
+LOOPS: dict[str, Callable[[nn.Module, Path], list[dict[str, Any]]]] = {
+    "Accelerate": accelerate,
+    "Lightning": lightning,
+    "Trainer": transformers,
+    "SFTTrainer": sft,
+}
+
+
+@functools.cache
+def reference(method: str) -> Run:
+    model = adapted(method)
+    return plain(model, Path()), snapshot(model)
+
+
+def cases() -> Iterator[Any]:
+    for loop in LOOPS:
+        for method in ("full fine-tuning", *METHODS):
+            cell = pytest.mark.dls_cell(method=method, loop=loop)
+            marks = [cell] if method in QUICK else [cell, pytest.mark.slow]
+            yield pytest.param(loop, method, marks=marks, id=f"{loop}-{method}")
+
+
+@pytest.mark.parametrize(("loop", "method"), cases())
+def test_a_loop_trains_as_the_plain_one_does(loop: str, method: str, tmp_path: Path) -> None:
+    history, weights = reference(method)
+    model = adapted(method)
+    assert LOOPS[loop](model, tmp_path) == history
+    assert [record["step"] for record in history] == [3, 6]
+    assert same(snapshot(model), weights)
