@@ -37,7 +37,7 @@ test: lint
 	$(BIN)/python -m pytest -q -n 2
 
 nightly: install
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ray,lm-eval]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ray,lm-eval,torchao]"
 	$(BIN)/python -m pytest -q -n 2 -m "slow or not slow"
 
 # Converts, trains and scores on real data: make real DATA=/path/to/data (docs/real_input.md)

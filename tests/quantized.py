@@ -5,22 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
 from tests.architectures import BY_NAME
 from tests.tiny_folder import word_tokenizer
 
-# By name, what loads it. Sizes of the tiny models are multiples of 32, as 4-bit kernels ask.
-BITS: dict[str, dict[str, Any]] = {
-    "nf4": {
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": True,
-    },
-    "int8": {"load_in_8bit": True},
-}
+BITSANDBYTES = ("nf4", "int8")
+# torchao is no part of `make test`: once installed, each import of Transformers loads it.
+QUANTIZERS = (*BITSANDBYTES, pytest.param("torchao-int8", marks=pytest.mark.slow))
 
 
 def write_folder(
@@ -32,27 +27,41 @@ def write_folder(
     return folder
 
 
-def quantized(folder: Path, bits: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def quantized(folder: Path, quantizer: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The folder's model with its linear layers in few bits, computing in `dtype`."""
-    options = dict(BITS[bits])
-    if bits == "nf4":
-        options["bnb_4bit_compute_dtype"] = dtype
     return AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=BitsAndBytesConfig(**options), dtype=dtype
+        folder, quantization_config=_config(quantizer, dtype), dtype=dtype
+    )
+
+
+def _config(quantizer: str, dtype: torch.dtype) -> Any:
+    """Sizes of the tiny models are multiples of 32, as kernels for 4 bits ask."""
+    if quantizer == "torchao-int8":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return TorchAoConfig(Int8WeightOnlyConfig())
+    if quantizer == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
     )
 
 
 def stored(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of everything that is stored of the quantised layers, by name."""
+    """Copies of what is stored of the quantised layers' weights, by name: numbers and scales."""
     parts = {}
     for name, module in model.named_modules():
-        if type(module).__module__.startswith("bitsandbytes"):
-            parts[name] = module.weight.detach().clone()
-            state = getattr(module.weight, "quant_state", None)
-            if state is not None:
-                parts[f"{name}.absmax"] = state.absmax.clone()
-                parts[f"{name}.code"] = state.code.clone()
-            else:
-                scales = getattr(module.weight, "SCB", None)
-                parts[f"{name}.SCB"] = (module.state.SCB if scales is None else scales).clone()
+        weight = getattr(module, "weight", None)
+        if type(module).__name__ == "Linear4bit":
+            state = weight.quant_state
+            parts[name], parts[f"{name}.scale"] = weight.detach().clone(), state.absmax.clone()
+        elif type(module).__name__ == "Linear8bitLt":
+            scales = getattr(weight, "SCB", None)
+            scales = module.state.SCB if scales is None else scales
+            parts[name], parts[f"{name}.scale"] = weight.detach().clone(), scales.clone()
+        elif type(weight.data if weight is not None else None).__name__ == "Int8Tensor":
+            parts[name], parts[f"{name}.scale"] = weight.qdata.clone(), weight.scale.clone()
     return parts

@@ -1,4 +1,4 @@
-"""RoSA on bases of 4 and 8 bits (bitsandbytes, on the CPU): training, generation, files."""
+"""RoSA on bases of 4 and 8 bits (bitsandbytes and torchao, on the CPU)."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ from trl import SFTConfig, SFTTrainer
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 from rosa.errors import RosaError
 from rosa.roae.norms import NormWrapper
+from rosa.rope import layout_of
+from rosa.rope.probe import measure
 from rosa.study.models import load, load_base_model
 from rosa.study.provenance import identity
 from rosa.study.recipe import Recipe
 from rosa.study.train import train
 from tests.adapters import adapter_state, randomise
 from tests.architectures import BY_NAME
-from tests.quantized import BITS, quantized, stored, write_folder
+from tests.quantized import BITSANDBYTES, QUANTIZERS, quantized, stored, write_folder
 from tests.reference import relative_error
 
 SMALL: dict[str, Any] = {"r": 6, "alpha": 0.5, "r_low": 0.5}
 TOKENS = torch.randint(3, 70, (2, 12), generator=torch.Generator().manual_seed(0))
-each_kind = pytest.mark.parametrize("bits", BITS)
+each_quantizer = pytest.mark.parametrize("bits", QUANTIZERS)
+each_of_bitsandbytes = pytest.mark.parametrize("bits", BITSANDBYTES)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
@@ -86,7 +89,7 @@ def losses(model: nn.Module, steps: int = 20) -> list[float]:
 # Attached
 
 
-@each_kind
+@each_quantizer
 @each_dtype
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "phi3", "gpt_neox", "glm"])
 def test_the_quantised_base_bit_for_bit_at_first_disabled_and_unloaded(
@@ -104,14 +107,24 @@ def test_the_quantised_base_bit_for_bit_at_first_disabled_and_unloaded(
     assert torch.equal(logits(model.unload()), base)
 
 
-@each_kind
+@each_quantizer
+@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3", "gpt_neox", "glm", "gptj"])
+def test_an_unknown_architecture_is_measured_on_quantised_weights(
+    name: str, bits: str, tmp_path: Path
+) -> None:
+    model = quantized(write_folder(tmp_path, name), bits)
+    layouts = {name: layout_of(module) for name, module in model.named_modules()}
+    assert measure(model) == {name: layout for name, layout in layouts.items() if layout}
+
+
+@each_quantizer
 def test_as_many_parameters_as_of_the_base_in_full(folder: Path, bits: str) -> None:
     full = get_peft_model(BY_NAME["llama"].build(), RosaConfig(**SMALL))
     model = adapted(folder, bits)
     assert model.get_nb_trainable_parameters() == full.get_nb_trainable_parameters()
 
 
-@each_kind
+@each_quantizer
 def test_merging_is_refused(folder: Path, bits: str) -> None:
     for merge in ("merge_and_unload", "merge_adapter"):
         with pytest.raises(RosaError, match="cannot be merged"):
@@ -121,7 +134,7 @@ def test_merging_is_refused(folder: Path, bits: str) -> None:
 # Trained
 
 
-@each_kind
+@each_quantizer
 @each_dtype
 @pytest.mark.parametrize("checkpointing", [None, False, True], ids=["bare", "kbit", "kbit-gc"])
 def test_only_the_adapter_learns(
@@ -131,18 +144,20 @@ def test_only_the_adapter_learns(
     if checkpointing is not None:
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
     model = get_peft_model(model, RosaConfig(**SMALL))
-    quantised, others = stored(model), {n: p.clone() for n, p in model.named_parameters()}
+    quantised = stored(model)
+    others = {n: p.clone() for n, p in model.named_parameters() if type(p.data) is Tensor}
     assert quantised
     found = losses(model)
     assert found[-1] < 0.9 * found[0]
     assert all(torch.equal(stored(model)[name], tensor) for name, tensor in quantised.items())
-    changed = {n for n, p in model.named_parameters() if not torch.equal(p, others[n])}
+    now = dict(model.named_parameters())
+    changed = {name for name, before in others.items() if not torch.equal(now[name], before)}
     assert changed == set(trainable(model))
     assert all(".default." in name for name in changed)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-@each_kind
+@each_quantizer
 def test_gradient_checkpointing_gives_equal_gradients(
     folder: Path, bits: str, use_reentrant: bool
 ) -> None:
@@ -163,7 +178,7 @@ def test_gradient_checkpointing_gives_equal_gradients(
         assert torch.equal(found[1][name], gradient), name
 
 
-@each_kind
+@each_quantizer
 def test_layers_that_are_not_chosen_stay_bit_identical(folder: Path, bits: str) -> None:
     model = prepare_model_for_kbit_training(
         quantized(folder, bits), use_gradient_checkpointing=False
@@ -190,7 +205,7 @@ def test_layers_that_are_not_chosen_stay_bit_identical(folder: Path, bits: str) 
 # Generation and files
 
 
-@each_kind
+@each_quantizer
 @each_dtype
 def test_generation_with_a_cache_equals_recomputation(
     folder: Path, bits: str, dtype: torch.dtype
@@ -207,7 +222,7 @@ def test_generation_with_a_cache_equals_recomputation(
         assert relative_error(one.float(), other.float()) < tolerance
 
 
-@each_kind
+@each_quantizer
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 def test_saved_and_loaded(folder: Path, bits: str, low_cpu_mem_usage: bool, tmp_path: Path) -> None:
     model = adapted(folder, bits)
@@ -256,7 +271,7 @@ def sft(folder: Path, bits: str, output: Path, model: nn.Module | None = None) -
     )
 
 
-@each_kind
+@each_of_bitsandbytes
 def test_trainer_leaves_the_adapter_in_float32(folder: Path, bits: str, tmp_path: Path) -> None:
     model = prepare_model_for_kbit_training(quantized(folder, bits, torch.bfloat16))
     model = get_peft_model(model, RosaConfig(**SMALL))
@@ -271,7 +286,7 @@ def test_trainer_leaves_the_adapter_in_float32(folder: Path, bits: str, tmp_path
     assert {parameter.dtype for parameter in trainable(model).values()} == {torch.float32}
 
 
-@each_kind
+@each_of_bitsandbytes
 def test_trl_trains_the_adapter_in_float32(folder: Path, bits: str, tmp_path: Path) -> None:
     trainer = sft(folder, bits, tmp_path)
     model = trainer.model
@@ -345,7 +360,7 @@ def recipe(folder: Path, tmp_path: Path) -> Recipe:
     )
 
 
-@each_kind
+@each_of_bitsandbytes
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_recipe_trains_and_evaluates_on_a_quantised_base(
     recipe: Recipe, bits: str, precision: str, monkeypatch: pytest.MonkeyPatch
