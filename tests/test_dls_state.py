@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from rosa import DlsConfig, DynamicLayerSelection
 from rosa.dls.selection import ATTACHED
@@ -161,4 +162,21 @@ def test_engines_it_cannot_work_under_are_refused(monkeypatch, variable, value, 
     model = full()
     monkeypatch.setenv(variable, value)
     with pytest.raises(RosaError, match=sentence):
+        DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
+
+
+class Fsdp1(FullyShardedDataParallel):
+    """In class only: PyTorch builds it on an accelerator alone."""
+
+    __getattr__ = nn.Module.__getattr__
+    named_parameters = nn.Module.named_parameters
+
+    def __init__(self, model: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.wrapped = model
+
+
+def test_fsdp1_is_refused() -> None:
+    model = Fsdp1(full())
+    with pytest.raises(RosaError, match=r"under FSDP1.*use FSDP2"):
         DynamicLayerSelection(model, adamw(model), EVERY_THIRD)

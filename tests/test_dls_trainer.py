@@ -347,13 +347,13 @@ def test_a_run_in_which_it_never_chose_warns_at_start_and_end(tmp_path: Path) ->
     assert history(tmp_path) == []
 
 
-def test_deepspeed_and_fsdp_are_refused(tmp_path: Path) -> None:
+def test_deepspeed_is_refused(tmp_path: Path) -> None:
     callback = DlsCallback(CONFIG)
     trainer = Trainer(
         tiny_llama(torch.float32), arguments(tmp_path), train_dataset=rows(), callbacks=[callback]
     )
     trainer.args.deepspeed = "zero2.json"
-    with pytest.raises(RosaError, match=r"deepspeed='zero2\.json'"):
+    with pytest.raises(RosaError, match=r"deepspeed='zero2\.json': use FSDP2"):
         callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)
 
 

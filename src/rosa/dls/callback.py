@@ -180,12 +180,11 @@ def adapter_config(model: Any) -> DlsConfig | None:
 
 
 def _refuse_settings(args: TrainingArguments) -> None:
-    for engine in ("deepspeed", "fsdp"):
-        if getattr(args, engine, None):
-            raise RosaError(
-                f"DLS does not work with {engine}={getattr(args, engine)!r}: train in one process "
-                "without it, or leave DlsCallback out"
-            )
+    if args.deepspeed:
+        raise RosaError(
+            f"DLS does not work with deepspeed={args.deepspeed!r}: use FSDP2 (accelerate launch "
+            "--use_fsdp --fsdp_version 2) or DDP, or leave DlsCallback out"
+        )
 
 
 def _stored_states(state: TrainerState) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""DLS in two processes: DDP and FSDP2 over gloo, against one process with the same global batch."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rosa import DynamicLayerSelection
+from tests import dls_models, dls_processes
+from tests.dls_models import EVERY_THIRD, LAYERS, adamw, batch
+from tests.dls_processes import CLIP, FAST, SLOW, STEPS, start
+
+SECONDS = 240  # a hang ends here, or by the time-out of one collective
+
+
+def run(folder: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """For each scenario what the two processes returned or raised."""
+    start([sys.executable, "-m", "tests.dls_processes", str(folder), *names], SECONDS)
+    ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return {name: [rank[name] for rank in ranks] for name in names}
+
+
+@pytest.fixture(scope="module")
+def fast(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("fast")
+    return {"folder": folder, **run(folder, FAST)}
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("slow")
+    return {"folder": folder, **run(folder, SLOW)}
+
+
+@functools.cache
+def one_process(method: str, selects: bool) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """History and weights after the same ten steps on whole batches."""
+    model = getattr(dls_models, method)()
+    optimizer = adamw(model)
+    dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
+    for t in range(1, STEPS + 1):
+        model(**batch(t)).loss.backward()
+        if selects:
+            dls.select()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+    return dls.history, {name: p.detach() for name, p in model.named_parameters()}
+
+
+def same_history(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> None:
+    assert len(left) == len(right) > 0
+    for one, other in zip(left, right, strict=True):
+        assert one["scores"] == pytest.approx(other["scores"], rel=1e-6)
+        assert {**one, "scores": 0} == {**other, "scores": 0}
+
+
+def check(name: str, ranks: list[dict[str, Any]], folder: Path) -> None:
+    """What both processes did, and whether one process does the same."""
+    for rank in ranks:
+        assert "returned" in rank, rank.get("raised")
+    first, second = (rank["returned"] for rank in ranks)
+    assert first == second, "the processes differ"
+    kind, engine, *rest = [*name.split(), ""]
+    if kind == "trains":
+        method, selects = rest[0], "selects=False" not in name
+        history, weights = one_process(method, selects)
+        same_history(first["history"], history)
+        trained = load_file(folder / first["weights"])
+        for key, value in weights.items():
+            assert torch.allclose(trained[key], value, rtol=1e-6, atol=1e-8), key
+        frozen = sum(not computes for step in first["computed"] for computes in step)
+        assert (frozen > 0) == (engine != "ddp"), "skipped work"
+    elif kind == "checkpoints_activations":
+        same_history(first, one_process("lora", True)[0])
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_two_processes(name: str, fast: dict[str, Any]) -> None:
+    check(name, fast[name], fast["folder"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_two_processes_further(name: str, slow: dict[str, Any]) -> None:
+    check(name, slow[name], slow["folder"])
+
+
+def test_what_it_says_where_it_cannot_work(fast: dict[str, Any]) -> None:
+    said = fast["refuses"][0]["returned"]
+    assert "2 processes train, and the model is in none of the wrappers" in said["in no wrapper"]
+    assert "attach it after fully_shard()" in said["sharded afterwards"]
+    assert "load the model in torch.float32" in said["norms of another dtype"]
+
+
+def test_a_choice_at_the_first_step_of_a_model_that_ddp_wraps_later(fast: dict[str, Any]) -> None:
+    history = fast["attaches_before_ddp"][0]["returned"]
+    assert [record["step"] for record in history] == [1, 2, 3]
+    assert len(history[0]["scores"]) == LAYERS
+    assert min(history[0]["scores"]) > 0
+
+
+def test_every_scenario_is_run_by_a_test() -> None:
+    assert sorted(dls_processes.SCENARIOS) == sorted(FAST + SLOW)
