@@ -144,7 +144,7 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         check_one_adapter([name for name in names if name in self.stages])
         super().set_adapter(names, inference_mode=inference_mode)
-        for norm in self.norms:
+        for norm in () if self._enabling else self.norms:
             norm.follow(names, inference_mode=inference_mode)
 
     def enable_adapters(self, enabled: bool) -> None:

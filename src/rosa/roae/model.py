@@ -133,17 +133,24 @@ class RosaModel(KeepsPrecision, BaseTuner):
         raise RosaError(NO_SUM)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """PEFT's. Raises RosaError for more than one."""
-        check_one_adapter([adapter_name] if isinstance(adapter_name, str) else adapter_name)
+        """PEFT's. Raises RosaError for more than one of RoSA."""
+        names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
+        check_one_adapter([name for name in names if name in self._own_configs()])
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """PEFT's, which lets each layer choose the next active adapter among those that it has."""
         was_active = adapter_name in self.active_adapters
         super().delete_adapter(adapter_name)
-        if was_active and self.peft_config:
-            name = min(self.peft_config)
-            self.set_adapter(name, inference_mode=self.peft_config[name].inference_mode)
+        left = self._own_configs()
+        if was_active and left:
+            name = min(left)
+            self.set_adapter(name, inference_mode=left[name].inference_mode)
+
+    def _own_configs(self) -> dict[str, RosaConfig]:
+        """Adapters of RoSA by name; other methods that share the model share PEFT's dict too."""
+        configs = self.peft_config.items()
+        return {name: config for name, config in configs if isinstance(config, RosaConfig)}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(cls, *, model: nn.Module, **kwargs: Any) -> Any:  # type: ignore[override]

@@ -27,6 +27,19 @@ class NormWrapper(KeepsTrainability, ModulesToSaveWrapper):
     ) -> nn.Module:
         return self.original_module
 
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """PEFT's, for whichever method's adapter is switched; a norm follows its attention."""
+
+    def follow(self, adapter_names: list[str], inference_mode: bool = False) -> None:
+        """Does as the attention module of the layer: activates of these adapters its own."""
+        own = [name for name in adapter_names if name in self.modules_to_save]
+        super().set_adapter(own, inference_mode=inference_mode)
+
+    def delete_adapter(self, adapter_name: str, new_active_adapters: list[str] | None) -> None:
+        """PEFT's; which adapter is active next, the attention has said already."""
+        left = [name for name in self.active_adapters if name != adapter_name]
+        super().delete_adapter(adapter_name, left)
+
     def check_set_adapter(self, adapter_name: str | list[str]) -> str | None:
         """PEFT's; no adapter is active when the last one was deleted."""
         return super().check_set_adapter(adapter_name) if adapter_name else None

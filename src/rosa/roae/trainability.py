@@ -18,13 +18,18 @@ class KeepsTrainability:
     adapter_layer_names: tuple[str, ...]
     disable_adapters: bool
     _trained: list[nn.Parameter] | None = None  # those to restore, while adapters are disabled
+    _enabling = False  # while PEFT activates again the adapters that are active
 
     def enable_adapters(self, enabled: bool) -> None:
         """PEFT's, with the `requires_grad` of before."""
         if enabled != self.disable_adapters:
             return  # they are as asked for
         trained, own = self._trained, self._adapter_parameters()
-        super().enable_adapters(enabled)  # type: ignore[misc]
+        self._enabling = True
+        try:
+            super().enable_adapters(enabled)  # type: ignore[misc]
+        finally:
+            self._enabling = False
         if not enabled:
             self._trained = [parameter for parameter, requires in own if requires]
             return
