@@ -11,13 +11,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 
-def at_end_of_backward(module: nn.Module, act: Callable[[], None]) -> RemovableHandle:
+def at_end_of_backward(
+    module: nn.Module, act: Callable[[], None], begin: Callable[[], None] = lambda: None
+) -> RemovableHandle:
     """Call `act` after every backward pass that goes through an output of `module`.
 
     The first gradient to reach an output queues `act` with the autograd engine, which calls it
     when all gradients of the pass are there, and averaged: DDP and FSDP2 finish theirs in such
     calls too, so `act` is queued once more behind them. An output belongs to the outermost pass, so
-    nested ones (re-entrant gradient checkpointing) do not call `act` early.
+    nested ones (re-entrant gradient checkpointing) do not call `act` early. `begin` is called by
+    that first gradient, before anything behind it is recomputed.
     """
     engine = torch.autograd.Variable._execution_engine
     queued = False
@@ -31,6 +34,7 @@ def at_end_of_backward(module: nn.Module, act: Callable[[], None]) -> RemovableH
         nonlocal queued
         if not queued:
             queued = True
+            begin()
             engine.queue_callback(run)
 
     def watch(_module: nn.Module, _inputs: Any, output: Any) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -41,7 +42,7 @@ class DlsCallback(TrainerCallback, ExportableState):
     def __init__(self, config: DlsConfig | Mapping[str, Any] | None = None) -> None:
         self.config = None if config is None else DlsConfig.of(config)
         self.dls: DynamicLayerSelection | None = None
-        self._end_of_backward: RemovableHandle | None = None
+        self._handles: list[RemovableHandle] = []
         self._selected_in: int | None = None  # the step that it last selected for
         self._written = 0
 
@@ -143,7 +144,15 @@ class DlsCallback(TrainerCallback, ExportableState):
             self._selected_in = dls.step + 1
             dls.select(loss_scale=1.0 if scaler is None else scaler.get_scale())
 
-        self._end_of_backward = at_end_of_backward(dls.layers_owner, select)
+        def before_forward(_module: Any, _inputs: Any) -> None:
+            if torch.is_grad_enabled():
+                dls.freeze_again()
+
+        # DPO asks the model without its adapter between the two, which thaws the adapter.
+        self._handles = [
+            dls.layers_owner.register_forward_pre_hook(before_forward),
+            at_end_of_backward(dls.layers_owner, select, begin=dls.freeze_again),
+        ]
 
     def _rewrite_history(self, args: TrainingArguments, state: TrainerState) -> None:
         """Start the file with exactly the choices up to here: none twice, none missing."""
@@ -158,9 +167,10 @@ class DlsCallback(TrainerCallback, ExportableState):
         os.replace(draft, path)
 
     def _detach(self) -> None:
-        if self._end_of_backward is not None:
-            self._end_of_backward.remove()
-            self._end_of_backward = None
+        for handle in self._handles:
+            handle.remove()
+        if self._handles:
+            self._handles = []
             assert self.dls is not None
             self.dls.detach()
 

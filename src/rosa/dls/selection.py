@@ -127,6 +127,18 @@ class DynamicLayerSelection:
         chosen = self._pending["selected"] if self._pending else self.selected
         self._parameters.drop_gradients(chosen)
 
+    def freeze_again(self) -> None:
+        """Set `requires_grad` as the coming step needs it, where something else has changed it.
+
+        PEFT's `disable_adapter` and `set_adapter` leave it on for the whole adapter. Frozen layers
+        do not move then either, but their gradients are computed, and gradient checkpointing may
+        find another graph than it left. `DlsCallback` calls this around every pass.
+        """
+        engine = self._engine
+        # Before its first pass FSDP2 is to see all that will ever get a gradient; DDP is not.
+        also_norms = self.scoring if engine.known else engine.sharded
+        self._parameters.ask_gradients(self.selected if engine.switches else None, also_norms)
+
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, as JSON-able values.
 
@@ -221,11 +233,8 @@ class DynamicLayerSelection:
         self._pending, self._new_gradients = None, False
         for handle in self._gradient_handles:
             handle.remove()
-        engine = self._engine
-        # Before its first pass FSDP2 is to see all that will ever get a gradient; DDP is not.
-        also_norms = self.scoring if engine.known else engine.sharded
-        self._parameters.ask_gradients(self.selected if engine.switches else None, also_norms)
-        watched = self._scored if self.scoring and engine.known else []
+        self.freeze_again()
+        watched = self._scored if self.scoring and self._engine.known else []
         self._gradient_handles = [
             p.register_post_accumulate_grad_hook(self._note_gradient) for p in chain(*watched)
         ]
