@@ -103,6 +103,7 @@ def _run(
     if not (checkpoint and trainer.take_over_finished(checkpoint)):
         with stop_on_signals(stopper), progress, meter:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    folder.drop_saving()
     return conclude(prepared.recipe, folder, trainer, meter)
 
 
