@@ -202,3 +202,42 @@ def test_a_folder_that_was_moved_goes_on_with_its_best_checkpoint(
     assert_same_run(there, whole[0])
     state = json.loads((there / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
     assert Path(state["best_model_checkpoint"]).parent == there
+
+
+def evaluate_command(place: Path, out: Path) -> list[str]:
+    words = ["--tasks", "tiny-sums,tiny-choice", "--limit", "40", "--max_new_tokens", "8"]
+    return ["evaluate", str(place / "model"), *words, "--batch_size", "3", "--out", str(out)]
+
+
+def answers(out: Path) -> dict[str, list[dict[str, Any]]]:
+    files = sorted(out.glob("*.jsonl"))
+    return {f.name: [json.loads(line) for line in f.read_text().splitlines()] for f in files}
+
+
+@pytest.mark.parametrize(
+    "count", [3, pytest.param(20, marks=pytest.mark.slow)], ids=["three", "twenty"]
+)
+def test_an_evaluation_killed_at_random_moments_scores_every_example_once(
+    place: Path, count: int
+) -> None:
+    whole, log = place / f"scored-{count}", place / f"scored-{count}.log"
+    assert kill_runs.run(evaluate_command(place, whole), log) == 0
+    expected, seconds = answers(whole), kill_runs.seconds_of(log)
+    assert [len(rows) for rows in expected.values()] == [40, 40]
+
+    generator, torn_apart = random.Random(count), 0
+    for moment in range(count):
+        out = place / f"scored-{count}-{moment}"
+        for _ in range(1 + moment % 2):
+            after = generator.uniform(0.2, 0.9) * seconds
+            kill_runs.run(evaluate_command(place, out), log, kill_after=after)
+            lines = sum(file.read_bytes().count(b"\n") for file in out.glob("*.jsonl"))
+            torn_apart += 0 < lines < 80
+        assert kill_runs.run(evaluate_command(place, out), log) == 0
+        found = answers(out)
+        assert found == expected
+        for rows in found.values():
+            assert len({row["index"] for row in rows}) == len(rows) == 40
+        results = [json.loads((f / "results.json").read_text())["tasks"] for f in (out, whole)]
+        assert results[0] == results[1]
+    assert torn_apart  # else no kill hit an evaluation halfway
