@@ -41,7 +41,6 @@ NO_ANGLES = (
     "this model computes its rotary angles where RoSA cannot get them, so that it can only be "
     "adapted before rotation: set rope_stage='pre'"
 )
-_HANDLE = "_rosa_hook"
 
 
 class _Modulation(NamedTuple):
@@ -190,8 +189,8 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
     def _tap(self) -> None:
         """Hooks onto the tapped modules: at first, and where another adapter wraps one since."""
         for module in self._tapped():
-            if _HANDLE not in module.__dict__:
-                setattr(module, _HANDLE, module.register_forward_hook(_modulate_output))
+            if _modulate_output not in module._forward_hooks.values():
+                module.register_forward_hook(_modulate_output)
 
     def _tapped(self) -> list[nn.Module]:
         """The modules whose outputs are modulated: one, where queries and keys come from one."""
@@ -239,8 +238,9 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         if merge:
             raise RosaError(NO_MERGE)
         for module in self.base_layer.modules():
-            if _HANDLE in module.__dict__:
-                module.__dict__.pop(_HANDLE).remove()
+            hooks = module._forward_hooks
+            for key in [key for key, hook in hooks.items() if hook is _modulate_output]:
+                del hooks[key]
         return self.base_layer
 
     def cast_as_base_layer(self, adapter_name: str) -> None:
