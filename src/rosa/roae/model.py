@@ -12,6 +12,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from rosa.errors import RosaError
+from rosa.roae.beside import check_base, check_trained_once, others_untouched
 from rosa.roae.checks import check_modules_to_save, check_one_adapter, without_strangers
 from rosa.roae.config import RosaConfig
 from rosa.roae.layer import NO_MERGE, RosaLayer
@@ -38,6 +39,10 @@ class RosaModel(KeepsPrecision, BaseTuner):
     tuner_layer_cls = RosaLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # PEFT's name and type
 
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **rest: Any) -> None:
+        check_base(model, adapter_name)
+        super().__init__(model, peft_config, adapter_name, **rest)
+
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
         """Without a choice of modules, every attention module that rotates is adapted."""
         reason = measure_unknown(self.model)
@@ -52,6 +57,8 @@ class RosaModel(KeepsPrecision, BaseTuner):
         self._check_layers(peft_config, matched)
         wrapped = [name for name in sites if isinstance(self.model.get_submodule(name), RosaLayer)]
         check_modules_to_save(self.model, peft_config.modules_to_save, [*matched, *wrapped])
+        in_full = _trained_in_full(self.model, peft_config, matched)
+        check_trained_once(self.model, in_full, self._own_configs())
         shapes = set()
         for name in matched:  # before anything is wrapped: a refused model stays as it was
             layout = _layout(self.model.get_submodule(name))
@@ -136,7 +143,8 @@ class RosaModel(KeepsPrecision, BaseTuner):
         """PEFT's. Raises RosaError for more than one of RoSA."""
         names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
         check_one_adapter([name for name in names if name in self._own_configs()])
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        with others_untouched(self.model, self._own_configs()):
+            super().set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """PEFT's, which lets each layer choose the next active adapter among those that it has."""
@@ -181,6 +189,20 @@ def _layout(module: nn.Module) -> RopeLayout:
     layout = layout_of(module)
     assert layout is not None
     return layout
+
+
+def _trained_in_full(model: nn.Module, config: RosaConfig, adapted: list[str]) -> list[str]:
+    """Names of the norms and of the modules to save of an adapter on these attention modules."""
+    names = dict.fromkeys(
+        name
+        for name, _ in model.named_modules()
+        if any(name.endswith(end) for end in config.modules_to_save or ())
+    )
+    layers = dict.fromkeys(site.rpartition(".")[0] for site in adapted)
+    for key in layers if config.train_norms else ():
+        norms = (f"{key}.{name}" for name, _ in norms_of(model.get_submodule(key)))
+        names.update(dict.fromkeys(name for name in norms if not _excluded(config, name)))
+    return list(names)
 
 
 def _train_norms(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
@@ -85,5 +86,7 @@ def norms_of(decoder_layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """
     for name, child in decoder_layer.named_children():
         norm = child.original_module if isinstance(child, ModulesToSaveWrapper) else child
+        if isinstance(norm, BaseTunerLayer):  # of another method
+            norm = norm.get_base_layer()
         if "norm" in type(norm).__name__.lower():
             yield name, child
