@@ -1,6 +1,6 @@
 """How far RoSA's results move with the precision they are computed in: logits, then training.
 
-python benchmarks/precision.py    # some ten minutes of one core; writes docs/results/precision.json
+python benchmarks/precision.py    # some minutes of two cores; writes docs/results/precision.json
 python docs/generate.py           # fills in the tables of docs/precision.md
 
 Logits: a model and its adapter in float32 against the same in less. Training: the embedded toy
@@ -14,11 +14,11 @@ import json
 import math
 import statistics
 import tempfile
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +79,9 @@ FORWARD = {
 }
 TRAINING = {
     "float32": Precision(),
-    "bf16 autocast": Precision(autocast=BF16),
-    "bf16, adapter float32": Precision(BF16),
-    "bf16, autocast, adapter float32": Precision(BF16, autocast=BF16),
+    "bf16, adapter float32": Precision(BF16, autocast=BF16),  # what rosa train does on a GPU
     "bf16, adapter bf16": Precision(BF16, adapter_in_float32=False),
-    "8 bits (int8), bf16": Precision(BF16, quantization="int8"),
-    "4 bits (nf4), bf16": Precision(BF16, quantization="nf4"),
+    "4 bits (nf4), adapter float32": Precision(BF16, quantization="nf4"),
 }
 
 # --- logits ---------------------------------------------------------------------------------------
@@ -187,11 +184,7 @@ def collate(rows: list[dict[str, list[int]]], pad: int) -> dict[str, Tensor]:
 
 
 def trained(
-    precision: Precision,
-    seed: int,
-    steps: int,
-    batch: Callable[[list[int]], dict[str, Tensor]],
-    rows: int,
+    precision: Precision, seed: int, steps: int, rows: list[dict[str, list[int]]], pad: int
 ) -> tuple[PeftModel, list[float]]:
     """The toy model with a trained adapter, and the loss of each step."""
     base = precision.load(tiny_model_path())
@@ -206,9 +199,9 @@ def trained(
     order = torch.Generator().manual_seed(seed)
     losses = []
     for _ in range(steps):
-        chosen = torch.randint(rows, (BATCH,), generator=order).tolist()
+        chosen = torch.randint(len(rows), (BATCH,), generator=order).tolist()
         with precision.computing():
-            loss = model(**batch(chosen)).loss
+            loss = model(**collate([rows[i] for i in chosen], pad)).loss
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -236,25 +229,37 @@ def outcome(
 # --- all of it ------------------------------------------------------------------------------------
 
 
-def measure(steps: int, seeds: int, questions: int, folder: Path) -> dict[str, Any]:
+def toy_rows() -> tuple[list[dict[str, list[int]]], Any]:
+    """The task's tokenised training rows, and the tokenizer."""
     recipe = Recipe(model="rosa-tiny", data=TASK, output_dir="unused", validation=0)
     tokenizer = load_tokenizer("rosa-tiny")
-    rows = load_examples(recipe, tokenizer)[0].rows
-    collated = partial(collate, pad=tokenizer.pad_token_id)
+    return load_examples(recipe, tokenizer)[0].rows, tokenizer
 
-    def batch(chosen: list[int]) -> dict[str, Tensor]:
-        return collated([rows[i] for i in chosen])
 
-    training: dict[str, list[dict[str, float]]] = {}
-    for seed in range(seeds):
-        for name, precision in TRAINING.items():
-            model, losses = trained(precision, seed, steps, batch, len(rows))
-            if name == "float32" and seed == 0:
-                model.save_pretrained(folder / "adapter")
-            found = outcome(precision, model, losses, tokenizer, questions)
-            training.setdefault(name, []).append(found)
-            print(name, seed, {key: round(value, 4) for key, value in found.items()}, flush=True)
-    inputs = batch(list(range(BATCH)))
+def run(name: str, seed: int, steps: int, questions: int, folder: Path) -> dict[str, float]:
+    """One training in a process of its own; the adapter of the first is kept in `folder`."""
+    torch.set_num_threads(1)
+    rows, tokenizer = toy_rows()
+    model, losses = trained(TRAINING[name], seed, steps, rows, tokenizer.pad_token_id)
+    if name == "float32" and seed == 0:
+        model.save_pretrained(folder / "adapter")
+    found = outcome(TRAINING[name], model, losses, tokenizer, questions)
+    print(name, seed, {key: round(value, 4) for key, value in found.items()}, flush=True)
+    return found
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        started = {
+            name: [
+                pool.submit(run, name, seed, args.steps, args.questions, folder)
+                for seed in range(args.seeds)
+            ]
+            for name in TRAINING
+        }
+        training = {name: [one.result() for one in each] for name, each in started.items()}
+    rows, tokenizer = toy_rows()
+    inputs = collate(rows[:BATCH], tokenizer.pad_token_id)
     inputs.pop("labels")
     compared = {"rosa-tiny": compare(Path(tiny_model_path()), folder / "adapter", inputs)}
     for name in RANDOM:
@@ -269,10 +274,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--questions", type=int, default=250)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one core each")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        results = measure(args.steps, args.seeds, args.questions, Path(folder))
+        results = measure(args, Path(folder))
     environment = describe_environment()
     environment["versions"]["bitsandbytes"] = version("bitsandbytes")
     precisions = {name: {k: str(v) for k, v in asdict(p).items()} for name, p in TRAINING.items()}
