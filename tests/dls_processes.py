@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import distributed, nn
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -35,6 +37,7 @@ from tests.dls_models import EVERY_THIRD, adamw, batch, decoder_layers, optimize
 
 ROOT = Path(__file__).parents[1]
 STEPS = 10
+SAVED, RESUMED = 5, 7  # where one process stops and two go on, and the other way round
 CLIP = 0.01
 ENGINES = ("ddp", "ddp-unused", "fsdp2")
 SCENARIOS: dict[str, Callable[[Path], Any]] = {}
@@ -90,11 +93,10 @@ def trains(
     method: str,
     accumulate: int = 1,
     selects: bool = True,
-    sgd: bool = False,
 ) -> dict[str, Any]:
     """Ten steps; after each, frozen layers and their optimizer state are what they were."""
     model = wrap(getattr(dls_models, method)(), engine)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05) if sgd else adamw(model)
+    optimizer = adamw(model)
     dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
     computed = []
     for t in range(1, STEPS + 1):
@@ -107,13 +109,22 @@ def trains(
             frozen = same(before[i], [local(p) for p in layer.parameters()])
             assert frozen == (dls.selected is not None and i not in dls.selected), (t, i)
             assert not frozen or same(states[i], state_of(optimizer, layer)), (t, i)
-    weights = {name: whole(p).detach() for name, p in unwrapped(model).named_parameters()}
-    name = f"{engine} {method} {accumulate} {selects} {sgd}.safetensors"
-    if distributed.get_rank() == 0:
-        save_file({key: value.contiguous() for key, value in weights.items()}, folder / name)
+    name = f"{engine} {method} {accumulate} {selects}"
     dls.detach()
-    sums = {key: value.double().sum().item() for key, value in weights.items()}
-    return {"history": dls.history, "weights": name, "sums": sums, "computed": computed}
+    return {
+        "history": dls.history,
+        "computed": computed,
+        "weights": keep(folder, name, model),
+        "sums": [whole(p).sum().item() for p in model.parameters()],
+    }
+
+
+def keep(folder: Path, name: str, model: nn.Module) -> str:
+    """Writes the whole weights, under the names of the unwrapped model; returns the file's."""
+    weights = {key: whole(p).detach().clone() for key, p in unwrapped(model).named_parameters()}
+    if distributed.get_rank() == 0:
+        save_file(weights, folder / f"{name}.safetensors")
+    return f"{name}.safetensors"
 
 
 def step(
@@ -216,6 +227,42 @@ def computes_in_half(folder: Path) -> dict[str, Any]:
     return {"history": dls.history}
 
 
+def save(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, dls: DynamicLayerSelection
+) -> None:
+    """A checkpoint of torch.distributed: every process writes its shards, the first DLS's state."""
+    weights, moments = get_state_dict(model, optimizer)
+    checkpoint.save({"model": weights, "optimizer": moments}, checkpoint_id=folder)
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        (folder / "dls.json").write_text(json.dumps(dls.state_dict()))
+
+
+def load(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, dls: DynamicLayerSelection
+) -> None:
+    """`save` undone, in however many processes."""
+    weights, moments = get_state_dict(model, optimizer)
+    state = {"model": weights, "optimizer": moments}
+    checkpoint.load(state, checkpoint_id=folder)
+    set_state_dict(
+        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+    )
+    dls.load_state_dict(json.loads((folder / "dls.json").read_text()))
+
+
+def resumes_from_one_process(folder: Path, method: str) -> dict[str, Any]:
+    """The test saved after five steps in one process; two go on from there, and save in turn."""
+    model = wrap(getattr(dls_models, method)(), "fsdp2")
+    optimizer = adamw(model)
+    dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
+    load(folder / f"one {method}", model, optimizer, dls)
+    for t in range(SAVED + 1, STEPS + 1):
+        step(model, optimizer, dls, t)
+        if t == RESUMED:
+            save(folder / f"two {method}", model, optimizer, dls)
+    return {"history": dls.history, "weights": keep(folder, f"resumed {method}", model)}
+
+
 FAST = [
     *(scenario(trains, *pair) for pair in (("ddp", "full"), ("ddp-unused", "lora"))),
     *(scenario(trains, "fsdp2", method) for method in ("lora", "rosa")),
@@ -223,8 +270,11 @@ FAST = [
     scenario(refuses),
     scenario(attaches_before_ddp),
     scenario(computes_in_half),
+    scenario(resumes_from_one_process, "rosa"),
 ]
 SLOW = [
+    scenario(resumes_from_one_process, "full"),
+    scenario(resumes_from_one_process, "lora"),
     *(scenario(trains, "ddp", method) for method in ("lora", "lora_and_norms", "rosa")),
     *(scenario(trains, "ddp-unused", method) for method in ("full", "lora_and_norms", "rosa")),
     *(scenario(trains, "fsdp2", method) for method in ("full", "lora_and_norms")),

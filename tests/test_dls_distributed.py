@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from rosa import DynamicLayerSelection
 from tests import dls_models, dls_processes
 from tests.dls_models import EVERY_THIRD, LAYERS, adamw, batch
-from tests.dls_processes import CLIP, FAST, SLOW, STEPS, start
+from tests.dls_processes import CLIP, FAST, RESUMED, SAVED, SLOW, STEPS, start
 
 SECONDS = 240  # a hang ends here, or by the time-out of one collective
 
@@ -30,29 +30,45 @@ def run(folder: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
 @pytest.fixture(scope="module")
 def fast(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("fast")
+    train("rosa", last=SAVED, save_to=folder / "one rosa")
     return {"folder": folder, **run(folder, FAST)}
 
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("slow")
+    for method in ("full", "lora"):
+        train(method, last=SAVED, save_to=folder / f"one {method}")
     return {"folder": folder, **run(folder, SLOW)}
 
 
-@functools.cache
-def one_process(method: str, selects: bool) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    """History and weights after the same ten steps on whole batches."""
+def train(
+    method: str,
+    selects: bool = True,
+    first: int = 1,
+    last: int = STEPS,
+    load_from: Path | None = None,
+    save_to: Path | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """History and weights of one process that trains on whole batches."""
     model = getattr(dls_models, method)()
     optimizer = adamw(model)
     dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
-    for t in range(1, STEPS + 1):
+    if load_from is not None:
+        dls_processes.load(load_from, model, optimizer, dls)
+    for t in range(first, last + 1):
         model(**batch(t)).loss.backward()
         if selects:
             dls.select()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad()
+    if save_to is not None:
+        dls_processes.save(save_to, model, optimizer, dls)
     return dls.history, {name: p.detach() for name, p in model.named_parameters()}
+
+
+one_process = functools.cache(train)
 
 
 def same_history(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> None:
@@ -60,6 +76,11 @@ def same_history(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> Non
     for one, other in zip(left, right, strict=True):
         assert one["scores"] == pytest.approx(other["scores"], rel=1e-6)
         assert {**one, "scores": 0} == {**other, "scores": 0}
+
+
+def close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    for key in left.keys() | right.keys():
+        assert torch.allclose(left[key], right[key], rtol=1e-6, atol=1e-8), key
 
 
 def check(name: str, ranks: list[dict[str, Any]], folder: Path) -> None:
@@ -70,16 +91,20 @@ def check(name: str, ranks: list[dict[str, Any]], folder: Path) -> None:
     assert first == second, "the processes differ"
     kind, engine, *rest = [*name.split(), ""]
     if kind == "trains":
-        method, selects = rest[0], "selects=False" not in name
-        history, weights = one_process(method, selects)
+        history, weights = one_process(rest[0], "selects=False" not in name)
         same_history(first["history"], history)
-        trained = load_file(folder / first["weights"])
-        for key, value in weights.items():
-            assert torch.allclose(trained[key], value, rtol=1e-6, atol=1e-8), key
+        close(load_file(folder / first["weights"]), weights)
         frozen = sum(not computes for step in first["computed"] for computes in step)
         assert (frozen > 0) == (engine != "ddp"), "skipped work"
     elif kind == "checkpoints_activations":
         same_history(first, one_process("lora", True)[0])
+    elif kind == "resumes_from_one_process":
+        history, weights = one_process(engine, True)
+        same_history(first["history"], history)
+        close(load_file(folder / first["weights"]), weights)
+        back, ends = train(engine, first=RESUMED + 1, load_from=folder / f"two {engine}")
+        same_history(back, history)
+        close(ends, weights)
 
 
 @pytest.mark.parametrize("name", FAST)

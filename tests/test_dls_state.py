@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from rosa import DlsConfig, DynamicLayerSelection
@@ -180,3 +181,18 @@ def test_fsdp1_is_refused() -> None:
     model = Fsdp1(full())
     with pytest.raises(RosaError, match=r"under FSDP1.*use FSDP2"):
         DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
+
+
+def test_a_checkpoint_of_torch_distributed_is_no_step() -> None:
+    """Saving SGD's state, which is empty, it makes a step of zeros at a learning rate of zero."""
+    model = full()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
+    for t in range(1, 4):
+        train_step(model, optimizer, t)
+        before = dls.state_dict()
+        get_state_dict(model, optimizer)
+        assert dls.state_dict() == before
+    optimizer.param_groups[0]["lr"] = 0.0  # as at the first step of a warm-up: a step it is
+    train_step(model, optimizer, 4)
+    assert dls.step == 4

@@ -23,6 +23,7 @@ from transformers.trainer_callback import ExportableState
 from rosa.dls.backward import at_end_of_backward
 from rosa.dls.config import DlsConfig
 from rosa.dls.selection import DynamicLayerSelection
+from rosa.dls.trackers import tell_trackers
 from rosa.errors import RosaError
 
 HISTORY_FILE = "dls_history.jsonl"
@@ -34,13 +35,18 @@ class DlsCallback(TrainerCallback, ExportableState):
     Args:
         config: the settings; None takes those of the model's active adapter (`config.dls`), else
             the defaults.
+        trainer: the trainer that it is added to, so that TensorBoard, W&B and whatever else
+            `report_to` names get every choice; it can be set later, before `train()`.
 
     Attributes:
         dls: the `DynamicLayerSelection` of the present or last run, None before the first.
     """
 
-    def __init__(self, config: DlsConfig | Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, config: DlsConfig | Mapping[str, Any] | None = None, trainer: Any = None
+    ) -> None:
         self.config = None if config is None else DlsConfig.of(config)
+        self.trainer = trainer
         self.dls: DynamicLayerSelection | None = None
         self._handles: list[RemovableHandle] = []
         self._selected_in: int | None = None  # the step that it last selected for
@@ -83,6 +89,8 @@ class DlsCallback(TrainerCallback, ExportableState):
         states.setdefault(type(self).__name__, self.state())
         self._select_before_clipping(self.dls, optimizer)
         self._rewrite_history(args, state)
+        if not state.global_step:
+            self._tell(self.dls.history, args, state, control)  # a static choice is made already
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -96,10 +104,12 @@ class DlsCallback(TrainerCallback, ExportableState):
         """Append this step's choice, if there was one, to `dls_history.jsonl`."""
         if self.dls is None or len(self.dls.history) == self._written:
             return
+        new = self.dls.history[self._written :]
         if state.is_world_process_zero:
             with _history_path(args).open("a", encoding="utf-8") as file:
-                file.writelines(_line(record) for record in self.dls.history[self._written :])
+                file.writelines(map(_line, new))
         self._written = len(self.dls.history)
+        self._tell(new, args, state, control)
 
     def on_log(
         self,
@@ -122,6 +132,13 @@ class DlsCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Give model and optimizer back as they were."""
         self._detach()
+
+    def _tell(
+        self, records: list[dict[str, Any]], args: Any, state: TrainerState, control: Any
+    ) -> None:
+        if self.trainer is not None:
+            for record in records:
+                tell_trackers(self.trainer, args, state, control, record)
 
     def _of_checkpoint(self, states: Mapping[str, Any]) -> dict[str, Any] | None:
         stored = states.get(type(self).__name__)
