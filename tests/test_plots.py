@@ -1,11 +1,9 @@
-"""The pictures of a run show what its files say."""
+"""The picture of a run's loss shows what its file says."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-
-from matplotlib.image import imread
 
 from rosa.study import plots
 
@@ -17,7 +15,6 @@ def write(path: Path, records: list[dict]) -> Path:
 
 def test_nothing_to_draw_draws_nothing(tmp_path: Path) -> None:
     assert not plots.draw_loss(tmp_path / "absent.jsonl", tmp_path / "loss.png")
-    assert not plots.draw_layers(write(tmp_path / "empty", []), tmp_path / "layers.png")
     assert not list(tmp_path.glob("*.png"))
 
 
@@ -38,16 +35,3 @@ def test_a_loss_that_falls_far_is_drawn_on_a_log_axis(tmp_path: Path, monkeypatc
     line, dots = scales[0].lines
     assert list(line.get_ydata()) == [1.0, 0.5]
     assert list(dots.get_ydata()) == [1]
-
-
-def test_layers_map_is_drawn_for_any_number_of_layers(tmp_path: Path) -> None:
-    for layers in (1, 6, 80):
-        records = [
-            {"step": 40 * i, "mode": mode, "scores": [0.0] * layers, "selected": [layers - 1]}
-            for i, mode in enumerate(("exploit", "explore"), start=1)
-        ]
-        picture = tmp_path / f"{layers}.png"
-        assert plots.draw_layers(write(tmp_path / "h", records), picture)
-        pixels = imread(picture)
-        assert pixels.std() > 0.01  # something is on it
-        assert pixels.shape[0] < 4000

@@ -23,6 +23,7 @@ COMMANDS = {
     "reproduce": "run a table or figure of the paper, at its scale or on the toy model",
     "tables": "print a study's tables, or the paper's: text, Markdown, LaTeX, CSV",
     "report": "write a study's report.html: tables, plots, layer maps, every example",
+    "plot": "draw which layers a run chose, how often, and their scores",
     "inspect": "draw how strong a model's queries and keys are, and what an adapter does",
     "params": "count the trainable parameters of each method, without loading weights",
     "convert": "turn a llama2.c checkpoint into a Hugging Face folder",

@@ -1,4 +1,4 @@
-"""The two pictures of a run: its loss, and which layers were chosen when."""
+"""The picture of a run's loss; that of its layers is `rosa.study.layer_plot`."""
 
 from __future__ import annotations
 
@@ -36,37 +36,6 @@ def draw_loss(metrics: Path, picture: Path) -> bool:
     else:
         axes.set_ylim(0, None)
     axes.grid(alpha=0.25)
-    figure.savefig(picture, dpi=130)
-    return True
-
-
-def draw_layers(history: Path, picture: Path) -> bool:
-    """Scores as a steps x layers map, a dot on each chosen layer; False without a choice.
-
-    Scores are shown relative to the largest of their step: their scale falls with the loss, and
-    the choice depends on their order alone.
-    """
-    records = read_jsonl(history)
-    if not records:
-        return False
-    layers = len(records[0]["scores"])
-    shares = [[s / (max(r["scores"]) or 1.0) for s in r["scores"]] for r in records]
-    figure, axes = _figure(max(5.0, 2.5 + 0.28 * len(records)), max(3.0, 1.6 + 0.22 * layers))
-    grid = axes.imshow(
-        list(zip(*shares, strict=True)), aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=1
-    )
-    for mode, marker, colour in (("exploit", "o", QUIET), ("explore", "D", "#111111")):
-        dots = [(x, y) for x, r in enumerate(records) if r["mode"] == mode for y in r["selected"]]
-        if dots:
-            axes.scatter(*zip(*dots, strict=True), s=26, marker=marker, color=colour, label=mode)
-    ticks = range(0, len(records), max(1, len(records) // 12))
-    axes.set_xticks(list(ticks), [str(records[i]["step"]) for i in ticks])
-    axes.set_yticks(range(0, layers, max(1, layers // 16)))
-    axes.set(xlabel="optimizer step of the choice", ylabel="layer")
-    figure.colorbar(grid, label="score / largest of the step")
-    axes.legend(
-        title="chosen by", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False
-    )
     figure.savefig(picture, dpi=130)
     return True
 

@@ -19,11 +19,12 @@ from rosa.study.card import write_model_card
 from rosa.study.costs import CostMeter, Costs, run_costs, write_costs
 from rosa.study.examples import Examples, tokenize_records
 from rosa.study.files import told_if_unwritable
+from rosa.study.layer_plot import draw_layers, read_history
 from rosa.study.lock import folder_in_use
 from rosa.study.methods import method_config, one_line
 from rosa.study.models import check_vocabulary, load_base_model, load_tokenizer
 from rosa.study.other_methods import ATTACHING_FAILED, set_targets
-from rosa.study.plots import draw_layers, draw_loss
+from rosa.study.plots import draw_loss
 from rosa.study.progress import MetricsWriter, Progress, StopOnSignal
 from rosa.study.recipe import Recipe, check_recipe
 from rosa.study.run_folder import RunFolder, drop_lines_after
@@ -129,7 +130,8 @@ def conclude(
         model.save_pretrained(folder.draft)
         costs = run_costs(meter, model, folder.draft)
     draw_loss(folder.metrics, folder.path / "loss.png")
-    draw_layers(folder.dls_history, folder.path / "layers.png")
+    if folder.dls_history.is_file() and folder.dls_history.stat().st_size:
+        draw_layers(read_history(folder.path), folder.path / "layers.png", folder.path.name)
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     result = TrainResult(
         folder=folder.path,

@@ -179,6 +179,8 @@ def build_trainer(
         meter=meter,
         keep_checkpoints=recipe.keep_checkpoints,
     )
+    for callback in selection:
+        callback.trainer = trainer
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     return trainer

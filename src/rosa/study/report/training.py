@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rosa.study.compare.results import RunResult, StudyResults
+from rosa.study.layer_plot import scores_of
 from rosa.study.plots import read_jsonl
 from rosa.study.report.axes import Axis, Tick, fit, is_wide
 from rosa.study.report.costs import digits
@@ -190,9 +191,10 @@ def _map(seed: int, records: list[dict[str, Any]], count: int) -> LayerMap:
     row = row_height(count)
     cells: dict[str, list[str]] = {}
     for column, record in enumerate(shown):
-        largest = max((s for s in record["scores"] if math.isfinite(s)), default=0) or 1.0
+        scores = scores_of(record)
+        largest = max((s for s in scores if math.isfinite(s)), default=0) or 1.0
         chosen = set(record["selected"])
-        for layer, score in enumerate(record["scores"]):
+        for layer, score in enumerate(scores):
             # Relative to the step's largest: the scale falls with the loss, the order decides.
             share = score / largest if math.isfinite(score) else 0.0
             shade = min(SHADES - 1, int(share * SHADES))

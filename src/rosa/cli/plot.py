@@ -1,0 +1,43 @@
+"""`rosa plot RUN_OR_HISTORY`: draw which layers a run chose, how often, and their scores."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rosa.cli.folders import check_folder
+from rosa.cli.parser import Parser
+from rosa.errors import RosaError
+
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def build_parser() -> Parser:
+    """The options of `rosa plot`."""
+    parser = Parser(
+        prog="rosa plot",
+        description="Draw a run's layer selection: which layers were chosen when, how often each "
+        "was, and how their scores are spread.",
+    )
+    parser.add_argument("run", help="the folder of a run, or a dls_history.jsonl")
+    parser.add_argument(
+        "--out", help=f"file to write ({', '.join(FORMATS)}); default: layers.png in the run"
+    )
+    return parser
+
+
+def run(args: Any) -> None:
+    """Reads the history, writes the picture and says what is on it."""
+    from rosa.study.layer_plot import draw_layers, read_history, summary
+
+    place = Path(args.run).expanduser()
+    records = read_history(place)
+    folder = place if place.is_dir() else place.parent
+    out = folder / "layers.png" if args.out is None else Path(args.out).expanduser()
+    if out.suffix not in FORMATS or out.is_dir():
+        raise RosaError(f"--out {out}: name a file that ends in {', '.join(FORMATS)}")
+    check_folder(out.parent)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw_layers(records, out, str(args.run))
+    sys.stdout.write(f"{summary(records)}\n{out}\n")
