@@ -151,7 +151,11 @@ def test_the_shortest_runs_cut_their_ranks_too(recipe: Recipe, steps: int) -> No
         (1, None),  # before the first cut, between cuts, after the last
         (5, None),
         (11, None),
-        (5, DlsConfig(interval=3, warmup=2)),
+        pytest.param(
+            5,
+            DlsConfig(interval=3, warmup=2),
+            marks=pytest.mark.dls_cell(method="AdaLoRA", loop="SFTTrainer"),
+        ),
     ],
 )
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(

@@ -53,6 +53,7 @@ def kept_ranks(model: nn.Module) -> list[int]:
     return [int((value != 0).sum()) for value in values]
 
 
+@pytest.mark.dls_cell(method="AdaLoRA", loop="plain PyTorch")
 def test_the_run_is_algorithm_1_with_the_importance_of_frozen_layers_standing_still() -> None:
     """The reference updates every importance and puts those of the masked layers back."""
     reference = adapted()

@@ -51,6 +51,7 @@ def dpo_trainer(method: str, folder: Path, fresh: bool, **changes: Any) -> DPOTr
     torch.manual_seed(0)
     trainer = DPOTrainer(
         tiny_llama(torch.float32) if fresh else adapted(method),
+        ref_model=None if method in METHODS else adapted(method),
         args=DPOConfig(str(folder), **settings),
         train_dataset=pairs(),
         processing_class=word_tokenizer(),
@@ -84,6 +85,8 @@ def cases() -> Iterator[Any]:
         cell = pytest.mark.dls_cell(method=method, loop="DPOTrainer")
         marks = [cell] if method in QUICK else [cell, pytest.mark.slow]
         yield pytest.param(method, True, "plain", marks=marks, id=f"{method}-plain")
+    marks = [pytest.mark.dls_cell(method="full fine-tuning", loop="DPOTrainer"), pytest.mark.slow]
+    yield pytest.param("full fine-tuning", False, "plain", marks=marks, id="full fine-tuning")
     for method in QUICK:
         for fresh in (True, False):
             name = "fresh" if fresh else "copy"

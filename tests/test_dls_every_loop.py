@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
@@ -212,3 +213,20 @@ def test_a_loop_trains_as_the_plain_one_does(loop: str, method: str, tmp_path: P
     assert LOOPS[loop](model, tmp_path) == history
     assert [record["step"] for record in history] == [3, 6]
     assert same(snapshot(model), weights)
+
+
+def test_lightning_resumes_from_its_checkpoint(tmp_path: Path) -> None:
+    """Saved at step 4, between the two choices; one batch again and again, so none is lost."""
+    part = rows()[:4]
+    data = DataLoader([row for _ in range(2 * STEPS) for row in part], batch_size=4)
+    saver = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=4)
+    whole, callback = Module(adapted("RoSA")), lightning_callback()
+    settings = {"accumulate_grad_batches": 1, "enable_checkpointing": True}
+    lightning_trainer(tmp_path, callback, saver, **settings).fit(whole, data)
+
+    resumed, again = Module(adapted("RoSA")), lightning_callback()
+    trainer = lightning_trainer(tmp_path, again, **settings)
+    trainer.fit(resumed, data, ckpt_path=str(tmp_path / "step=4.ckpt"))
+    assert [record["step"] for record in again.dls.history] == [3, 6]
+    assert again.dls.history == callback.dls.history
+    assert same(snapshot(resumed), snapshot(whole))

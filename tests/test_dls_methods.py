@@ -16,6 +16,7 @@ from rosa.study.methods import method_config
 from tests.dls_models import (
     EVERY_THIRD,
     LAYERS,
+    NORMS,
     adamw,
     decoder_layers,
     held_outside,
@@ -38,6 +39,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "RoSA": ("rosa", {"r": 4, "r_low": 0.5}),
     "LoRA": ("lora", {"r": 2}),
     "LoRA, some layers": ("lora", UPPER),
+    "LoRA and norms": ("lora", {"target_modules": ["q_proj"], "modules_to_save": NORMS}),
     "LoRA and the whole head": ("lora", HEAD),
     "LoRA and new tokens": ("lora", TOKENS),
     "rsLoRA": ("lora", {"r": 2, "use_rslora": True}),
@@ -179,13 +181,21 @@ def test_vb_lora_s_bank_trains_whoever_is_chosen() -> None:
     assert not torch.equal(now, deltas[frozen])
 
 
-@pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig])
+def refused(method: str) -> pytest.MarkDecorator:
+    return pytest.mark.dls_cell(method=method, loop="any", engine="any", says="refused")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(PromptTuningConfig, marks=refused("prompt tuning")),
+        pytest.param(PrefixTuningConfig, marks=refused("prefix tuning")),
+    ],
+)
 def test_prompts_are_outside_all_layers_and_refused(config: type) -> None:
     prompts = config(task_type="CAUSAL_LM", num_virtual_tokens=3)
     model = get_peft_model(tiny_llama(torch.float32), prompts)
-    with pytest.raises(
-        RosaError, match=r"prompt_encoder.*is outside.*train it without DLS"
-    ):
+    with pytest.raises(RosaError, match=r"prompt_encoder.*is outside.*train it without DLS"):
         DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
 
 
