@@ -22,12 +22,12 @@ from tests.reference import Weights, signals, split_adapter
 ROTATION = re.compile(r"apply_rotary_\w+")
 
 
-def low_pairs(pairing: str, rotary_dim: int, pairs: int) -> list[tuple[int, int]]:
+def low_pairs(pairing: str, rotary_dim: int, span: int, pairs: int) -> list[tuple[int, int]]:
     """The dimensions of the last `pairs` pairs of ρ rotated dimensions."""
     half = rotary_dim // 2
     last = range(half - pairs, half)
     if pairing == "halves":
-        return [(i, i + half) for i in last]
+        return [(i, i + span // 2) for i in last]
     return [(2 * i, 2 * i + 1) for i in last]
 
 
@@ -41,6 +41,8 @@ class AnyReference:
         self.weights, self.norms = split_adapter(state)
         self._now: tuple[Weights, Tensor] | None = None
         self._next = 0
+        self._rotated = (0, 0)
+        self._inside = 0  # a submodule of an attention module
 
     @torch.no_grad()
     def __call__(self, **inputs: Any) -> Tensor:
@@ -56,6 +58,10 @@ class AnyReference:
                 hook = module.register_forward_pre_hook(self._remember(weights), with_kwargs=True)
                 stack.callback(hook.remove)
                 stack.callback(module.register_forward_hook(self._forget).remove)
+                for child in set(module.modules()) - {module}:  # an indexer that rotates as well
+                    hook = child.register_forward_pre_hook(self._enter)
+                    stack.callback(hook.remove)
+                    stack.callback(child.register_forward_hook(self._leave).remove)
             stack.enter_context(self._patched())
             return self.model(**inputs).logits
 
@@ -63,8 +69,15 @@ class AnyReference:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
             self._now, self._next = (weights, hidden), 0
+            self._rotated = self.architecture.rotated(module.layer_idx)
 
         return hook
+
+    def _enter(self, *_: Any) -> None:
+        self._inside += 1
+
+    def _leave(self, *_: Any) -> None:
+        self._inside -= 1
 
     def _forget(self, *_: Any) -> None:
         self._now = None
@@ -83,7 +96,7 @@ class AnyReference:
 
     def _rotate(self, rotate: Callable[..., Any]) -> Callable[..., Any]:
         def rotation(first: Tensor, *rest: Any, **named: Any) -> Any:
-            if self._now is None:  # a layer without adapter
+            if self._now is None or self._inside:  # a layer without adapter, an indexer
                 return rotate(first, *rest, **named)
             together = isinstance(rest[0], Tensor) and rest[0].ndim == 4
             states = [first, rest[0]] if together else [first]
@@ -119,7 +132,7 @@ class AnyReference:
             signal = signal.transpose(1, 2)
         pairs = signal.shape[-1] // 2
         out = state.clone()
-        dims = low_pairs(pairing, self.architecture.rotary_dim, pairs)
+        dims = low_pairs(pairing, *self._rotated, pairs)
         for j, (real, imaginary) in enumerate(dims):
             for dim, s in ((real, signal[..., j]), (imaginary, signal[..., pairs + j])):
                 out[..., dim] = state[..., dim] * (1 + self.alpha * s)

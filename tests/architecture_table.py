@@ -11,14 +11,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peft import get_peft_model
+import transformers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from rosa import RosaConfig
-from rosa.errors import RosaError
 from rosa.rope import KNOWN_MODEL_TYPES, RopeLayout, Tap
 from rosa.rope.probe import measure
-from tests.architectures import ARCHITECTURES, LOCAL_GLOBAL, MLA, MOE, SIZES, Architecture
+from tests.architecture_types import (
+    NOT_TRIED,
+    WITHOUT_ROTATION,
+    WRAPPERS,
+    accounts,
+    causal_types,
+    sentence,
+)
+from tests.architectures import ARCHITECTURES, MOE, SIZES, Architecture
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 _DBRX = {
@@ -35,11 +41,11 @@ REFUSED: dict[str, dict[str, Any]] = {
     "mpt": {},
     "dbrx": _DBRX,
     "deepseek_v4": {**SIZES, **MOE},
-    "gemma4_unified_text": {**SIZES, **LOCAL_GLOBAL},
+    "roformer": {},
     "jetmoe": {**SIZES, **MOE},
-    "longcat_flash": {**SIZES, **MOE, **MLA},
     "zaya": {**SIZES, **MOE, **_ONE_EXPERT},
 }
+_NO_ROTATION = ("opt", "gpt2", "bloom", "mpt")
 _SMALL = ("vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers")
 HEAD = """# Architectures
 
@@ -74,8 +80,36 @@ REFUSALS = """
 TAIL = """
 A norm after the rotation (HunYuan, Llama4, NanoChat) stays after it: `post` modulates what the
 rotation puts out. In latent attention (DeepSeek-V2, -V3) only the rotated parts of queries and of
-the one shared key are adapted. A model that clips queries and keys (`clip_qkv` in OLMo and OLMoE)
-is refused.
+the one shared key are adapted. Where layers attend with the keys of an earlier one (Gemma3n,
+Gemma4), only those with keys of their own are adapted. Where a quarter of a head turns, in two
+parts that lie half a head apart (the global layers of Gemma4), the slowest pairs are the last of
+each part. A model that clips queries and keys (`clip_qkv` in OLMo and OLMoE) is refused.
+"""
+
+
+COUNTS = """
+## Every type, counted
+
+Transformers {version} builds a causal language model of {causal} types.
+
+| | model types |
+|---|---|
+| supported and tested above | {tested} |
+| multimodal, adapted in their language model, whose type is tested above | {wrappers} |
+| refused: no rotation | {without_rotation} |
+| refused: a rotation out of reach | {rotating} |
+| failing | 0 |
+| not tried | {not_tried} |
+
+A test fails when Transformers brings a type that none of these lists names.
+
+A multimodal model is adapted in its language model, whose type is in brackets: {wrapped}.
+
+Refused as they have no rotation: {without}.
+
+| not tried | why |
+|---|---|
+{reasons}
 """
 
 
@@ -107,12 +141,30 @@ def _layers(architecture: Architecture) -> str:
 def refusal(name: str) -> str:
     """What RoSA says about a model type that it cannot adapt."""
     values = REFUSED[name] or {key: SIZES[key] for key in _SMALL}
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[name](**values))
-    try:
-        get_peft_model(model, RosaConfig())
-    except RosaError as error:
-        return str(error)
-    raise AssertionError(f"{name} is not refused")
+    return sentence(AutoModelForCausalLM.from_config(CONFIG_MAPPING[name](**values)))
+
+
+def counts() -> str:
+    """The paragraphs that account for every type of causal language model in Transformers."""
+    causal = causal_types()
+    found = accounts(set(REFUSED))
+    tested, refused = found["tested"], found["refused"]
+    rotating = len(set(REFUSED) - set(_NO_ROTATION))
+    reasons = "\n".join(f"| `{name}` | {why} |" for name, why in sorted(NOT_TRIED.items()))
+    wrapped = ", ".join(f"`{name}` (`{text}`)" for name, text in sorted(WRAPPERS.items()))
+    without = ", ".join(f"`{name}`" for name in sorted({*WITHOUT_ROTATION, *_NO_ROTATION}))
+    return COUNTS.format(
+        version=transformers.__version__,
+        causal=len(causal),
+        tested=len(tested),
+        wrappers=len(WRAPPERS),
+        without_rotation=len(refused) - rotating,
+        rotating=rotating,
+        not_tried=len(NOT_TRIED),
+        wrapped=wrapped,
+        without=without,
+        reasons=reasons,
+    )
 
 
 def main() -> None:
@@ -121,7 +173,16 @@ def main() -> None:
         known = architecture.model_type in KNOWN_MODEL_TYPES
         rows.append(row(architecture, measure(architecture.build()), known))
     refusals = [f"| `{name}` | {refusal(name)} |" for name in REFUSED]
-    text = HEAD + "\n".join(sorted(rows)) + "\n" + REFUSALS + "\n".join(refusals) + "\n" + TAIL
+    text = (
+        HEAD
+        + "\n".join(sorted(rows))
+        + "\n"
+        + REFUSALS
+        + "\n".join(refusals)
+        + "\n"
+        + TAIL
+        + counts()
+    )
     PAGE.write_text(text, encoding="utf-8")
 
 

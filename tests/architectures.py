@@ -63,6 +63,8 @@ class Architecture:
     without: tuple[str, ...] = ("moe",)  # of SIZES and MOE, what its config does not take
     pairing: str = "halves"
     rotary_dim: int = 16
+    # Of layers that differ: ρ, and the width of what is split into halves.
+    rotated_of_span: dict[int, tuple[int, int]] = field(default_factory=dict)
     key_heads: int = 2
     taps: tuple[str, str] = ("q_proj", "k_proj")
     layers: tuple[int, ...] = (0, 1)  # those that rotate
@@ -75,12 +77,17 @@ class Architecture:
     # Transformers' eager attention of these models overflows where a float64 mask meets padding.
     padding_dtype: torch.dtype = torch.float64
     variant: str = ""  # of a model type that is there more than once
-    cached: bool = True  # False: angles depend on the length, so that a cache holds older ones
+    # False: angles depend on the length, so that a cache holds older ones; or it hands no cache on.
+    cached: bool = True
     slow: bool = False
 
     @property
     def name(self) -> str:
         return f"{self.model_type}-{self.variant}" if self.variant else self.model_type
+
+    def rotated(self, layer: int) -> tuple[int, int]:
+        """ρ of a layer, and the width whose halves are paired: ρ but for proportional angles."""
+        return self.rotated_of_span.get(layer, (self.rotary_dim, self.rotary_dim))
 
     def build(self, **changes: Any) -> PreTrainedModel:
         """The model in float64 and eval mode, with seeded weights that are far from their start."""
@@ -93,7 +100,7 @@ class Architecture:
             model = AutoModelForCausalLM.from_config(config, experts_implementation="eager")
             with torch.no_grad():
                 for key, parameter in model.named_parameters():
-                    if "norm" in key or "ln_" in key:
+                    if "norm" in key or "ln_" in key or "output_scale" in key:
                         parameter += 0.1 * torch.randn_like(parameter)
                     elif parameter.ndim == 2 and "embed" not in key:
                         parameter *= 3.0
@@ -141,6 +148,17 @@ def _llama(rope_type: str, config: dict[str, Any] | None = None, **rope: Any) ->
 
 
 _ORIGINAL = {"original_max_position_embeddings": 6}
+_INDEXED = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 64}
+_QSA = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16,
+        "indexer_budget": 64, "indexer_compress_ratio": 4}  # fmt: skip
+# The local layers rotate all of a head; of the global ones' wider heads a quarter turns.
+_GEMMA4 = {**LOCAL_GLOBAL, "global_head_dim": 32, "vocab_size_per_layer_input": 128,
+           "hidden_size_per_layer_input": 8}  # fmt: skip
+_SHARED = {**_GEMMA4, "num_hidden_layers": 4, "layer_types": 2 * LOCAL_GLOBAL["layer_types"],
+           "num_kv_shared_layers": 2}  # fmt: skip
+_DEFAULT_ANGLES = {
+    each: {"rope_type": "default", "rope_theta": 1e4} for each in LOCAL_GLOBAL["layer_types"]
+}
 _NORMS = ("q_layernorm", "k_layernorm")
 _FUSED = ("query_key_value", "query_key_value")
 _GPTJ: dict[str, Any] = {
@@ -155,7 +173,7 @@ _GPTJ: dict[str, Any] = {
 }
 _EVEN: dict[str, Any] = {"pairing": "interleaved"}
 _PLAIN = "arcee bitnet cwm diffllama gemma granite hyperclovax jais2 llama ministral ministral3"
-_PLAIN += " mistral qwen2 seed_oss starcoder2 olmo"
+_PLAIN += " mistral qwen2 seed_oss starcoder2 olmo internlm3 iquestcoder"
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     *(Architecture(name) for name in _PLAIN.split()),
@@ -169,6 +187,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         ),
     ),
     _moe("solar_open"),
+    _moe("granitemoe_swa", padding_dtype=torch.float32),
+    Architecture("granite_swa", padding_dtype=torch.float32),
     # Norms after rotation: these rotate what q_proj and k_proj put out.
     Architecture("hunyuan_v1_dense"),
     _moe("hunyuan_v1_moe"),
@@ -186,7 +206,17 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     _moe_normed("olmoe"),
     _moe_normed("flex_olmo"),
     _moe_normed("minimax_m2"),
+    _moe_normed("beam", LOCAL_GLOBAL, layers=(0,), tolerance=1e-5),
+    _moe_normed("hy_v3"),
+    _moe_normed("kolibri1"),
+    _moe_normed("laguna", rotary_dim=8),
+    _moe_normed("minimax_m3_vl_text"),
     # Layers that do not attend.
+    _moe("minimax", config=LINEAR_FULL, layers=(1,)),
+    _moe_normed("lfm3", CONV_FULL, layers=(1,), rotated_of_span={1: (8, 16)}, tolerance=1e-5),
+    _moe_normed("qwen4_exp_text", {**LINEAR_FULL, **_QSA}, layers=(1,)),
+    Architecture("recurrent_gemma", {"block_types": ["recurrent", "attention"]}, rotary_dim=8,
+                 layers=(1,), cached=False),
     _moe_normed("qwen3_next", LINEAR_FULL, rotary_dim=4, layers=(1,)),
     _moe_normed("qwen3_5_text", LINEAR_FULL, rotary_dim=4, layers=(1,)),
     _moe_normed("qwen3_5_moe_text", LINEAR_FULL, rotary_dim=4, layers=(1,)),
@@ -211,6 +241,9 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         "cohere2", LOCAL_GLOBAL, layers=(0,), tolerance=1e-5, **_EVEN
     ),
+    _moe_normed("afmoe", LOCAL_GLOBAL, layers=(0,)),
+    _moe_normed("flint", LOCAL_GLOBAL, layers=(0,)),
+    _moe("cohere2_moe", config=LOCAL_GLOBAL, layers=(0,), tolerance=1e-5, **_EVEN),
     # Pairs 2i, 2i + 1.
     Architecture("cohere", tolerance=1e-5, **_EVEN),
     Architecture("helium", **_EVEN),
@@ -239,6 +272,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture("gptj", **_GPTJ),
     Architecture("codegen", **{**_GPTJ, "taps": ("qkv_proj", "qkv_proj")}),
     Architecture("moshi"),
+    Architecture("modernbert-decoder", key_heads=4, tolerance=1e-5),
+    Architecture("cohere_compass_text", {**LOCAL_GLOBAL, "rope_parameters": _DEFAULT_ANGLES}),
+    # Two stacks of layers, called in turn.
+    Architecture("hrm_text", key_heads=4, layers=(0, 1, 0, 1)),
+    _moe("mimo_v2_flash", config={"layer_types": 2 * ["full_attention"]}, rotary_dim=6),
     # Other kinds of angles; text longer than what the angles were trained for.
     _llama("linear", factor=4.0),
     _llama("dynamic", {"max_position_embeddings": 6}, factor=4.0),
@@ -252,6 +290,20 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     _mla("glm4_moe_lite"),
     _mla("youtu"),
     _mla("minicpm3", pairing="halves"),
+    _mla("axk1"),
+    _mla("axk2", taps=("q_gate_proj", "kv_a_proj_with_mqa")),
+    _mla("bailing_hybrid", LINEAR_FULL, taps=("q_proj", "kv_a_proj_with_mqa"), layers=(1,)),
+    _mla("deepseek_v32", _INDEXED),
+    _mla("dots3_note_text", tolerance=1e-5, taps=("q_b_proj", "k_rope_only_layernorm")),
+    _mla("glm_moe_dsa", _INDEXED),
+    _mla("hy_v4", _INDEXED, pairing="halves"),
+    _mla("longcat_flash"),
+    # Layers that attend with the keys of an earlier one.
+    _normed("gemma3n_text", config=_SHARED, layers=(0, 1), axes="length_first"),
+    _normed("gemma4_text", config=_SHARED, layers=(0, 1), rotated_of_span={1: (8, 32)},
+            axes="length_first"),
+    _normed("gemma4_unified_text", config=_GEMMA4, rotated_of_span={1: (8, 32)},
+            axes="length_first"),
     # Slow: Mamba layers beside or before attention.
     Architecture("bamba", {"attn_layer_indices": [1]}, (), rotary_dim=8, layers=(1,), slow=True),
     Architecture("falcon_h1", {"key_multiplier": 0.5, "attention_in_multiplier": 0.7}, slow=True),

@@ -20,7 +20,15 @@ from rosa.rope import KNOWN_MODEL_TYPES, RopeLayout, layout_of, measured
 from rosa.rope.probe import measure
 from tests.adapters import SMALL, adapter_state, randomise
 from tests.architecture_reference import AnyReference
-from tests.architecture_table import PAGE, REFUSED, refusal, row
+from tests.architecture_table import PAGE, REFUSED, counts, refusal, row
+from tests.architecture_types import (
+    WITHOUT_ROTATION,
+    WRAPPERS,
+    accounts,
+    causal_types,
+    sentence,
+    without_weights,
+)
 from tests.architectures import ARCHITECTURES, BY_NAME, Architecture
 from tests.reference import relative_error
 from tests.tiny_models import random_tokens
@@ -77,9 +85,10 @@ def test_the_layout_is_as_measured_and_as_expected(case: Case) -> None:
     assert row(expected, measured, is_known) in PAGE.read_text(encoding="utf-8"), (
         "docs/architectures.md is out of date: run python -m tests.architecture_table"
     )
-    for layout in measured.values():
+    for name, layout in measured.items():
         assert layout.pairing == expected.pairing
-        assert layout.rotary_dim == expected.rotary_dim
+        rotated = expected.rotated(case.plain.get_submodule(name).layer_idx)
+        assert (layout.rotary_dim, layout.span or layout.rotary_dim) == rotated
         assert (layout.query.heads, layout.key.heads) == (4, expected.key_heads)
         assert (layout.query.module, layout.key.module) == expected.taps
         assert layout.turns is not None
@@ -108,7 +117,7 @@ def test_logits_equal_the_references(case: Case, stage: str) -> None:
 @torch.no_grad()
 def test_cached_decoding_equals_recomputation(case: Case) -> None:
     if not case.architecture.cached:
-        pytest.skip("its angles depend on the length of the text")
+        pytest.skip("its angles depend on the length of the text, or it hands no cache on")
     difference = _by_caching(case.adapted("post"))
     allowed = max(1e-6, case.architecture.tolerance)
     assert difference <= allowed or difference <= 10 * _by_caching(case.plain)
@@ -166,16 +175,18 @@ def test_a_saved_adapter_gives_the_same_model(case: Case, tmp_path: Path) -> Non
 def test_the_parameter_count_follows_the_formula(case: Case) -> None:
     """r·(d + h_q·d_low) for W_proj, r·(h_q + h_k)·d_low for W_GQA, per layer that rotates."""
     expected, r = case.architecture, SMALL["r"]
-    d_low = 2 * int(expected.rotary_dim * SMALL["r_low"] / 2)
-    per_layer = r * (64 + 4 * d_low)
-    if expected.key_heads != 4:
-        per_layer += r * (4 + expected.key_heads) * d_low
+    count = 0
+    for layer in expected.layers:
+        d_low = 2 * int(expected.rotated(layer)[0] * SMALL["r_low"] / 2)
+        count += r * (64 + 4 * d_low)
+        if expected.key_heads != 4:
+            count += r * (4 + expected.key_heads) * d_low
     found = sum(
         parameter.numel()
         for name, parameter in case.adapted("post").named_parameters()
         if "rosa_" in name and parameter.requires_grad
     )
-    assert found == len(expected.layers) * per_layer
+    assert found == count
 
 
 @torch.no_grad()
@@ -227,8 +238,40 @@ def _same_direction(x: Tensor, output: Tensor) -> bool:
 
 
 def test_the_page_has_no_row_but_those_that_are_tested() -> None:
-    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if "| `" in line]
+    tables = PAGE.read_text(encoding="utf-8").partition("## Every type")[0]
+    rows = [line for line in tables.splitlines() if "| `" in line]
     assert len(rows) == len(ARCHITECTURES) + len(REFUSED)
+
+
+def test_every_causal_type_of_transformers_is_accounted_for() -> None:
+    """A type that a new Transformers brings gets a row, a sentence, or a reason."""
+    found = accounts(set(REFUSED))
+    named = [name for names in found.values() for name in names]
+    assert len(named) == len(set(named)), "a type is named twice"
+    new = causal_types() - set(named)
+    assert not new, f"not named in tests/architectures.py or tests/architecture_types.py: {new}"
+    assert set(WRAPPERS.values()) <= found["tested"]
+
+
+def test_the_page_counts_them() -> None:
+    assert counts() in PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITHOUT_ROTATION)
+def test_a_type_without_rotation_is_refused(name: str) -> None:
+    model = without_weights(name, **WITHOUT_ROTATION[name])
+    assert "has no rotary position embeddings (RoPE)" in sentence(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_multimodal_model_is_adapted_in_its_language_model(name: str) -> None:
+    model = without_weights(name)
+    assert model.config.get_text_config().model_type == WRAPPERS[name]
+    get_peft_model(model, RosaConfig())
+    adapted = [module for module in model.modules() if isinstance(module, RosaLayer)]
+    assert {module.base_layer.config.model_type for module in adapted} == {WRAPPERS[name]}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -104,18 +104,24 @@ _COHERE = _Family((_NORMS, _PROJECTIONS), "interleaved", _EVERY_OTHER)
 _GLM = _Family((_PROJECTIONS,), "interleaved")
 _PHI = _Family((_LAYER_NORMS_BY_HEAD, _PROJECTIONS))
 _PLAIN_TYPES = (
-    "arcee aria_text bamba bitnet cwm diffllama falcon_h1 gemma gemma2 gpt_oss granite granitemoe "
-    "granitemoehybrid granitemoeshared hunyuan_v1_dense hunyuan_v1_moe hyperclovax jais2 llama "
-    "ministral ministral3 mistral mixtral nemotron olmo phimoe qwen2 qwen2_moe seed_oss "
-    "solar_open starcoder2 vaultgemma"
+    "arcee aria_text bamba bitnet cwm diffllama falcon_h1 gemma gemma2 gpt_oss granite granite_swa "
+    "granitemoe granitemoe_swa granitemoehybrid granitemoeshared hunyuan_v1_dense hunyuan_v1_moe "
+    "hyperclovax internlm3 iquestcoder jais2 llama minimax ministral ministral3 mistral mixtral "
+    "nemotron olmo phimoe qwen2 qwen2_moe seed_oss solar_open starcoder2 vaultgemma"
 )
-_NORMED_TYPES = "doge dots1 mellum qwen3 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next"
+_NORMED_TYPES = (
+    "doge dots1 gemma3n_text gemma4_text gemma4_unified_text laguna lfm3 mellum minimax_m3_vl_text "
+    "qwen3 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next qwen4_exp_text"
+)
 _NORMED_FLAT_TYPES = "flex_olmo minimax_m2 olmo2 olmo3 olmo_hybrid olmoe"
 _FAMILIES: dict[str, _Family] = {
     **dict.fromkeys(_PLAIN_TYPES.split(), _PLAIN),
     **dict.fromkeys(_NORMED_TYPES.split(), _NORMED),
     **dict.fromkeys(_NORMED_FLAT_TYPES.split(), _NORMED_FLAT),
+    **dict.fromkeys(("afmoe", "beam", "flint"), _NORMED._replace(rotates=_is_local)),
     "apertus": _NORMED_BY_HEAD,
+    "hy_v3": _NORMED_BY_HEAD,
+    "kolibri1": _NORMED_BY_HEAD,
     "gemma3_text": _NORMED_BY_HEAD,
     "exaone4": _NORMED_BY_HEAD._replace(rotates=_is_local_or_all_are_global),
     "exaone_moe": _NORMED_BY_HEAD._replace(rotates=_is_local_or_all_are_global),
@@ -128,12 +134,14 @@ _FAMILIES: dict[str, _Family] = {
     "stablelm": _PHI,
     "cohere": _COHERE,
     "cohere2": _COHERE._replace(rotates=_is_local),
+    "cohere2_moe": _COHERE._replace(rotates=_is_local),
     "glm": _GLM,
     "glm4": _GLM,
     "helium": _GLM,
     "ernie4_5": _GLM,
     "ernie4_5_moe": _GLM,
     "llama4_text": _GLM._replace(rotates=_uses_rope),
+    "recurrent_gemma": _Family((_PROJECTIONS,), turns=Turns("rotary_emb")),
     "gptj": _Family((_PROJECTIONS,), "interleaved", _FROM_BUFFER),
     "gpt_neox": _Family((_FUSED,), split=_thirds_of_each_head),
     "persimmon": _Family((_LAYER_NORMS, _FUSED), split=_thirds_of_each_head),
@@ -225,4 +233,6 @@ def has_rope(model: nn.Module) -> bool:
     if any("rotary" in type(module).__name__.lower() for module in model.modules()):
         return True
     config = getattr(model, "config", None)
+    if hasattr(config, "rotary_value"):  # RoFormer's, where it is false: values are not rotated
+        return True
     return any(getattr(config, name, None) for name in ("rope_parameters", "rotary_dim"))

@@ -178,6 +178,24 @@ def _read_rotation(
     return Rotation(function, states, tuple(positional), named)
 
 
+@contextmanager
+def _own_rotation(module: nn.Module, note: _Note) -> Iterator[None]:
+    """As `_watched_rotation`, without what submodules turn: an indexer has queries of its own."""
+    running: list[nn.Module] = []
+
+    def unless_inside(rotation: Rotation) -> list[Tensor] | None:
+        return None if running else note(rotation)
+
+    with ExitStack() as stack:
+        for child in set(module.modules()) - {module}:
+            before = child.register_forward_pre_hook(lambda m, _: running.append(m))
+            after = child.register_forward_hook(lambda *_: (running.pop(), None)[1])
+            stack.callback(before.remove)
+            stack.callback(after.remove)
+        stack.enter_context(_watched_rotation(module, unless_inside))
+        yield
+
+
 def states_before_rotation(call: Call) -> list[Tensor]:
     """Runs the attention module again, up to its last rotation; the states it was to rotate."""
     states: list[Tensor] = []
@@ -187,7 +205,7 @@ def states_before_rotation(call: Call) -> list[Tensor]:
         if len(states) >= len(call.states):
             raise _StopForward
 
-    with torch.no_grad(), _watched_rotation(call.module, note), suppress(_StopForward):
+    with torch.no_grad(), _own_rotation(call.module, note), suppress(_StopForward):
         call.module(*call.args, **call.kwargs)
     return states
 
@@ -207,6 +225,6 @@ def attention_output(call: Call, changed: int | None) -> Tensor:
         return states
 
     length = call.length
-    with torch.no_grad(), _watched_rotation(call.module, note):
+    with torch.no_grad(), _own_rotation(call.module, note):
         output = call.module(*call.args, **call.kwargs)
     return output if isinstance(output, Tensor) else output[0]
