@@ -1,7 +1,30 @@
-"""The modulation of low-frequency dimensions (Eq. 4 of the paper) as pure functions."""
+"""The modulation of low-frequency dimensions (Eq. 4 of the paper), and what makes it cheap.
+
+`reference` has the formulas in plain PyTorch, `autograd` the same with a backward pass that keeps
+little, `triton_kernels` that in one kernel; `variants` chooses. `rms_norm` and `recompute` do for
+the trained norms and for W_GQA what `autograd` does for the modulation.
+"""
 
 from __future__ import annotations
 
+from rosa.ops.autograd import modulate, signal_of
+from rosa.ops.recompute import recomputed
 from rosa.ops.reference import modulate_post_rotation, modulate_pre_rotation
+from rosa.ops.rms_norm import trained_norm
+from rosa.ops.turning import Turning, turning_of
+from rosa.ops.variants import VARIANTS, Variant, chosen, use
 
-__all__ = ["modulate_post_rotation", "modulate_pre_rotation"]
+__all__ = [
+    "VARIANTS",
+    "Turning",
+    "Variant",
+    "chosen",
+    "modulate",
+    "modulate_post_rotation",
+    "modulate_pre_rotation",
+    "recomputed",
+    "signal_of",
+    "trained_norm",
+    "turning_of",
+    "use",
+]

@@ -15,23 +15,25 @@ replicas of a model stay independent.
 from __future__ import annotations
 
 import inspect
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from rosa.errors import RosaError
-from rosa.ops import modulate_post_rotation, modulate_pre_rotation
+from rosa.ops import Turning, Variant, chosen, recomputed, turning_of
 from rosa.roae.checks import check_one_adapter
 from rosa.roae.config import RosaConfig
 from rosa.roae.handover import hand_over, handed_over, take_back
+from rosa.roae.modulation import Modulation, Source
 from rosa.roae.norms import NormWrapper
 from rosa.roae.projection import PREFIX, Stages, build_projection, low_rank_gqa
-from rosa.roae.taps import as_heads, with_heads
+from rosa.roae.taps import LowPairs
 from rosa.roae.trainability import KeepsTrainability
-from rosa.rope import RopeLayout, Tap, low_pair_count
-from rosa.rope.turns import turns_of
+from rosa.rope import RopeLayout, low_pair_count
+from rosa.rope.turns import Rotation, turns_of
 
 NO_MERGE = (
     "a RoSA adapter depends on its input and cannot be merged into the weights; "
@@ -41,33 +43,13 @@ NO_ANGLES = (
     "this model computes its rotary angles where RoSA cannot get them, so that it can only be "
     "adapted before rotation: set rope_stage='pre'"
 )
+_SILU = nn.SiLU()
 
 
-class _Modulation(NamedTuple):
-    """What a hook needs to act on one output: everything but the output itself."""
-
-    tap: Tap
-    head_dim: int
-    signal: Tensor  # (b, l, heads, d_low)
-    alpha: float
-    pairs: tuple[slice, slice]
-    rotation: tuple[Tensor, Tensor] | None  # cos, sin (b or 1, l, ρ) for "post", None for "pre"
-
-    def __call__(self, output: Tensor) -> Tensor:
-        """The tapped output, modulated, in its own shape and dtype."""
-        z = as_heads(output, self.tap, self.head_dim)
-        if self.rotation is None:
-            z = modulate_pre_rotation(z, self.signal, self.alpha, self.pairs)
-        else:
-            cos, sin = (turn.unsqueeze(-2) for turn in self.rotation)
-            z = modulate_post_rotation(z, self.signal, self.alpha, self.pairs, cos, sin)
-        return with_heads(output, z, self.tap)
-
-
-def _modulate_output(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+def _modulate_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
     """Forward hook of the last module before rotation."""
     for modulation in handed_over(module):
-        output = modulation(output)
+        output = modulation(module, inputs, output)
     return output
 
 
@@ -165,26 +147,45 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         if self.disable_adapters or name is None:
             return self.base_layer(*args, **kwargs)
         arguments = dict(zip(self._parameters_of_forward, args, strict=False)) | kwargs
-        signals = self.signals(name, arguments["hidden_states"])
-        rotation = None
-        if self.rope_stage[name] == "post":
-            rotation = turns_of(self.layout, self.base_layer, arguments)
+        modulations = self._modulations(name, arguments)
         self._tap()
         try:
-            for tap, signal in zip((self.layout.query, self.layout.key), signals, strict=True):
-                module = self.base_layer.get_submodule(tap.module)
-                modulation = _Modulation(
-                    tap,
-                    self.layout.head_dim,
-                    signal,
-                    self.alpha[name],
-                    self.low_pairs[name],
-                    rotation,
-                )
-                hand_over(module, modulation)
+            for modulation in modulations:
+                hand_over(self.base_layer.get_submodule(modulation.low.tap.module), modulation)
             return self.base_layer(*args, **kwargs)
         finally:
             take_back(self._tapped())
+
+    def _modulations(self, name: str, arguments: Mapping[str, Any]) -> Iterator[Modulation]:
+        """What the active adapter does to the queries and to the keys of a call."""
+        layout, alpha, pairs = self.layout, self.alpha[name], self.low_pairs[name]
+        hidden_states = arguments["hidden_states"]
+        given: Rotation | None = None
+        if self.rope_stage[name] == "post":
+            given = turns_of(layout, self.base_layer, arguments)
+        variant = chosen(hidden_states, *(given or ()))
+        rotation: Rotation | Turning | None = given
+        if given is not None and variant != "reference":
+            rotation = turning_of(*given, pairs, alpha)
+        sources = self._sources(name, hidden_states, variant)
+        for tap, source in zip((layout.query, layout.key), sources, strict=True):
+            low = LowPairs(tap, layout.head_dim, pairs)
+            yield Modulation(low, source, alpha, rotation, variant)
+
+    def _sources(self, name: str, hidden_states: Tensor, variant: Variant) -> Iterator[Source]:
+        """What S_q and S_k are made of.
+
+        For a backward pass that is P for both, as far as possible: S_q is not kept beside it.
+        """
+        p = self.pre_activation(name, hidden_states)
+        if variant != "reference" and p.requires_grad:
+            yield Source(p, True)
+            for_keys = [getattr(self, s)[name] for s in self.stages_for_keys[name]]
+            yield Source(recomputed((_SILU, *for_keys), p), False) if for_keys else Source(p, True)
+        else:
+            for_queries = nn.functional.silu(p)
+            yield Source(for_queries, False)
+            yield Source(self.key_signal(name, for_queries), False)
 
     def _tap(self) -> None:
         """Hooks onto the tapped modules: at first, and where another adapter wraps one since."""

@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from rosa.ops import trained_norm
 from rosa.roae.trainability import KeepsTrainability
 
 
@@ -21,7 +22,9 @@ class NormWrapper(KeepsTrainability, ModulesToSaveWrapper):
     """
 
     def _forward_wrapped(self, x: Tensor) -> Tensor:
-        return super()._forward_wrapped(x).to(x.dtype)
+        if not self.active_adapters:
+            return self._forward_wrapped_passthrough(x)
+        return trained_norm(self.modules_to_save[self.active_adapters[0]], x).to(x.dtype)
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None

@@ -2,9 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 from rosa.rope import Tap
+
+
+@dataclass(frozen=True)
+class LowPairs:
+    """Where the low-frequency pairs of the queries or keys are in a tapped output."""
+
+    tap: Tap
+    head_dim: int
+    pairs: tuple[slice, slice]  # real and imaginary dimensions of a head, of one step
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """Them alone, (b, l, groups, heads/groups, 2, n): a view, of any layout of the output."""
+        tap, (real, imaginary) = self.tap, self.pairs
+        count = len(range(real.start, real.stop, real.step or 1))
+        if tap.axes == "heads_first":
+            output = output.transpose(1, 2)
+        shape, strides, one = output.shape[:-1], output.stride()[:-1], output.stride(-1)
+        if tap.axes == "flat":
+            heads = output.shape[-1] // tap.groups * one, self.head_dim * one
+        else:
+            shape, heads = shape[:-1], (0, strides[-1])
+            strides = strides[:-1]
+        return torch.as_strided(
+            output,
+            (*shape, tap.groups, tap.heads // tap.groups, 2, count),
+            (*strides, *heads, (imaginary.start - real.start) * one, (real.step or 1) * one),
+            output.storage_offset() + (tap.offset + real.start) * one,
+        )
 
 
 def as_heads(output: Tensor, tap: Tap, head_dim: int) -> Tensor:

@@ -1,0 +1,96 @@
+"""Modules of which only the input is kept for the backward pass; the rest is computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+
+
+def recomputed(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """What the modules give, one after another, bit for bit; in backward they run again.
+
+    For modules that are cheap beside what they would keep: tensors as large as `x`, which itself is
+    kept anyway by others. They must draw no random numbers and change no buffers. Where there is
+    nothing to gain or something could go unnoticed (no gradient for a weight, forward or backward
+    hooks, a compiler at work), they run as they are.
+    """
+    parameters = list(_parameters(modules))
+    if not (
+        torch.is_grad_enabled()
+        and any(parameter.requires_grad for parameter in parameters)
+        and not torch.compiler.is_compiling()
+        and not any(has_hooks(module) for module in modules)
+        and type(x) is Tensor
+    ):
+        return _chain(modules, x)
+    return _Recomputed.apply(modules, x, *parameters)
+
+
+def _chain(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for module in modules:
+        x = module(x)
+    return x
+
+
+def _parameters(modules: Sequence[nn.Module]) -> Iterator[nn.Parameter]:
+    for module in modules:
+        yield from module.parameters()
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Any that would run twice, or would see tensors outside of the graph."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__  # Accelerate's hooks replace it
+    )
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, modules: Sequence[nn.Module], x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.modules, ctx.autocast = modules, _autocast(x.device.type)
+        ctx.save_for_backward(x, *parameters)
+        with _same_autocast(ctx.autocast):
+            result = _chain(modules, x)
+        return result.detach() if result is x else result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        # Stand-ins for all inputs: hooks of the parameters themselves run once, outside of here.
+        needed = ctx.needs_input_grad[1:]
+        inputs = [
+            tensor.detach().requires_grad_(needs)
+            for tensor, needs in zip(ctx.saved_tensors, needed, strict=True)
+        ]
+        x, parameters = inputs[0], iter(inputs[1:])
+        with torch.enable_grad(), _same_autocast(ctx.autocast):
+            for module in ctx.modules:
+                own = {name: next(parameters) for name, _ in module.named_parameters()}
+                x = functional_call(module, own, (x,)) if own else module(x)
+        wanted = [tensor for tensor in inputs if tensor.requires_grad]
+        gradients = iter(torch.autograd.grad(x, wanted, gradient, allow_unused=True))
+        return None, *(next(gradients) if needs else None for needs in needed)
+
+
+def _autocast(device: str) -> tuple[str, torch.dtype] | None:
+    """(device type, dtype) of the autocast that is on, None where it is off."""
+    if not torch.is_autocast_enabled(device):
+        return None
+    return device, torch.get_autocast_dtype(device)
+
+
+def _same_autocast(state: tuple[str, torch.dtype] | None) -> AbstractContextManager[Any]:
+    """Without the cache of cast weights: one filled here would have no gradient for others."""
+    if state is None:
+        return nullcontext()
+    return torch.autocast(state[0], dtype=state[1], cache_enabled=False)

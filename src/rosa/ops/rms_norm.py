@@ -1,0 +1,113 @@
+"""Root-mean-square norms whose backward pass needs their input and nothing else.
+
+    y = x̂ ⊙ (w + offset),     x̂ = x·ρ,     ρ = 1/√(mean(x²) + ε)
+
+Written out in PyTorch, as in Transformers, such a norm keeps x̂ (and more in half precision) once
+its weight is trained. Its forward stays its own here; the gradients of the formula above, with g
+that of y, are
+
+    ∂w = Σ g ⊙ x̂,     ∂x = ρ·(g ⊙ (w + offset) − x̂·mean(g ⊙ (w + offset) ⊙ x̂))
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+
+from rosa.ops.recompute import has_hooks, recomputed
+from rosa.ops.variants import chosen
+
+_forms: WeakKeyDictionary[nn.Module, RmsForm | None] = WeakKeyDictionary()
+_EPSILON = ("variance_epsilon", "eps", "epsilon")
+
+
+class RmsForm(NamedTuple):
+    """The constants of one norm."""
+
+    epsilon: float
+    offset: float
+
+
+def rms_form(norm: nn.Module) -> RmsForm | None:
+    """What the norm computes, tried on random numbers; None where it is not the formula above."""
+    parameters = dict(norm.named_parameters())
+    if list(parameters) != ["weight"] or parameters["weight"].ndim != 1:
+        return None
+    width = len(parameters["weight"])
+    epsilons = [getattr(norm, name) for name in _EPSILON if hasattr(norm, name)]
+    if not epsilons or not isinstance(epsilons[0], float):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    # Rows about as small as √ε and much larger.
+    size = torch.tensor([[epsilons[0] ** 0.5], [1.0]], dtype=torch.float64)
+    x, w = (torch.randn(n, width, generator=generator).double() for n in (2, 1))
+    with torch.no_grad():
+        y = functional_call(norm, {"weight": w[0]}, (x * size,))
+    for form in (RmsForm(epsilons[0], 0.0), RmsForm(epsilons[0], 1.0)):
+        expected = x * size * _rho(x * size, form.epsilon) * (w + form.offset)
+        if torch.allclose(y.double(), expected, rtol=1e-5, atol=1e-6):
+            return form
+    return None
+
+
+def trained_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """The norm's own output for x (..., d), bit for bit; for backward it keeps only x.
+
+    A norm of another form runs again in the backward pass, where it would keep more.
+    """
+    if not (
+        torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and type(x) is Tensor
+        and not has_hooks(norm)
+        and chosen(x) != "reference"
+    ):
+        return norm(x)
+    form = _form(norm)
+    if form is None:
+        return norm(x) if isinstance(norm, nn.LayerNorm) else recomputed((norm,), x)
+    weight = norm.weight
+    if not (weight.requires_grad or x.requires_grad) or type(weight.data) is not Tensor:
+        return norm(x)
+    return _RmsNorm.apply(norm, form, x, weight)
+
+
+def _form(norm: nn.Module) -> RmsForm | None:
+    if norm not in _forms:
+        _forms[norm] = rms_form(norm)
+    return _forms[norm]
+
+
+def _rho(x: Tensor, epsilon: float) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, norm: nn.Module, form: RmsForm, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.form = form
+        ctx.save_for_backward(x, weight)
+        return norm(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
+        g, w = gradient.to(wide), weight.to(wide) + ctx.form.offset
+        rho = _rho(x.to(wide), ctx.form.epsilon)
+        normed = x * rho
+        product = (g * normed).flatten(0, -2)
+        to_x = to_weight = None
+        if ctx.needs_input_grad[2]:
+            mean = (product @ w).div_(len(w)).view(rho.shape)
+            to_x = (g * w).addcmul_(normed, mean, value=-1).mul_(rho).to(x.dtype)
+        if ctx.needs_input_grad[3]:
+            to_weight = product.sum(0).to(weight.dtype)
+        return None, None, to_x, to_weight

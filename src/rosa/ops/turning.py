@@ -1,0 +1,66 @@
+"""What the modulation needs of a rotation, made once per forward pass for all layers.
+
+A pair (a, b) is the axis of size 2 of z (..., 2, n), as is its signal (s₁, s₂). With R, the turn of
+a pair, and α the same for all of them, `modulate_post_rotation` adds
+
+    α·R⁻¹·diag(s₁, s₂)·R·z  =  back(S ⊙ there(z)),      there = R,   back = α/(c² + s²)·Rᵀ
+
+and `modulate_pre_rotation` the same with R = 1. The map z → back(S ⊙ there(z)) is symmetric, so
+that the gradient to z is the same map of the gradient: one pair of functions serves both ways.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rosa.ops.reference import PairSlices, widened
+
+
+class Turning(NamedTuple):
+    """R and α/(c² + s²)·Rᵀ of the low pairs; (b or 1, l, 1, 1, 1 or 2, n), float32 at least."""
+
+    cos: Tensor  # c
+    sin: Tensor  # (-s, s)
+    back_cos: Tensor  # α·c/(c² + s²)
+    back_sin: Tensor  # α·(s, -s)/(c² + s²)
+
+    def there(self, z: Tensor) -> Tensor:
+        """R·z, in the wider of both dtypes."""
+        return (z * self.cos).addcmul_(z.flip(-2), self.sin)
+
+    def there_scaled(self, z: Tensor) -> Tensor:
+        """α/(c² + s²)·R·z: the transpose of `back`."""
+        return (z * self.back_cos).addcmul_(z.flip(-2), self.back_sin, value=-1)
+
+    def add_back(self, z: Tensor, turned: Tensor) -> None:
+        """z + back(turned) in place of z, back = α/(c² + s²)·Rᵀ; the sum is rounded once."""
+        if z.dtype == turned.dtype:
+            z.addcmul_(turned, self.back_cos).addcmul_(turned.flip(-2), self.back_sin)
+        else:
+            z += (turned * self.back_cos).addcmul_(turned.flip(-2), self.back_sin)
+
+
+def turning_of(cos: Tensor, sin: Tensor, pairs: PairSlices, alpha: float) -> Turning:
+    """The turning of the `pairs` in cos and sin (b or 1, l, ρ), as the model rotates with them.
+
+    It is kept on `cos` itself, which all layers of a forward pass share: the next layers find it
+    there, and it goes when `cos` goes.
+    """
+    version = 0 if cos.is_inference() else cos._version  # a buffer may be written again
+    key = (id(sin), version, pairs[0].start, pairs[0].stop, pairs[0].step, alpha)
+    known = getattr(cos, "_rosa_turning", None)
+    if known is None or known[0] != key:
+        known = key, _turning(cos, sin, pairs, alpha)
+        cos._rosa_turning = known  # type: ignore[attr-defined]
+    return known[1]
+
+
+def _turning(cos: Tensor, sin: Tensor, pairs: PairSlices, alpha: float) -> Turning:
+    with torch.no_grad():
+        c, s = (widened(turn[..., pairs[0]])[..., None, None, None, :] for turn in (cos, sin))
+        scale = alpha / (c * c + s * s)
+        signed = torch.cat((-s, s), dim=-2)
+        return Turning(c, signed, scale * c, -scale * signed)

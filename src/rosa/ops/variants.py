@@ -1,0 +1,74 @@
+"""Which implementation of the modulation runs: chosen by itself, or by `use` or $ROSA_OPS."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from rosa.errors import RosaError
+
+Variant = Literal["reference", "autograd", "triton"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+_SWITCH = "ROSA_OPS"
+_asked: ContextVar[Variant | None] = ContextVar("rosa_ops", default=None)
+
+
+@contextmanager
+def use(variant: Variant) -> Iterator[None]:
+    """Inside, the modulation runs in this variant, also its backward passes' recomputation.
+
+    `reference` is plain PyTorch, `autograd` keeps less for the backward pass and writes in place,
+    `triton` does the same in one kernel. The environment variable ROSA_OPS sets one for good.
+
+    Raises RosaError for a name that there is not, and for a variant that cannot run here.
+    """
+    token = _asked.set(_checked(variant, "rosa.ops.use"))
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def chosen(hidden_states: Tensor, *rotation: Tensor) -> Variant:
+    """The variant for an attention module with this input, and this cos and sin."""
+    # A compiler fuses the plain formulas; a tensor of another kind (sharded, traced) has its own;
+    # and the others give no gradients to the angles.
+    if (
+        torch.compiler.is_compiling()
+        or type(hidden_states) is not Tensor
+        or any(turn.requires_grad for turn in rotation)
+    ):
+        return "reference"
+    asked = _asked.get() or _from_environment(os.environ.get(_SWITCH, ""))
+    if asked is not None:
+        return asked
+    return "triton" if hidden_states.is_cuda and has_triton() else "autograd"
+
+
+@cache
+def has_triton() -> bool:
+    """Whether the package is there."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def _from_environment(value: str) -> Variant | None:
+    return _checked(value, f"the environment variable {_SWITCH}") if value else None
+
+
+def _checked(value: str, where: str) -> Variant:
+    if value not in VARIANTS:
+        raise RosaError(f"{where} names '{value}'; it must be one of {', '.join(VARIANTS)}")
+    if value == "triton" and not has_triton():
+        raise RosaError(
+            f"{where} asks for triton, which is not installed: pip install triton, or leave it out"
+        )
+    return value

@@ -1,0 +1,79 @@
+"""What the hook of a tapped module does with its output: the modulation, in the variant chosen."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from rosa.ops import (
+    Turning,
+    Variant,
+    modulate,
+    modulate_post_rotation,
+    modulate_pre_rotation,
+    signal_of,
+)
+from rosa.roae.taps import LowPairs, as_heads, with_heads
+from rosa.rope.turns import Rotation
+
+
+class Source(NamedTuple):
+    """What a signal is made of."""
+
+    tensor: Tensor  # (b, l, heads·d_low): S, or P
+    activate: bool  # whether it is P, of which S = SiLU(P)
+
+
+class Modulation(NamedTuple):
+    """What a hook needs to act on one output: everything but the output itself."""
+
+    low: LowPairs
+    source: Source
+    alpha: float
+    rotation: Rotation | Turning | None  # that follows, for "post"; None for "pre"
+    variant: Variant  # "reference" goes with a Rotation, the others with a Turning
+
+    def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        """The output of the tapped module, modulated, in its own shape and dtype."""
+        rotation = self.rotation
+        if isinstance(rotation, Turning) or (rotation is None and self.variant != "reference"):
+            return modulate(
+                output,
+                self.source.tensor,
+                self.low,
+                self.alpha,
+                rotation,
+                activate=self.source.activate,
+                in_place=_nobody_else_has(module, inputs, output),
+                variant=self.variant,
+            )
+        tap, head_dim, pairs = self.low.tap, self.low.head_dim, self.low.pairs
+        signal = signal_of(*self.source).unflatten(-1, (tap.heads, -1))
+        z = as_heads(output, tap, head_dim)
+        if rotation is None:
+            z = modulate_pre_rotation(z, signal, self.alpha, pairs)
+        else:
+            cos, sin = (turn.unsqueeze(-2) for turn in rotation)
+            z = modulate_post_rotation(z, signal, self.alpha, pairs, cos, sin)
+        return with_heads(output, z, tap)
+
+
+def _nobody_else_has(module: nn.Module, inputs: tuple, output: Tensor) -> bool:
+    """Whether an output may be written to.
+
+    Neither a linear layer nor a norm keeps its output for its backward pass. A norm that is off
+    (`nn.Identity`) gives its input, and hooks of others may keep what they see.
+    """
+    if len(module._forward_hooks) != 1:
+        return False
+    if isinstance(module, nn.Linear):
+        return True
+    return "norm" in type(module).__name__.lower() and not any(_share(x, output) for x in inputs)
+
+
+def _share(x: object, output: Tensor) -> bool:
+    return (
+        isinstance(x, Tensor)
+        and x.untyped_storage().data_ptr() == output.untyped_storage().data_ptr()
+    )
