@@ -24,9 +24,11 @@ def run(args: tuple[Recipe, dict[str, bool]]) -> int:
     from rich.console import Console
 
     from rosa.study.recipe import dump_recipe
+    from rosa.study.team import is_first
 
     recipe, flags = args
-    console = Console(markup=False, highlight=False, soft_wrap=True)
+    # Of several processes the first one speaks.
+    console = Console(markup=False, highlight=False, soft_wrap=True, quiet=not is_first())
     console.print(dump_recipe(recipe), end="")
     if flags["dry_run"]:
         return 0

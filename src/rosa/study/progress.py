@@ -12,15 +12,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from transformers import TrainerCallback
 
+from rosa.study.team import any_says
+
 
 class StopOnSignal(TrainerCallback):
-    """Ends the run after the present step, with a checkpoint, once `requested` is set."""
+    """Ends the run after the present step, with a checkpoint, once `requested` is set.
+
+    Of several processes all stop after the same step: the signal reaches one before the other.
+    """
 
     def __init__(self) -> None:
         self.requested = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if self.requested and state.global_step < state.max_steps:
+        if any_says(self.requested) and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
         return control

@@ -28,6 +28,7 @@ from rosa.study.lock import LOCK
 from rosa.study.recipe import Recipe, dump_recipe
 
 WEIGHTS = "adapter_model.safetensors"
+SHARDS, MOMENTS = "pytorch_model_fsdp_0", "optimizer_0"  # a checkpoint's, where FSDP trains
 # A resumed run may differ from its first part in how it reports, not in what it computes.
 FREE_KEYS = {"output_dir", "report_to", "log_steps", "keep_checkpoints", "trust_remote_code"}
 
@@ -198,11 +199,16 @@ def _is_complete(checkpoint: Path) -> bool:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    archives = [checkpoint / f"{name}.pt" for name in ("optimizer", "scheduler")]
+    archives = [checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
+    if not (checkpoint / SHARDS).is_dir():
+        archives.append(checkpoint / "optimizer.pt")
+        weights_are_there = _is_readable(checkpoint / WEIGHTS)
+    else:  # their table of contents is written last
+        weights_are_there = all((checkpoint / p / ".metadata").is_file() for p in (SHARDS, MOMENTS))
     return (
         checkpoint.name == f"checkpoint-{state.get('global_step')}"
-        and all(map(zipfile.is_zipfile, [*archives, *checkpoint.glob("rng_state*.pth")]))
-        and _is_readable(checkpoint / WEIGHTS)
+        and all(map(zipfile.is_zipfile, archives))
+        and weights_are_there
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from rosa.study.files import told_if_unwritable
 from rosa.study.layer_plot import draw_layers, read_history
 from rosa.study.lock import folder_in_use
 from rosa.study.methods import method_config, one_line
-from rosa.study.models import check_vocabulary, load_base_model, load_tokenizer
+from rosa.study.models import check_vocabulary, load_base_model, load_tokenizer, pick_device
 from rosa.study.other_methods import ATTACHING_FAILED, set_targets
 from rosa.study.plots import draw_loss
 from rosa.study.progress import MetricsWriter, Progress, StopOnSignal
 from rosa.study.recipe import Recipe, check_recipe
 from rosa.study.run_folder import RunFolder, drop_lines_after
 from rosa.study.sources import hold_out, sample, training_records
+from rosa.study.team import by_the_first, connect, is_first, share_of, team_size
 from rosa.study.trainer import GuardedTrainer, PreparedRun, build_trainer, stop_on_signals
 
 
@@ -42,7 +44,7 @@ class TrainResult:
         finished: False when a signal stopped the run; `--resume` goes on.
         loss: the last logged training loss, in nats per response token.
         trainable: number of trainable parameters.
-        costs: time, memory and size; None unless `finished`.
+        costs: time, memory and size; None unless `finished`, and in all processes but the first.
     """
 
     folder: Path
@@ -70,8 +72,11 @@ def train(
     # TRL and Transformers still call their own deprecated names; users can do nothing about it.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
     check_recipe(recipe)
+    share_of(recipe.batch_size, recipe.gradient_accumulation, team_size())
+    connect(use_cpu=pick_device().type == "cpu")
+    say = say if is_first() else _in_silence
     folder = RunFolder(Path(recipe.output_dir))
-    folder.check(recipe, resume)
+    by_the_first(lambda: folder.check(recipe, resume))
     # Read everything that may be wrong before the folder is claimed.
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
     train_set, validation_set = load_examples(recipe, tokenizer)
@@ -84,35 +89,51 @@ def train(
     check_vocabulary(model, tokenizer, recipe.model)
     say(describe_parameters(model))
     prepared = PreparedRun(recipe, model, tokenizer, train_set, validation_set, total_steps)
-    with folder_in_use(folder.path), told_if_unwritable(folder.path, lambda: _goes_on(folder)):
-        return _run(prepared, folder, folder.claim(recipe, resume), say)
+    held = folder_in_use(folder.path) if is_first() else nullcontext()
+    with held, told_if_unwritable(folder.path, lambda: _goes_on(folder)):
+        checkpoint = by_the_first(lambda: _open(folder, recipe, resume))
+        return _run(prepared, folder, checkpoint, say)
 
 
 def _run(
     prepared: PreparedRun, folder: RunFolder, checkpoint: Path | None, say: Callable[[str], None]
 ) -> TrainResult:
     """Train in a folder that is this run's, from a checkpoint or from the start."""
-    step = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
-    folder.drop_saving()
-    drop_lines_after(folder.metrics, step)
     if checkpoint:
-        say(f"resuming after step {step}")
-
+        say(f"resuming after step {_step(checkpoint)}")
     stopper, progress, meter = StopOnSignal(), Progress(), CostMeter()
-    watchers: list[TrainerCallback] = [stopper, MetricsWriter(), progress]
+    watchers: list[TrainerCallback] = [stopper]
+    if is_first():
+        watchers += [MetricsWriter(), progress]
     trainer = build_trainer(prepared, meter, watchers)
     if not (checkpoint and trainer.take_over_finished(checkpoint)):
         with stop_on_signals(stopper), progress, meter:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    folder.drop_saving()
     return conclude(prepared.recipe, folder, trainer, meter)
+
+
+def _open(folder: RunFolder, recipe: Recipe, resume: bool) -> Path | None:
+    """Claim the folder, with nothing in it of what came after the checkpoint to go on from."""
+    checkpoint = folder.claim(recipe, resume)
+    folder.drop_saving()
+    drop_lines_after(folder.metrics, _step(checkpoint) if checkpoint else 0)
+    return checkpoint
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[-1])
+
+
+def _in_silence(_line: str) -> None:
+    """What a process says that is not the first."""
 
 
 def _goes_on(folder: RunFolder) -> str:
     """What a person does when the disk is full: half a checkpoint does not fill it further."""
-    folder.drop_saving()
+    if is_first():
+        folder.drop_saving()
     kept = folder.checkpoints()
-    after = f"after step {kept[-1].name.split('-')[-1]}" if kept else "from the start"
+    after = f"after step {_step(kept[-1])}" if kept else "from the start"
     return f"make room there, and the same command with --resume goes on {after}"
 
 
@@ -125,13 +146,17 @@ def conclude(
     tokenizer: Any = trainer.processing_class
     finished = state.global_step >= state.max_steps
     costs = None
-    if finished:
-        # Not `save_model`: it adds a pickle, and an adapter's folder holds none.
-        model.save_pretrained(folder.draft)
-        costs = run_costs(meter, model, folder.draft)
-    draw_loss(folder.metrics, folder.path / "loss.png")
-    if folder.dls_history.is_file() and folder.dls_history.stat().st_size:
-        draw_layers(read_history(folder.path), folder.path / "layers.png", folder.path.name)
+    # Of a sharded model every process gives its part.
+    weights = trainer.accelerator.get_state_dict(model) if trainer.is_fsdp_enabled else None
+    if is_first():
+        folder.drop_saving()
+        draw_loss(folder.metrics, folder.path / "loss.png")
+        if folder.dls_history.is_file() and folder.dls_history.stat().st_size:
+            draw_layers(read_history(folder.path), folder.path / "layers.png", folder.path.name)
+        if finished:
+            # Not `save_model`: it adds a pickle, and an adapter's folder holds none.
+            model.save_pretrained(folder.draft, state_dict=weights)
+            costs = run_costs(meter, model, folder.draft)
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     result = TrainResult(
         folder=folder.path,

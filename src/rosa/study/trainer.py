@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from trl import SFTConfig, SFTTrainer
@@ -30,8 +32,11 @@ from rosa.study.models import pick_device, pick_dtype
 from rosa.study.progress import StopOnSignal
 from rosa.study.recipe import Recipe
 from rosa.study.run_folder import RunFolder
+from rosa.study.team import share_of, team_size
 
 CHECKPOINTS_PER_RUN = 10
+# A launcher hands a terminal's Ctrl-C on to processes that got it themselves: one, not two.
+ECHO = 2.0 if team_size() > 1 else 0.0  # seconds
 STATE_FILE = "trainer_state.json"
 
 
@@ -66,7 +71,7 @@ class GuardedTrainer(SFTTrainer):
         Raises:
             DivergedError: the loss is NaN or infinite.
         """
-        self._meter.count(int(inputs["attention_mask"].sum()))
+        self._meter.count(int(self.accelerator.reduce(inputs["attention_mask"].sum())))
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss).all():
             self._stop_not_finite("the loss")
@@ -99,7 +104,9 @@ class GuardedTrainer(SFTTrainer):
             super()._load_best_model()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
+        trained = [p.detach() for p in model.parameters() if p.requires_grad]
+        shards = [p.to_local() if isinstance(p, DTensor) else p for p in trained]
+        if not all(torch.isfinite(p).all() for p in shards):
             self._stop_not_finite("a trained weight")
         folder = RunFolder(Path(str(self.args.output_dir)))
         self._saving = folder.saving
@@ -108,23 +115,29 @@ class GuardedTrainer(SFTTrainer):
         finally:
             self._saving = None
         self.accelerator.wait_for_everyone()
+        best = self._name_best(folder)
         if self.args.should_save:
-            self._publish_checkpoint(folder)
+            self._publish_checkpoint(folder, best)
         self.accelerator.wait_for_everyone()
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._saving is None else str(self._saving)
 
-    def _publish_checkpoint(self, folder: RunFolder) -> None:
-        """The whole checkpoint gets its name; only then an old one goes."""
+    def _name_best(self, folder: RunFolder) -> str | None:
+        """The name of the best checkpoint, whose path every process gets to know."""
         step, best = self.state.global_step, self.state.best_global_step
         name = f"checkpoint-{best}" if best else None
         if name and (best == step or (folder.path / name).is_dir()):
             self.state.best_model_checkpoint = str(folder.path / name)
+        return name
+
+    def _publish_checkpoint(self, folder: RunFolder, best: str | None) -> None:
+        """The whole checkpoint gets its name; only then an old one goes."""
+        step = self.state.global_step
         # Once more, as the best one's path is that of the folder it will be in.
         self.state.save_to_json(str(folder.saving / f"checkpoint-{step}" / STATE_FILE))
         folder.publish_checkpoint(step)
-        folder.drop_old_checkpoints(self._keep_checkpoints, name)
+        folder.drop_old_checkpoints(self._keep_checkpoints, best)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The run writes a card of its own (`rosa.study.card`)."""
@@ -189,15 +202,16 @@ def build_trainer(
 def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) -> SFTConfig:
     """The recipe in the Trainer's words."""
     save_steps = recipe.save_steps or max(1, total_steps // CHECKPOINTS_PER_RUN)
+    share = share_of(recipe.batch_size, recipe.gradient_accumulation, team_size())
     device = pick_device()
     half = pick_dtype(recipe.precision, device) == torch.bfloat16
     return SFTConfig(
         output_dir=recipe.output_dir,
         num_train_epochs=recipe.epochs,
         max_steps=recipe.max_steps or -1,
-        per_device_train_batch_size=recipe.batch_size,
+        per_device_train_batch_size=share.batch_size,
         per_device_eval_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.gradient_accumulation,
+        gradient_accumulation_steps=share.gradient_accumulation,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=recipe.schedule,
         warmup_steps=recipe.warmup,
@@ -229,10 +243,14 @@ def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) ->
 def stop_on_signals(stopper: StopOnSignal) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM ends the run after its step, saved; the second at once."""
 
+    first = 0.0
+
     def request(number: int, frame: Any) -> None:
-        if stopper.requested:
+        nonlocal first
+        if stopper.requested and time.monotonic() - first > ECHO:
             raise KeyboardInterrupt
-        stopper.requested = True
+        if not stopper.requested:
+            stopper.requested, first = True, time.monotonic()
 
     signals = [signal.SIGINT, signal.SIGTERM]
     try:
