@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rosa.errors import RosaError, did_you_mean
 
@@ -120,7 +120,8 @@ def build_projection(in_features: int, out_features: int, config: RosaConfig) ->
 def check_projection(in_features: int, out_features: int, config: RosaConfig) -> None:
     """Raises RosaError where a registered projection does not keep what it has to.
 
-    It is built once on the CPU and tried on one vector; the state of the random generator stays.
+    It is built once on the CPU and tried on two vectors; the state of the random generator stays.
+    Where PEFT makes weights without values (`low_cpu_mem_usage`), their shapes alone are looked at.
     """
     if config.projection in BUILT_IN:
         return
@@ -131,11 +132,16 @@ def check_projection(in_features: int, out_features: int, config: RosaConfig) ->
         try:
             stages = build_projection(in_features, out_features, config)
             _check_stages(stages)
+            weights = [weight for stage in stages.values() for weight in stage.parameters()]
+            empty = any(weight.is_meta for weight in weights)
             with torch.enable_grad():
                 probe = torch.linspace(-1, 1, in_features).expand(1, 2, -1)
+                probe = probe.to("meta" if empty else "cpu")
                 for stage in stages.values():
-                    probe = stage(probe)
-            _check_output(probe, stages, out_features, config.init_weights)
+                    probe = (stage.to("meta") if empty else stage)(probe)
+            _check_shape(probe, out_features)
+            if config.init_weights and not empty:
+                _check_start(probe, weights)
         except RosaError as error:
             raise RosaError(f"{where} {error}") from None
         except Exception as error:
@@ -168,19 +174,20 @@ def _check_stages(stages: Any) -> None:
         raise RosaError("has no parameters to train")
 
 
-def _check_output(output: Any, stages: Stages, out_features: int, zero: bool) -> None:
+def _check_shape(output: Any, out_features: int) -> None:
     """Raises RosaError, a sentence without its subject."""
     shape = tuple(getattr(output, "shape", ()))
     if shape != (1, 2, out_features):
         raise RosaError(f"maps (1, 2, d) to {shape or output!r}, not to (1, 2, {out_features})")
-    if not zero:
-        return
+
+
+def _check_start(output: Tensor, weights: list[nn.Parameter]) -> None:
+    """Raises RosaError, a sentence without its subject."""
     if output.count_nonzero():
         raise RosaError(
             "is not zero at first, so that the model would not start as the base model: set the "
             "weights of its last stage to zero where config.init_weights"
         )
-    weights = [p for stage in stages.values() for p in stage.parameters() if p.requires_grad]
     gradients: Any = ()
     if output.requires_grad:
         gradients = torch.autograd.grad(output.sum(), weights, allow_unused=True)
