@@ -138,7 +138,7 @@ def run(args: Any) -> None:
         trust_remote_code=args.trust_remote_code,
     )
     suffix = "" if args.protocol == PUBLISHED else f"-{args.protocol}"
-    out = Path(args.out) if args.out else default_folder(args.model, suffix=suffix)
+    out = Path(args.out).expanduser() if args.out else default_folder(args.model, suffix=suffix)
     console = Console(markup=False, highlight=False)
     if args.forgetting:
         text = text or forgetting.text_for(loaded.base)

@@ -122,7 +122,9 @@ def bookkeeping_keys(method: Method) -> set[str]:
 def read_recipe_file(path: str) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _EachKeyOnce)
+    except RosaError as error:
+        raise RosaError(f"the recipe '{path}': {error}") from None
     except FileNotFoundError:
         raise RosaError(f"there is no recipe '{path}'") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -134,6 +136,22 @@ def read_recipe_file(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RosaError(f"the recipe '{path}' must hold `key: value` lines")
     return content
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML's safe loader; of a key that stands twice it would take the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value in lines and key.value != "<<":
+                raise RosaError(
+                    f"the key '{key.value}' stands in line {lines[key.value]} and again in line "
+                    f"{line}; leave one"
+                )
+            lines[str(key.value)] = line
+        return super().construct_mapping(node, deep)
 
 
 def reject_unknown_keys(given: dict[str, Any], parser: Parser, path: str) -> None:

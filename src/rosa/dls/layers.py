@@ -88,7 +88,7 @@ def counted_parameters(layer: nn.Module, name: str) -> list[nn.Parameter]:
     if not found:
         raise RosaError(
             f"DLS cannot score {name}: its norms ({', '.join(norms)}) have no weight; train this "
-            "model without DLS"
+            "model without DLS, or name the layers by dls.layers"
         )
     return found
 

@@ -80,7 +80,10 @@ class DynamicLayerSelection:
             )
         self.layers_owner = found.owner
         names = [f"{found.path}.{i}" for i in range(len(found.layers))]
-        self._scored = [counted_parameters(*pair) for pair in zip(found.layers, names, strict=True)]
+        self._scored = [
+            counted_parameters(*pair) if self.config.layers is None else []
+            for pair in zip(found.layers, names, strict=True)
+        ]
         self._parameters = LayerParameters(model, found.layers, self._scored)
         if not self._parameters.trainable:
             raise RosaError(

@@ -74,10 +74,11 @@ class RosaConfig(PeftConfig):
     )
 
     def __post_init__(self) -> None:
+        from_file = self.peft_version is not None  # PEFT writes it into every adapter file
         super().__post_init__()
         self.peft_type = ROSA
         if isinstance(self.dls, dict):
-            self.dls = _read_dls(self.dls)
+            self.dls = _read_dls(self.dls, from_file)
         if isinstance(self.layers_to_transform, (tuple, range)):
             self.layers_to_transform = list(self.layers_to_transform)
         self._validate()
@@ -122,15 +123,16 @@ class RosaConfig(PeftConfig):
             )
 
 
-def _read_dls(saved: dict[str, Any]) -> DlsConfig:
-    """The selection out of an adapter file, which a later version may have written."""
+def _read_dls(saved: dict[str, Any], from_file: bool) -> DlsConfig:
+    """The selection from its keys; of an adapter file, a later version may have written them."""
     from rosa.dls.config import DlsConfig
 
     known = {field.name for field in dataclasses.fields(DlsConfig)}
     unknown = sorted(set(saved) - known)
-    if unknown:
+    if unknown and from_file:
         warnings.warn(f"ignoring unknown fields of dls: {', '.join(unknown)}", stacklevel=4)
-    return DlsConfig.of({name: value for name, value in saved.items() if name in known})
+        saved = {name: value for name, value in saved.items() if name in known}
+    return DlsConfig.of(saved)
 
 
 def _is_int(value: Any) -> bool:

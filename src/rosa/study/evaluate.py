@@ -21,12 +21,15 @@ from rosa.errors import RosaError
 from rosa.study.answers import PROTOCOLS, PUBLISHED
 from rosa.study.benchmarks import Example, Task, fingerprint
 from rosa.study.evaluation_folder import EvaluationFolder
+from rosa.study.files import told_if_unwritable
 from rosa.study.generate import Response, encode_prompts, generate, longest_first_batches
 from rosa.study.lock import folder_in_use
 from rosa.study.models import quiet
 from rosa.study.prompts import NEXT_EXAMPLE
 from rosa.study.scores import Results, TaskScore
 from rosa.study.workload import Workload, conditions, departures, prepare
+
+FULL = "make room there, and the same command goes on"
 
 
 def evaluate(
@@ -79,16 +82,26 @@ def evaluate(
     if folder:
         folder.claim(identity, {w.task.name: fingerprint(w.task, w.examples) for w in work})
     bench = _Bench(model, tokenizer, batch_size, num_beams, protocol, folder)
-    held = folder_in_use(folder.path) if folder else contextlib.nullcontext()
-    with held, quiet(), _evaluating(model), _progress_bar(work, progress) as report:
+    with _held(folder), quiet(), _evaluating(model), _progress_bar(work, progress) as report:
         scores = [bench.score(w, report) for w in work]
     settings = {**identity, "batch_size": batch_size, **bench.speed()}
     if trained_on:
         settings["trained_on"] = list(trained_on)
     results = Results(scores, settings, [*conditions(protocol, seed, work), *bench.notes])
     if folder:
-        folder.write_results(results)
+        with told_if_unwritable(folder.path, lambda: FULL):
+            folder.write_results(results)
     return results
+
+
+@contextlib.contextmanager
+def _held(folder: EvaluationFolder | None) -> Iterator[None]:
+    """The folder, where there is one, for this process alone."""
+    if folder is None:
+        yield
+        return
+    with folder_in_use(folder.path), told_if_unwritable(folder.path, lambda: FULL):
+        yield
 
 
 def check_options(batch_size: int, num_beams: int, protocol: str) -> None:

@@ -48,6 +48,17 @@ def bring_to_disk(folder: Path) -> None:
             os.close(descriptor)
 
 
+def why_unwritable(folder: Path) -> str | None:
+    """Why a folder cannot be made or written into, None where it can; makes nothing."""
+    absolute = folder.absolute()
+    place = next(p for p in (absolute, *absolute.parents) if p.exists())
+    if not place.is_dir():
+        return f"{place} is a file"
+    # By default the right of the user who started the process is asked, not of who it is now.
+    by_whom = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
+    return None if os.access(place, os.W_OK, **by_whom) else f"{place} cannot be written"
+
+
 @contextmanager
 def told_if_unwritable(folder: Path, cure: Callable[[], str]) -> Iterator[None]:
     """Turns a disk that is full or read-only into a sentence that ends with what `cure()` says.

@@ -11,6 +11,7 @@ but a document's first ones lack context.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,11 @@ def mean_loss(model: Any, pieces: Sequence[tuple[list[int], int]], batch_size: i
                 count += int((targets != -100).sum())
     finally:
         model.train(was_training)
+    if not math.isfinite(total):
+        raise RosaError(
+            "the model's loss on the text is not a finite number: its weights or the adapter's are "
+            "damaged, or overflow in this precision (--dtype float32 tells)"
+        )
     return total / count
 
 

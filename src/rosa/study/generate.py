@@ -80,6 +80,7 @@ def generate(
                 length_penalty=1.0,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=stops,
+                logits_processor=[_AreNumbers()],
                 stopping_criteria=[_has_said(until, tokenizer, ids.shape[1])] if until else None,
             )
     except torch.OutOfMemoryError as error:
@@ -89,6 +90,26 @@ def generate(
         ) from error
     new = output[:, ids.shape[1] :].tolist()
     return [_response(tokenizer, ids, stops, until) for ids in new]
+
+
+class _AreNumbers:
+    """A logits processor that changes nothing: refuses logits that are no numbers.
+
+    Of such logits generation makes text without a word. The first token of a batch tells.
+    """
+
+    def __init__(self) -> None:
+        self._looked = False
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not self._looked and bool((scores != scores).any()):
+            raise RosaError(
+                "the model's logits are not numbers (NaN), so it has no answers to score: its "
+                "weights or the adapter's are damaged, or overflow in this precision (--dtype "
+                "float32 tells)"
+            )
+        self._looked = True
+        return scores
 
 
 def _has_said(text: str, tokenizer: Any, start: int) -> Callable[..., torch.Tensor]:

@@ -8,6 +8,7 @@ under `adapter:` and are those of its PEFT config (`RosaConfig`, `LoraConfig`, .
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -105,6 +106,7 @@ class Recipe:
     def __post_init__(self) -> None:
         method = load_method(self.method)
         self.method = method.name
+        self.model, self.output_dir = map(os.path.expanduser, (self.model, self.output_dir))
         if isinstance(self.dls, MethodsOwn):
             self.dls = DlsConfig() if method.dls else None
 

@@ -24,6 +24,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     if text.lstrip().startswith("["):
         rows = _parse_array(text, path)
     else:
+        _refuse_tables(text, path)
         rows = [_parse(line, path, number) for number, line in _lines(text)]
     if not rows:
         raise RosaError(f"{path} has no rows; give a file with at least one example")
@@ -46,7 +47,7 @@ def read_text(path: Path) -> str:
         raise RosaError(f"there is no data file {path}; check the path") from None
     except UnicodeDecodeError as error:
         raise RosaError(
-            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+            f"{path} is not UTF-8 text (byte {error.start}); save it as JSON or JSONL in UTF-8"
         ) from None
     except OSError as error:
         raise RosaError(f"cannot read {path}: {error.strerror or error}") from None
@@ -69,6 +70,17 @@ def text_field(row: dict[str, Any], field: str, path: str | Path, number: int) -
 def _lines(text: str) -> Iterable[tuple[int, str]]:
     # Split at newlines only: str.splitlines would also cut at U+2028 inside a JSON string.
     return ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _refuse_tables(text: str, path: str | Path) -> None:
+    """A CSV file and the like: its first line is no JSON at all."""
+    first = text.lstrip().split("\n")[0].strip()
+    if first and first[0] not in '{["-0123456789tfn':
+        raise RosaError(
+            f"{path} is not JSON: it begins with {first[:40]!r}; rows are read from .json and "
+            ".jsonl, so convert it (pandas: read_csv(...).to_json(..., orient='records', "
+            "lines=True))"
+        )
 
 
 def _parse(line: str, path: str | Path, number: int) -> Any:

@@ -13,7 +13,6 @@ checkpoint-N/        what `--resume` needs; has its name only once it is whole
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zipfile
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from typing import Any
 import yaml
 
 from rosa.errors import RosaError
-from rosa.study.files import PART, bring_to_disk, write_whole
+from rosa.study.files import PART, bring_to_disk, why_unwritable, write_whole
 from rosa.study.lock import LOCK
 from rosa.study.recipe import Recipe, dump_recipe
 
@@ -149,11 +148,8 @@ class RunFolder:
         self._check_writable()
 
     def _check_writable(self) -> None:
-        absolute = self.path.absolute()
-        place = next(p for p in (absolute, *absolute.parents) if p.exists())
-        if not place.is_dir() or not os.access(place, os.W_OK):
-            why = "cannot be written" if place.is_dir() else "is a file"
-            raise RosaError(f"output_dir '{self.path}': {place} {why}; name another folder")
+        if why := why_unwritable(self.path):
+            raise RosaError(f"output_dir '{self.path}': {why}; name another folder")
 
     def _check_reopening(self, recipe: Recipe) -> None:
         if not self.recipe.is_file():
