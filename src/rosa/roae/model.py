@@ -132,6 +132,11 @@ class RosaModel(KeepsPrecision, BaseTuner):
             )
         return nullcontext()
 
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+        """PEFT's, twice: what another method adapts inside the attention comes out after it."""
+        super()._unload_and_optionally_merge(*args, **kwargs)
+        return super()._unload_and_optionally_merge(*args, **kwargs)
+
     def _check_merge_allowed(self) -> None:
         raise RosaError(NO_MERGE)
 
