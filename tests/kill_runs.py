@@ -44,6 +44,14 @@ def run(command: Sequence[str], log: Path, *, kill_after: float | None = None) -
     return process.exitcode
 
 
+def run_on_a_filling_disk(command: Sequence[str], log: Path, at: str, size: int) -> int | None:
+    """`rosa COMMAND`; once it makes a folder `at`, no file can grow beyond `size` bytes."""
+    process: Any = _PROCESSES.Process(target=_filling, args=(list(command), log, at, size))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
 def seconds_of(log: Path) -> float:
     """How long the last command took that wrote into this log."""
     last = log.read_text(encoding="utf-8").splitlines()[-1]
@@ -75,6 +83,17 @@ def _command(command: list[str], log: Path, begun: Any = None) -> None:
 
 def _watched(command: list[str], log: Path, folder: Path, states: Path) -> None:
     sys.addaudithook(_photographer(folder, states))
+    _command(command, log)
+
+
+def _filling(command: list[str], log: Path, at: str, size: int) -> None:
+    import resource
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event == "os.mkdir" and Path(args[0]).name == at:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    sys.addaudithook(hook)
     _command(command, log)
 
 

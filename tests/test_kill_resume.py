@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -173,6 +174,27 @@ def test_killed_at_random_moments_and_resumed_equals_undisturbed(
         go_on(place, run)
         assert_same_run(run, expected)
     assert killed >= count / 3  # else nothing was tried
+
+
+@pytest.mark.parametrize("too_big", ["adapter_model.safetensors", "optimizer.pt"])
+def test_a_disk_that_is_full_while_saving_is_one_sentence_and_costs_no_checkpoint(
+    place: Path, whole: tuple[Path, float], too_big: str
+) -> None:
+    run = place / f"full-{too_big}"
+    log = run.with_suffix(".log")
+    size = (whole[0] / f"checkpoint-{STEPS}" / too_big).stat().st_size - 1
+    code = kill_runs.run_on_a_filling_disk(command(place, run), log, "checkpoint-9", size)
+    said = log.read_text(encoding="utf-8").splitlines()
+    assert code == 2, said
+    assert re.fullmatch(
+        rf"rosa train: cannot write to '{re.escape(str(run))}': .*; make room there, and the same "
+        r"command with --resume goes on after step 6",
+        said[-2],
+    )
+    assert names(run)[-1] == "checkpoint-6"
+    assert not (run / ".saving").exists()  # it does not fill the disk further
+    go_on(place, run)
+    assert_same_run(run, whole[0])
 
 
 def test_torn_last_lines_are_written_again(place: Path, whole: tuple[Path, float]) -> None:

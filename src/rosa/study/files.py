@@ -21,7 +21,12 @@ _WRITING_FAILED = {
     if hasattr(errno, name)
 }
 # How libraries that write on their own account report the same.
-_SAID_BY_OTHERS = ("PytorchStreamWriter failed", "file write failed", "(os error ")
+_SAID_BY_OTHERS = (
+    "PytorchStreamWriter failed",
+    "file write failed",
+    "iostream error",
+    "(os error ",
+)
 
 
 def write_whole(file: Path, content: str) -> None:
@@ -82,4 +87,6 @@ def reason_unwritable(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return (error.strerror or str(error)) if error.errno in _WRITING_FAILED else None
     said = " ".join(str(error).split())
-    return said[:200] if any(words in said for words in _SAID_BY_OTHERS) else None
+    if any(words in said for words in _SAID_BY_OTHERS):
+        return f"the disk is full or takes no more ({said[:200]})"
+    return None
