@@ -24,13 +24,18 @@ from tests.architecture_types import (
     causal_types,
     sentence,
 )
-from tests.architectures import ARCHITECTURES, MOE, SIZES, Architecture
+from tests.architectures import ARCHITECTURES, MLA, MOE, SIZES, Architecture
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 _DBRX = {
     "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 128, "vocab_size": 128,
     "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},
     "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 64},
+}  # fmt: skip
+_QSA = {
+    "layer_types": ["linear_attention", "full_attention"], "indexer_n_heads": 2,
+    "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 64,
+    "indexer_compress_ratio": 4,
 }  # fmt: skip
 _ONE_EXPERT = {"num_experts_per_tok": 1}
 # Beside the model types without rotation: those whose rotation RoSA does not reach.
@@ -42,6 +47,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "dbrx": _DBRX,
     "deepseek_v4": {**SIZES, **MOE},
     "roformer": {},
+    "longcat_flash": {**SIZES, **MOE, **MLA},
+    "qwen4_exp_text": {**SIZES, **MOE, **_QSA},
     "jetmoe": {**SIZES, **MOE},
     "zaya": {**SIZES, **MOE, **_ONE_EXPERT},
 }

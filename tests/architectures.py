@@ -149,8 +149,6 @@ def _llama(rope_type: str, config: dict[str, Any] | None = None, **rope: Any) ->
 
 _ORIGINAL = {"original_max_position_embeddings": 6}
 _INDEXED = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 64}
-_QSA = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16,
-        "indexer_budget": 64, "indexer_compress_ratio": 4}  # fmt: skip
 # The local layers rotate all of a head; of the global ones' wider heads a quarter turns.
 _GEMMA4 = {**LOCAL_GLOBAL, "global_head_dim": 32, "vocab_size_per_layer_input": 128,
            "hidden_size_per_layer_input": 8}  # fmt: skip
@@ -214,7 +212,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     # Layers that do not attend.
     _moe("minimax", config=LINEAR_FULL, layers=(1,)),
     _moe_normed("lfm3", CONV_FULL, layers=(1,), rotated_of_span={1: (8, 16)}, tolerance=1e-5),
-    _moe_normed("qwen4_exp_text", {**LINEAR_FULL, **_QSA}, layers=(1,)),
     Architecture("recurrent_gemma", {"block_types": ["recurrent", "attention"]}, rotary_dim=8,
                  layers=(1,), cached=False),
     _moe_normed("qwen3_next", LINEAR_FULL, rotary_dim=4, layers=(1,)),
@@ -297,7 +294,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     _mla("dots3_note_text", tolerance=1e-5, taps=("q_b_proj", "k_rope_only_layernorm")),
     _mla("glm_moe_dsa", _INDEXED),
     _mla("hy_v4", _INDEXED, pairing="halves"),
-    _mla("longcat_flash"),
     # Layers that attend with the keys of an earlier one.
     _normed("gemma3n_text", config=_SHARED, layers=(0, 1), axes="length_first"),
     _normed("gemma4_text", config=_SHARED, layers=(0, 1), rotated_of_span={1: (8, 32)},

@@ -111,7 +111,7 @@ _PLAIN_TYPES = (
 )
 _NORMED_TYPES = (
     "doge dots1 gemma3n_text gemma4_text gemma4_unified_text laguna lfm3 mellum minimax_m3_vl_text "
-    "qwen3 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next qwen4_exp_text"
+    "qwen3 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next"
 )
 _NORMED_FLAT_TYPES = "flex_olmo minimax_m2 olmo2 olmo3 olmo_hybrid olmoe"
 _FAMILIES: dict[str, _Family] = {
@@ -148,6 +148,11 @@ _FAMILIES: dict[str, _Family] = {
     "falcon": _Family((_FUSED,), rotates=_not_alibi, split=_falcon),
     "phi3": _Family((_QKV,), split=_all_queries_first),
 }
+# Those that rotate in a way that a layout could describe, and that RoSA still does not fit.
+_UNFIT = {
+    "longcat_flash": "has two attentions that rotate in each layer, and their norms in lists",
+    "qwen4_exp_text": "rotates with angles that reach back over the cached tokens",
+}
 KNOWN_MODEL_TYPES = tuple(sorted(_FAMILIES))
 
 
@@ -157,9 +162,14 @@ def known_layout(module: nn.Module) -> RopeLayout | None:
     Identified by what it is (its config's model type and its query and key modules), not by name:
     the vision tower of a multimodal model has a `self_attn` too, without RoPE.
 
-    Raises RosaError for an attention module that changes its queries before it rotates them.
+    Raises RosaError for an attention module that RoSA does not fit, or that changes its queries
+    before it rotates them.
     """
     config = getattr(module, "config", None)
+    if (why := _UNFIT.get(getattr(config, "model_type", ""))) and _has(module, "o_proj"):
+        raise RosaError(
+            f"RoSA cannot adapt {config.model_type}: the model {why}; use another PEFT method"
+        )
     family = _FAMILIES.get(getattr(config, "model_type", ""))
     if family is None or config is None:
         return None
