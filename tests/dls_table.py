@@ -41,7 +41,8 @@ compares the whole run with an independent one (Algorithm 1 written plainly, a l
 process): the same choices, and in one process the same weights bit for bit; frozen layers and their
 optimizer state do not change by a bit, norms are scored whether they are trained or not, and what
 is outside the layers always trains. An engine that a cell does not name is not tested there yet.
-All models are tiny, random and on the CPU. *refused* means: with a sentence, before training.
+*refused* means: with a sentence, before training; *not F*, that the method and FSDP2 do not go
+together, with layer selection or without. All models are tiny, random and on the CPU.
 
 """
 MIDDLE = """
@@ -128,8 +129,8 @@ def _line(*cells: str) -> str:
 
 
 def _text(words: set[str]) -> str:
-    order = list(ENGINES.values())
-    return " ".join(sorted(words, key=lambda w: order.index(w) if w in order else -1)) or "–"
+    order = [*ENGINES.values(), "refused", "not F"]
+    return " ".join(sorted(words, key=order.index)) or "–"
 
 
 if __name__ == "__main__":

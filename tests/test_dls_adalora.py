@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -31,10 +32,20 @@ SCHEDULE = {"init_r": 4, "target_r": TARGET, "tinit": 2, "tfinal": 3, "target_mo
 AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
+def configured() -> Any:
+    return method_config("adalora", SCHEDULE, total_steps=STEPS)
+
+
 def adapted() -> nn.Module:
     torch.manual_seed(0)
-    config = method_config("adalora", SCHEDULE, total_steps=STEPS)
-    return get_peft_model(tiny_llama(torch.float32), config)
+    return get_peft_model(tiny_llama(torch.float32), configured())
+
+
+def allocating_adamw(model: nn.Module) -> torch.optim.AdamW:
+    """AdamW that moves AdaLoRA's ranks after its steps, in whatever loop it is."""
+    optimizer, steps = adamw(model), itertools.count(1)
+    optimizer.register_step_post_hook(lambda *_: model.base_model.update_and_allocate(next(steps)))
+    return optimizer
 
 
 def layer_of(name: str) -> int:

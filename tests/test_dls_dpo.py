@@ -14,23 +14,21 @@ from trl import DPOConfig, DPOTrainer
 
 from rosa import DlsCallback, DynamicLayerSelection
 from rosa.study.methods import method_config
+from tests import test_dls_adalora as adalora
 from tests.dls_models import (
     EVERY_THIRD,
     VOCABULARY,
-    adamw,
     decoder_layers,
     same,
     snapshot,
     tiny_llama,
     word_tokenizer,
 )
-from tests.test_dls_every_loop import CLIP, STEPS, TRAINER, fresh_accelerate
+from tests.test_dls_every_loop import CLIP, STEPS, TRAINER, fresh_accelerate, optimizer_of
 from tests.test_dls_methods import METHODS, adapted
 
 __all__ = ["fresh_accelerate"]
 QUICK = ("RoSA", "LoRA")
-# Its reference is a copy of the adapter, and this wrapper cannot hold two with different tokens.
-COPIES = [method for method in METHODS if method != "LoRA and new tokens"]
 
 
 def pairs() -> Dataset:
@@ -44,6 +42,10 @@ def pairs() -> Dataset:
     return Dataset.from_list([{key: words(4) for key in keys} for _ in range(4 * 2 * STEPS)])
 
 
+def config_of(method: str) -> Any:
+    return adalora.configured() if method == "AdaLoRA" else method_config(*METHODS[method])
+
+
 def dpo_trainer(method: str, folder: Path, fresh: bool, **changes: Any) -> DPOTrainer:
     """With an adapter that the trainer attaches, or with one that is there."""
     settings = {**TRAINER, "gradient_checkpointing": False, "max_length": 16, **changes}
@@ -51,14 +53,14 @@ def dpo_trainer(method: str, folder: Path, fresh: bool, **changes: Any) -> DPOTr
     torch.manual_seed(0)
     trainer = DPOTrainer(
         tiny_llama(torch.float32) if fresh else adapted(method),
-        ref_model=None if method in METHODS else adapted(method),
+        ref_model=adapted(method) if method == "full fine-tuning" else None,
         args=DPOConfig(str(folder), **settings),
         train_dataset=pairs(),
         processing_class=word_tokenizer(),
-        peft_config=method_config(*METHODS[method]) if fresh else None,
+        peft_config=config_of(method) if fresh else None,
         callbacks=callbacks,
     )
-    trainer.optimizer = adamw(trainer.model)
+    trainer.optimizer = optimizer_of(trainer.model)
     return trainer
 
 
@@ -81,7 +83,7 @@ def by_hand(method: str, folder: Path, fresh: bool) -> tuple[list[Any], list[tor
 
 def cases() -> Iterator[Any]:
     """The reference is the base model (`fresh`) or a frozen copy of the adapter."""
-    for method in COPIES:
+    for method in ("AdaLoRA", *METHODS):
         cell = pytest.mark.dls_cell(method=method, loop="DPOTrainer")
         marks = [cell] if method in QUICK else [cell, pytest.mark.slow]
         yield pytest.param(method, True, "plain", marks=marks, id=f"{method}-plain")

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
+from peft.tuners.adalora import AdaLoraModel
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
@@ -27,6 +28,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from trl import SFTConfig, SFTTrainer
 
 from rosa import DlsCallback, DynamicLayerSelection
+from tests import test_dls_adalora as adalora
 from tests.dls_models import (
     EVERY_THIRD,
     VOCABULARY,
@@ -82,8 +84,13 @@ def loss_of(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) 
     return ForCausalLMLoss(outputs.logits, labels, VOCABULARY, num_items_in_batch)
 
 
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    allocates = isinstance(getattr(model, "base_model", None), AdaLoraModel)
+    return adalora.allocating_adamw(model) if allocates else adamw(model)
+
+
 def plain(model: nn.Module, folder: Path) -> list[dict[str, Any]]:
-    optimizer = adamw(model)
+    optimizer = optimizer_of(model)
     dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD, total_steps=STEPS)
     for micro, part in enumerate(loader(), start=1):
         loss = loss_of(model(input_ids=part["input_ids"]), part["labels"])
@@ -99,7 +106,7 @@ def plain(model: nn.Module, folder: Path) -> list[dict[str, Any]]:
 
 def accelerate(model: nn.Module, folder: Path) -> list[dict[str, Any]]:
     accelerator = Accelerator(gradient_accumulation_steps=PARTS, cpu=True)
-    model, optimizer, data = accelerator.prepare(model, adamw(model), loader())
+    model, optimizer, data = accelerator.prepare(model, optimizer_of(model), loader())
     dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD, total_steps=STEPS)
     for part in data:
         with accelerator.accumulate(model):
@@ -124,7 +131,7 @@ class Module(pl.LightningModule):
         return loss_of(self.model(input_ids=part["input_ids"]), part["labels"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return adamw(self.model)
+        return optimizer_of(self.model)
 
 
 def lightning_callback() -> Any:
@@ -164,7 +171,7 @@ def transformers(model: nn.Module, folder: Path) -> list[dict[str, Any]]:
         TrainingArguments(str(folder), **TRAINER),
         train_dataset=rows(),
         compute_loss_func=loss_of,
-        optimizers=(adamw(model), None),
+        optimizers=(optimizer_of(model), None),
         callbacks=[callback],
     ).train()
     return callback.dls.history
@@ -178,7 +185,7 @@ def sft(model: nn.Module, folder: Path) -> list[dict[str, Any]]:
         train_dataset=Dataset.from_list([{k: v.tolist() for k, v in r.items()} for r in rows()]),
         processing_class=word_tokenizer(),
         compute_loss_func=loss_of,
-        optimizers=(adamw(model), None),
+        optimizers=(optimizer_of(model), None),
         callbacks=[callback],
     ).train()
     return callback.dls.history
@@ -192,15 +199,19 @@ LOOPS: dict[str, Callable[[nn.Module, Path], list[dict[str, Any]]]] = {
 }
 
 
+def made(method: str) -> nn.Module:
+    return adalora.adapted() if method == "AdaLoRA" else adapted(method)
+
+
 @functools.cache
 def reference(method: str) -> Run:
-    model = adapted(method)
+    model = made(method)
     return plain(model, Path()), snapshot(model)
 
 
 def cases() -> Iterator[Any]:
     for loop in LOOPS:
-        for method in ("full fine-tuning", *METHODS):
+        for method in ("full fine-tuning", "AdaLoRA", *METHODS):
             cell = pytest.mark.dls_cell(method=method, loop=loop)
             marks = [cell] if method in QUICK else [cell, pytest.mark.slow]
             yield pytest.param(loop, method, marks=marks, id=f"{loop}-{method}")
@@ -209,7 +220,7 @@ def cases() -> Iterator[Any]:
 @pytest.mark.parametrize(("loop", "method"), cases())
 def test_a_loop_trains_as_the_plain_one_does(loop: str, method: str, tmp_path: Path) -> None:
     history, weights = reference(method)
-    model = adapted(method)
+    model = made(method)
     assert LOOPS[loop](model, tmp_path) == history
     assert [record["step"] for record in history] == [3, 6]
     assert same(snapshot(model), weights)
