@@ -54,9 +54,9 @@ def modulate_post_rotation(
     digits only when it is rounded too.
     """
     real, imaginary = pairs
-    c, s = widened(cos[..., real]), widened(sin[..., real])
-    dtype = torch.promote_types(torch.promote_types(z.dtype, signal.dtype), c.dtype)
-    c, s = c.to(dtype), s.to(dtype)
+    dtype = torch.promote_types(z.dtype, signal.dtype)
+    c, s = widened(cos[..., real], dtype), widened(sin[..., real], dtype)
+    dtype = c.dtype
     a, b = z[..., real].to(dtype), z[..., imaginary].to(dtype)
     for_real, for_imaginary = signal.to(dtype).chunk(2, dim=-1)
     rotated_real = for_real * (c * a - s * b)
@@ -70,9 +70,10 @@ def modulate_post_rotation(
     )
 
 
-def widened(turn: Tensor) -> Tensor:
-    """cos or sin in float32 where it has less."""
-    return turn.float() if turn.dtype in (torch.float16, torch.bfloat16) else turn
+def widened(turn: Tensor, dtype: torch.dtype) -> Tensor:
+    """cos or sin in the widest of its own precision, `dtype` and float32."""
+    wide = torch.promote_types(torch.promote_types(turn.dtype, dtype), torch.float32)
+    return turn.to(wide)
 
 
 def _add_to_pairs(z: Tensor, to_real: Tensor, to_imaginary: Tensor, pairs: PairSlices) -> Tensor:

@@ -43,24 +43,37 @@ class Turning(NamedTuple):
             z += (turned * self.back_cos).addcmul_(turned.flip(-2), self.back_sin)
 
 
-def turning_of(cos: Tensor, sin: Tensor, pairs: PairSlices, alpha: float) -> Turning:
+def turning_of(
+    cos: Tensor, sin: Tensor, pairs: PairSlices, alpha: float, dtype: torch.dtype
+) -> Turning:
     """The turning of the `pairs` in cos and sin (b or 1, l, ρ), as the model rotates with them.
+
+    Of the widest of `dtype`, which is that of the states, cos's own and float32.
 
     It is kept on `cos` itself, which all layers of a forward pass share: the next layers find it
     there, and it goes when `cos` goes.
     """
-    version = 0 if cos.is_inference() else cos._version  # a buffer may be written again
-    key = (id(sin), version, pairs[0].start, pairs[0].stop, pairs[0].step, alpha)
+    key = (_version(cos), _version(sin), pairs[0].start, pairs[0].stop, alpha, dtype)
     known = getattr(cos, "_rosa_turning", None)
-    if known is None or known[0] != key:
-        known = key, _turning(cos, sin, pairs, alpha)
+    if known is None or known[0] is not sin or known[1] != key:
+        known = sin, key, _turning(cos, sin, pairs, alpha, dtype)
         cos._rosa_turning = known  # type: ignore[attr-defined]
-    return known[1]
+    return known[2]
 
 
-def _turning(cos: Tensor, sin: Tensor, pairs: PairSlices, alpha: float) -> Turning:
+def _version(turn: Tensor) -> int:
+    """Grows when the tensor is written again, as a buffer may be."""
+    return 0 if turn.is_inference() else turn._version
+
+
+def _turning(
+    cos: Tensor, sin: Tensor, pairs: PairSlices, alpha: float, dtype: torch.dtype
+) -> Turning:
     with torch.no_grad():
-        c, s = (widened(turn[..., pairs[0]])[..., None, None, None, :] for turn in (cos, sin))
+        # A copy: a view would keep cos alive, which keeps it.
+        c, s = (
+            widened(turn[..., None, None, None, pairs[0]], dtype).clone() for turn in (cos, sin)
+        )
         scale = alpha / (c * c + s * s)
         signed = torch.cat((-s, s), dim=-2)
         return Turning(c, signed, scale * c, -scale * signed)

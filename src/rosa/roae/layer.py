@@ -166,7 +166,7 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         variant = chosen(hidden_states, *(given or ()))
         rotation: Rotation | Turning | None = given
         if given is not None and variant != "reference":
-            rotation = turning_of(*given, pairs, alpha)
+            rotation = turning_of(*given, pairs, alpha, hidden_states.dtype)
         sources = self._sources(name, hidden_states, variant)
         for tap, source in zip((layout.query, layout.key), sources, strict=True):
             low = LowPairs(tap, layout.head_dim, pairs)
