@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 import os
 import sys
 import warnings
@@ -88,6 +89,8 @@ def _run(command: str, rest: list[str]) -> int:
             f"there is no such command{did_you_mean(command, COMMANDS)}; "
             f"the commands are {', '.join(COMMANDS)}"
         )
+    # Whether it has its fastest kernel, and that 8-bit layers compute in half precision.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     module = importlib.import_module(f"rosa.cli.{command}")
     args = module.build_parser().parse_args(rest)
     return module.run(args) or 0
