@@ -1,0 +1,175 @@
+"""`rosa train` in two processes: the adapter, the files and the words of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from rosa.cli.main import main
+from rosa.errors import RosaError
+from rosa.study.team import Share, share_of
+from tests import fsdp_on_cpu
+from tests.dls_processes import ROOT, start
+
+RECIPE = {
+    "model": "rosa-tiny",
+    "data": "tiny-choice",
+    "adapter": {"r": 8, "alpha": 1.0, "r_low": 1.0},
+    "dls": {"interval": 2, "warmup": 0},
+    "learning_rate": 5.0e-3,
+    "batch_size": 4,
+    "limit": 34,
+    "validation": 2,
+    "epochs": 2.0,
+    "gradient_accumulation": 2,
+    "save_steps": 3,
+    "log_steps": 1,
+    "report_to": [],
+}
+SECONDS = 240.0
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, "output_dir": str(tmp_path / "unnamed")}))
+    return path
+
+
+def rosa_train(recipe: Path, folder: Path, *flags: str, module: str = "rosa") -> list[str]:
+    where = [] if "--output_dir" in flags else ["--output_dir", str(folder)]
+    return [sys.executable, "-m", module, "train", str(recipe), *where, *flags]
+
+
+def history(folder: Path) -> list[tuple]:
+    lines = (folder / "dls_history.jsonl").read_text().splitlines()
+    return [(r["step"], r["mode"], r["selected"]) for r in map(json.loads, lines)]
+
+
+def losses(folder: Path, key: str = "loss") -> list[float]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [r[key] for r in map(json.loads, lines) if key in r]
+
+
+def same_run(left: Path, right: Path) -> None:
+    """Both are finished, and differ in the order of their sums alone."""
+    assert history(left) == history(right)
+    assert losses(left) == pytest.approx(losses(right), rel=1e-4)
+    assert losses(left, "eval_loss") == pytest.approx(losses(right, "eval_loss"), rel=1e-3)
+    one, other = (load_file(f / "adapter_model.safetensors") for f in (left, right))
+    for key in one.keys() | other.keys():
+        assert torch.allclose(one[key], other[key], rtol=1e-3, atol=1e-3), key
+    files = [{file.name for file in f.iterdir()} for f in (left, right)]
+    assert files[0] == files[1]
+    tokens = [json.loads((f / "costs.json").read_text())["tokens"] for f in (left, right)]
+    assert tokens[0] == tokens[1]
+
+
+@pytest.mark.dls_cell(method="RoSA", loop="SFTTrainer", engine="DDP")
+def test_two_processes_are_one(recipe: Path, tmp_path: Path) -> None:
+    two, one = tmp_path / "two", tmp_path / "one"
+    first, second = start(rosa_train(recipe, two), SECONDS)
+    assert main(["train", str(recipe), "--output_dir", str(one)]) == 0
+    same_run(two, one)
+    assert [step for step, *_ in history(one)] == [2, 4, 6, 8]
+    assert len(re.findall(r"adapter, metrics and pictures are in", first)) == 1
+    assert len(re.findall(r"step 8/8  loss", first)) == 1
+    assert "step" not in second  # one process speaks
+    assert "adapter" not in second
+
+
+@pytest.mark.slow
+@pytest.mark.dls_cell(method="RoSA", loop="SFTTrainer", engine="FSDP2")
+def test_under_fsdp2(recipe: Path, tmp_path: Path) -> None:
+    two, one = tmp_path / "two", tmp_path / "one"
+    command = rosa_train(recipe, two, module="tests.fsdp_on_cpu")
+    start(command, SECONDS, **fsdp_on_cpu.ENVIRONMENT)
+    assert (two / "checkpoint-8" / "pytorch_model_fsdp_0").is_dir()  # sharded it was
+    assert main(["train", str(recipe), "--output_dir", str(one)]) == 0
+    same_run(two, one)
+
+
+@pytest.mark.slow
+def test_by_accelerate_launch(recipe: Path, tmp_path: Path) -> None:
+    two, one = tmp_path / "two", tmp_path / "one"
+    launch = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port"]
+    done = subprocess.run(
+        [*launch, "0", "-m", *rosa_train(recipe, two)[2:]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert main(["train", str(recipe), "--output_dir", str(one)]) == 0
+    same_run(two, one)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_after_one_step_and_one_process_goes_on(
+    recipe: Path, tmp_path: Path
+) -> None:
+    folder, one = tmp_path / "two", tmp_path / "one"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launcher = subprocess.Popen(
+        [*torchrun, "--standalone", "-m", *rosa_train(recipe, folder)[2:]],
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        metrics, deadline = folder / "metrics.jsonl", time.monotonic() + SECONDS
+        while not (metrics.is_file() and metrics.read_text().count("\n") >= 2):
+            assert launcher.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does: launcher and processes
+        said = launcher.communicate(timeout=SECONDS)[0]
+    finally:
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)
+    assert "the same command with --resume goes on" in said, said
+    assert not (folder / "adapter_model.safetensors").exists()
+    assert main(["train", str(recipe), "--output_dir", str(folder), "--resume"]) == 0
+    assert main(["train", str(recipe), "--output_dir", str(one)]) == 0
+    assert history(folder) == history(one)
+    assert losses(folder) == pytest.approx(losses(one), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "processes", "share"),
+    [
+        (2, 2, 1, (2, 2)),
+        (2, 2, 2, (2, 1)),
+        (2, 2, 4, (1, 1)),
+        (16, 1, 2, (8, 1)),
+        (2, 6, 3, (2, 2)),
+        (3, 2, 2, (3, 1)),
+        (4, 3, 2, (3, 2)),  # six rows each, in micro-steps of at most four
+    ],
+)
+def test_a_step_has_the_same_rows_for_any_number_of_processes(
+    batch_size: int, accumulation: int, processes: int, share: tuple[int, int]
+) -> None:
+    assert share_of(batch_size, accumulation, processes) == Share(*share)
+    assert share[0] * share[1] * processes == batch_size * accumulation
+    assert share[0] <= batch_size
+
+
+def test_rows_that_cannot_be_shared_out_are_refused() -> None:
+    with pytest.raises(RosaError, match=r"3 x gradient_accumulation 1 = 3 rows.*2 processes"):
+        share_of(3, 1, 2)
