@@ -2,7 +2,8 @@
 
 docs/recipe.md comes from the recipe's own definition, the README's table from
 docs/results/demo.json (`make demo-record`), those of docs/tiny_study.md from docs/results/tiny
-(`make tiny-study`).
+(`make tiny-study`), those of docs/precision.md from docs/results/precision.json
+(`benchmarks/precision.py`).
 
 python docs/generate.py
 """
@@ -25,6 +26,7 @@ PAGE = Path(__file__).parent / "recipe.md"
 TINY_STUDY = Path(__file__).parent / "tiny_study.md"
 METHODS = Path(__file__).parent / "methods.md"
 README = Path(__file__).parent.parent / "README.md"
+PRECISION = Path(__file__).parent / "precision.md"
 RESULTS = Path(__file__).parent / "results"
 HEAD = """# Recipe keys
 
@@ -66,7 +68,7 @@ where nothing of the response would be left; the run prints how many.
 | `recipe.yaml` | the resolved recipe |
 | `metrics.jsonl` | a line per log: step, loss, learning rate, gradient norm, tokens per second |
 | `dls_history.jsonl` | a line per choice of layers: step, mode, scores, selected |
-| `loss.png`, `layers.png` | the same, drawn |
+| `loss.png`, `layers.png` | the same, drawn; [`rosa plot`](dls.md#seeing-it) draws the second |
 | `costs.json` | [what it cost](costs.md): time, memory, tokens, energy, size |
 | `README.md` | the model card |
 | `checkpoint-N/` | what `--resume` needs; the newest and the best are kept |
@@ -76,7 +78,8 @@ Ctrl-C (or SIGTERM) ends the run after the step it is in, with a checkpoint; the
 process). A folder that holds another run is refused. A loss that is not a finite number stops the
 run and leaves the last good checkpoint; start again in another folder. One process at a time works
 in a folder. A second Ctrl-C ends the run at once, and what came after the last checkpoint is lost.
-A checkpoint with a damaged file is passed over for the one before.
+A checkpoint with a damaged file is passed over for the one before. A kill, a full disk and other
+[faults](faults.md) cost what came after the last checkpoint and nothing else.
 """
 
 
@@ -194,6 +197,56 @@ def tiny_study() -> str:
     return filled(filled(text, "questions", questions), "rates", tiny_rates())
 
 
+def precision_logits() -> str:
+    """Errors against float32 of base and adapted model, by precision."""
+    record = json.loads((RESULTS / "precision.json").read_text(encoding="utf-8"))
+    models = record["logits"]
+    lines = [
+        f"| precision | {' | '.join(models)} | same token, rosa-tiny |",
+        "|---|" + "---:|" * (len(models) + 1),
+    ]
+    for name, tiny in models["rosa-tiny"].items():
+        pairs = [
+            [100 * models[model][name][w]["error"] for w in ("base", "rosa")] for model in models
+        ]
+        cells = [f"{base:.2g} % → {rosa:.2g} %" for base, rosa in pairs]
+        same = " → ".join(f"{100 * tiny[what]['same_token']:.1f} %" for what in ("base", "rosa"))
+        lines.append(f"| {name} | {' | '.join(cells)} | {same} |")
+    return "\n".join(lines)
+
+
+def precision_training() -> str:
+    """Where trainings of the toy model end, by precision; mean and range over seeds."""
+    record = json.loads((RESULTS / "precision.json").read_text(encoding="utf-8"))
+    settings = record["settings"]
+    head = "| trained in | accuracy | loss at the end | norm weights that moved | by (median) |"
+    lines = [head, "|---|---:|---:|---:|---:|"]
+    for name, runs in record["training"].items():
+
+        def mean(key: str, runs: list[dict[str, float]] = runs) -> float:
+            return sum(run[key] for run in runs) / len(runs)
+
+        each = ", ".join(f"{run['accuracy']:.0f}" for run in runs)
+        lines.append(
+            f"| {name} | {mean('accuracy'):.1f} % ({each}) | {mean('loss'):.3f} | "
+            f"{100 * mean('norms_moved'):.1f} % | {mean('norms_median'):.3f} |"
+        )
+    said = (
+        f"rosa-tiny on {settings['task']}: {settings['steps']} steps of {settings['batch']} rows "
+        f"at a learning rate of {settings['learning_rate']}, {settings['seeds']} seeds (in "
+        f"brackets), {settings['questions']} held-out questions, asked in the precision of the "
+        f"training; {measured_on(record)}, by `python benchmarks/precision.py --steps "
+        f"{settings['steps']} --seeds {settings['seeds']} --questions {settings['questions']}`."
+    )
+    return "\n".join([*lines, "", said])
+
+
+def precision_page(text: str) -> str:
+    """The page of precisions with its tables."""
+    text = filled(text, "precision-logits", precision_logits())
+    return filled(text, "precision-training", precision_training())
+
+
 def methods_page(text: str) -> str:
     """The page of methods with its tables."""
     text = filled(text, "paper-methods", methods_table(["baseline", "ours"]))
@@ -208,6 +261,7 @@ def pages() -> dict[Path, str]:
         README: filled(README.read_text(encoding="utf-8"), "demo-table", demo_table()),
         TINY_STUDY: tiny_study(),
         METHODS: methods_page(METHODS.read_text(encoding="utf-8")),
+        PRECISION: precision_page(PRECISION.read_text(encoding="utf-8")),
     }
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +28,13 @@ from rosa.rope import layout_of
 from rosa.rope.probe import measure
 from rosa.study.models import load, load_base_model
 from rosa.study.provenance import identity
-from rosa.study.recipe import Recipe
+from rosa.study.recipe import Recipe, dump_recipe
 from rosa.study.train import train
 from tests.adapters import adapter_state, randomise
 from tests.architectures import BY_NAME
 from tests.quantized import BITSANDBYTES, QUANTIZERS, quantized, stored, write_folder
 from tests.reference import relative_error
+from tests.test_docs import blocks
 
 SMALL: dict[str, Any] = {"r": 6, "alpha": 0.5, "r_low": 0.5}
 TOKENS = torch.randint(3, 70, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -379,6 +383,16 @@ def test_a_recipe_trains_and_evaluates_on_a_quantised_base(
     assert torch.isfinite(logits(loaded.model)).all()
 
 
+def test_a_command_has_no_lines_of_bitsandbytes(recipe: Recipe, tmp_path: Path) -> None:
+    """Which says at import what it lacks, and in every 8-bit layer what it computes in."""
+    config = tmp_path / "recipe.yaml"
+    config.write_text(dump_recipe(replace(recipe, quantization="int8", max_steps=3)))
+    command = [sys.executable, "-m", "rosa.cli.main", "train", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not re.search("kernel|MatMul8bit", done.stderr + done.stdout)
+
+
 def test_gradients_reach_the_first_layer_after_an_evaluation(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,3 +430,22 @@ def test_what_cannot_be_is_told_in_a_sentence(
     with pytest.raises(RosaError, match=r"bitsandbytes, which is not installed; `pip install"):
         train(replace(recipe, quantization="nf4"), say=str)
     assert not Path(recipe.output_dir).exists()
+
+
+def test_the_examples_of_the_page_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/precision.md, its blocks one after another as in one file; on the machine's kernels."""
+    monkeypatch.undo()
+    page = Path(__file__).parent.parent / "docs" / "precision.md"
+    names: dict[str, Any] = {}
+    for block in blocks(page.read_text(encoding="utf-8"), "python"):
+        exec(block, names)
+    model = names["model"]
+    assert stored(model)
+    full = get_peft_model(load_base_model(names["path"]), RosaConfig())
+    assert model.get_nb_trainable_parameters() == full.get_nb_trainable_parameters()
+    tokens = torch.randint(3, 700, (2, 12))
+    with torch.no_grad():
+        model.eval()(input_ids=tokens)
+    model.train()(input_ids=tokens, labels=tokens).loss.backward()
+    gradients = [p.grad for n, p in trainable(model).items() if "norm" in n]
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
