@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 from rosa.errors import RosaError
+from rosa.roae import load_adapter_checked
 from tests.adapters import SMALL
 from tests.reference import relative_error
 from tests.test_docs import ROOT, blocks
@@ -120,6 +122,41 @@ def test_saved_and_loaded(other: str, model_name: str, tmp_path: Path) -> None:
     to_train = loaded(tiny_model(model_name), tmp_path, trainable=True)
     assert trainable(to_train) == trainable(model)
     assert torch.equal(logits(to_train), logits(model))
+
+
+def test_by_transformers_own_means(tmp_path: Path) -> None:
+    names = ["ffn", "attention"]
+    model = tiny_model("llama-gqa")
+    model.add_adapter(OTHERS["feed-forward"](), "ffn")
+    model.add_adapter(RosaConfig(**SMALL), "attention")
+    model.set_adapter(names)
+    assert len(trainable(model)) == len(trainable(composed("feed-forward")))
+    away_from_the_start(model)
+    expected = logits(model)
+    for name in names:
+        model.set_adapter(name)
+        assert not torch.equal(logits(model), expected)
+        model.save_pretrained(tmp_path / name)
+    model.set_adapter(names)
+    assert torch.equal(logits(model), expected)
+    again = tiny_model("llama-gqa")
+    for name in names:
+        again.load_adapter(str(tmp_path / name), name)
+    again.set_adapter(names)
+    assert torch.equal(logits(again), expected)
+    model.disable_adapters()
+    assert torch.equal(logits(model), logits(tiny_model("llama-gqa")))
+
+
+def test_loading_one_part_of_a_composition_is_told(tmp_path: Path) -> None:
+    model = composed("feed-forward")
+    model.add_adapter("another", RosaConfig(**SMALL))
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="was saved together with ffn, of other methods"):
+        load_adapter_checked(tiny_model("llama-gqa"), tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*saved together")
+        load_adapter_checked(tiny_model("llama-gqa"), tmp_path / "another")
 
 
 @each

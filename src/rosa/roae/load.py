@@ -7,6 +7,8 @@ warning. The checks here hold for the adapter of any PEFT method.
 from __future__ import annotations
 
 import copy
+import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -29,8 +31,18 @@ def load_adapter_checked(
     adapter_name: str = "default",
     is_trainable: bool = False,
 ) -> PeftModel:
-    """`PeftModel.from_pretrained` for a local folder, after `check_adapter`."""
+    """`PeftModel.from_pretrained` for a local folder, after `check_adapter`.
+
+    Warns where RoSA's adapter was trained together with others, which it does not load.
+    """
     check_adapter(model, folder)
+    others = trained_together(folder)
+    if others:
+        warnings.warn(
+            f"the adapter {folder} was saved together with {', '.join(others)}, of other methods, "
+            "and is loaded without; to load all, see docs/composition.md",
+            stacklevel=2,
+        )
     return PeftModel.from_pretrained(
         model, str(folder), adapter_name=adapter_name, is_trainable=is_trainable
     )
@@ -63,6 +75,22 @@ def check_adapter(model: nn.Module, folder: str | Path) -> None:
                 f"{_shape(found, key, 'not in the file')} where the model needs "
                 f"{_shape(expected, key, 'nothing')}; load it onto its base model ({base})"
             )
+
+
+def trained_together(folder: str | Path) -> list[str]:
+    """Names of other methods' adapters that PEFT saved along with RoSA's, as folders in its own."""
+    if _peft_type(Path(folder) / CONFIG_FILE) != ROSA:
+        return []
+    files = sorted(Path(folder).glob(f"*/{CONFIG_FILE}"))
+    return [file.parent.name for file in files if _peft_type(file) not in (ROSA, None)]
+
+
+def _peft_type(file: Path) -> str | None:
+    """What a configuration's file says of its method, if anything."""
+    try:
+        return json.loads(file.read_text("utf-8"))["peft_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_shapes(file: Path) -> dict[str, Shape]:
