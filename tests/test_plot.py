@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,6 +21,7 @@ from rosa.errors import RosaError
 from rosa.study import layer_plot
 from rosa.study.layer_plot import colours_of, draw_layers, often, read_history, summary
 
+ROOT = Path(__file__).parents[1]
 RECORDS: list[dict[str, Any]] = [
     {"step": 40, "mode": "exploit", "scores": [1.0, 4.0, 2.0], "selected": [1, 2]},
     {"step": 80, "mode": "explore", "scores": [0.5, 0.1, 0.2], "selected": [0, 1]},
@@ -158,3 +162,24 @@ def test_a_bad_out_is_named(tmp_path: Path, capsys) -> None:
         assert "name a file that ends in .png" in capsys.readouterr().err
     assert main(["plot", history, "--out", f"{history}/x.png"]) == 2
     assert "file" in capsys.readouterr().err
+
+
+def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "dls.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```bash\n(.*?)```", page.split("## Seeing it")[1], flags=re.DOTALL)
+    commands = [shlex.split(line)[1:] for line in block.splitlines()]
+    assert [command[0] for command in commands] == ["train", "plot", "train", "train"]
+    quick = ["--max_steps", "11", "--limit", "40", "--validation", "0", "--batch_size", "2"]
+    for command in commands:
+        assert main([*command, *(quick if command[0] == "train" else [])]) == 0
+    modes = {
+        run.name: [record["mode"] for record in read_history(run)]
+        for run in (tmp_path / "runs").iterdir()
+    }
+    assert modes["tiny-random"] == ["explore"]
+    assert modes["tiny-upper"] == ["static"]
+    assert read_history("runs/tiny-upper")[0]["selected"] == [3, 4, 5]
+    assert (tmp_path / "runs" / "tiny" / "chosen.svg").is_file()
+    assert (tmp_path / "runs" / "tiny" / "layers.png").is_file()
