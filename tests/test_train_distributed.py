@@ -38,6 +38,7 @@ RECIPE = {
     "report_to": [],
 }
 SECONDS = 240.0
+PAGE = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -100,12 +101,36 @@ def test_under_fsdp2(recipe: Path, tmp_path: Path) -> None:
     same_run(two, one)
 
 
+def commands() -> list[str]:
+    """The launchers' commands of the page, each on one line."""
+    shell = "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)).replace("\\\n", "")
+    found = re.findall(r"((?:accelerate launch|torchrun) [^\n']*)", shell)
+    return [" ".join(command.split()) for command in found]
+
+
+def test_the_launchers_know_what_the_page_says_to_them() -> None:
+    from accelerate.commands.launch import launch_command_parser
+
+    launches = [c.split()[2:] for c in commands() if c.startswith("accelerate launch")]
+    numbers = {'"$((SLURM_NNODES': "16", '"$SLURM_NNODES"': "2", '"$SLURM_NODEID"': "0"}
+    assert len(launches) == 4
+    for words in launches:
+        args = [numbers.get(word, word) for word in words if word not in ("*", '8))"')]
+        parsed = launch_command_parser().parse_args(args)
+        assert (parsed.module, parsed.training_script) == (True, "rosa")
+        assert parsed.training_script_args[0] == "train"
+
+
 @pytest.mark.slow
-def test_by_accelerate_launch(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["accelerate launch", "torchrun"])
+def test_by_the_page_s_commands(launcher: str, recipe: Path, tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
-    launch = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port"]
+    command = next(c for c in commands() if c.startswith(launcher))
+    port = {"torchrun": "--standalone", "accelerate launch": "--main_process_port 0"}[launcher]
+    command = command.replace(launcher, f"{launcher} {port}")  # tests run side by side
+    command = command.replace("recipes/tiny.yaml", f"{recipe} --output_dir {two}")
     done = subprocess.run(
-        [*launch, "0", "-m", *rosa_train(recipe, two)[2:]],
+        command.split(),
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -25,9 +25,9 @@ from rosa.errors import RosaError
 from rosa.study.files import PART, bring_to_disk, why_unwritable, write_whole
 from rosa.study.lock import LOCK
 from rosa.study.recipe import Recipe, dump_recipe
+from rosa.study.shards import MOMENTS, SHARDS, is_sharded
 
 WEIGHTS = "adapter_model.safetensors"
-SHARDS, MOMENTS = "pytorch_model_fsdp_0", "optimizer_0"  # a checkpoint's, where FSDP trains
 # A resumed run may differ from its first part in how it reports, not in what it computes.
 FREE_KEYS = {"output_dir", "report_to", "log_steps", "keep_checkpoints", "trust_remote_code"}
 
@@ -196,7 +196,7 @@ def _is_complete(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     archives = [checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
-    if not (checkpoint / SHARDS).is_dir():
+    if not is_sharded(checkpoint):
         archives.append(checkpoint / "optimizer.pt")
         weights_are_there = _is_readable(checkpoint / WEIGHTS)
     else:  # their table of contents is written last

@@ -32,6 +32,7 @@ from rosa.study.models import pick_device, pick_dtype
 from rosa.study.progress import StopOnSignal
 from rosa.study.recipe import Recipe
 from rosa.study.run_folder import RunFolder
+from rosa.study.shards import is_sharded, load_sharded_optimizer, load_sharded_weights
 from rosa.study.team import share_of, team_size
 
 CHECKPOINTS_PER_RUN = 10
@@ -99,7 +100,28 @@ class GuardedTrainer(SFTTrainer):
             super()._save(output_dir, state_dict)
         save_estimates(self.model, Path(output_dir or str(self.args.output_dir)))
 
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        if self._is_foreign(checkpoint):
+            load_sharded_weights(Path(checkpoint), self.model)
+        else:
+            super()._load_from_checkpoint(checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self._is_foreign(checkpoint):
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        return load_sharded_optimizer(
+            Path(checkpoint), self.model, self.optimizer, self.lr_scheduler
+        )
+
+    def _is_foreign(self, checkpoint: str) -> bool:
+        """Whether shards are to be loaded into a whole model."""
+        return is_sharded(Path(checkpoint)) and not self.is_fsdp_enabled
+
     def _load_best_model(self) -> None:
+        best = str(self.state.best_model_checkpoint)
+        if self._is_foreign(best):
+            load_sharded_weights(Path(best), self.model)
+            return
         with all_ranks(self.model):
             super()._load_best_model()
 
