@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo demo-record tiny-study test lint nightly real clean
+.PHONY: install demo demo-record tiny-study test lint nightly versions real clean
 
 install: .venv/installed
 
@@ -39,6 +39,10 @@ test: lint
 nightly: install
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ray,lm-eval,torchao]"
 	$(BIN)/python -m pytest -q -n 2 -m "slow or not slow"
+
+# The core tests on the oldest and the newest versions of what RoSA builds on; docs/versions.md.
+versions: install
+	$(BIN)/python -m tests.version_matrix
 
 # Converts, trains and scores on real data: make real DATA=/path/to/data (docs/real_input.md)
 real: install

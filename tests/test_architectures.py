@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from rosa import RosaConfig
 from rosa.dls.layers import counted_norms
@@ -287,6 +288,15 @@ def test_what_cannot_be_adapted_is_refused_in_one_sentence(name: str) -> None:
 def test_the_measurement_is_the_same_in_every_precision(name: str, dtype: torch.dtype) -> None:
     model = BY_NAME[name].build()
     assert measure(model) == measure(copy.deepcopy(model).to(dtype))
+
+
+def test_a_factor_before_the_rotation_is_seen_through() -> None:
+    """LongCat scales what its projections put out; RoSA refuses it for other reasons."""
+    config = CONFIG_MAPPING["longcat_flash"](**REFUSED["longcat_flash"])
+    layouts = measure(AutoModelForCausalLM.from_config(config).eval())
+    assert layouts
+    for layout in layouts.values():
+        assert (layout.query.module, layout.key.module) == ("q_b_proj", "kv_a_proj_with_mqa")
 
 
 def test_measuring_leaves_a_model_as_it_was() -> None:

@@ -51,6 +51,19 @@ def test_slices_hold_the_last_pairs(rotary_dim: int, data: st.DataObject, pairin
     assert list(zip(real, imaginary, strict=True)) == expected
 
 
+@given(rotary_dims, st.integers(0, 64), st.data())
+def test_halves_of_a_wider_span_are_half_of_it_apart(
+    rotary_dim: int, more: int, data: st.DataObject
+) -> None:
+    """The first pairs (i, i + span/2) turn, as in Gemma4, and the last n of them are adapted."""
+    span = rotary_dim + 2 * more
+    pairs = data.draw(st.integers(1, rotary_dim // 2))
+    slices = low_pair_slices(rotary_dim, "halves", pairs, span)
+    real, imaginary = (list(range(512))[s] for s in slices)
+    assert real == list(range(rotary_dim // 2 - pairs, rotary_dim // 2))
+    assert imaginary == [i + span // 2 for i in real]
+
+
 @given(rotary_dims, pairings)
 def test_all_pairs_cover_the_rotated_dimensions_once(rotary_dim: int, pairing: Pairing) -> None:
     real, imaginary = low_pair_slices(rotary_dim, pairing, rotary_dim // 2)

@@ -104,7 +104,7 @@ _COHERE = _Family((_NORMS, _PROJECTIONS), "interleaved", _EVERY_OTHER)
 _GLM = _Family((_PROJECTIONS,), "interleaved")
 _PHI = _Family((_LAYER_NORMS_BY_HEAD, _PROJECTIONS))
 _PLAIN_TYPES = (
-    "arcee aria_text bamba bitnet cwm diffllama falcon_h1 gemma gemma2 gpt_oss granite granite_swa "
+    "arcee aria_text bitnet cwm diffllama falcon_h1 gemma gemma2 gpt_oss granite granite_swa "
     "granitemoe granitemoe_swa granitemoehybrid granitemoeshared hunyuan_v1_dense hunyuan_v1_moe "
     "hyperclovax internlm3 iquestcoder jais2 llama minimax ministral ministral3 mistral mixtral "
     "nemotron olmo phimoe qwen2 qwen2_moe seed_oss solar_open starcoder2 vaultgemma"
@@ -141,7 +141,6 @@ _FAMILIES: dict[str, _Family] = {
     "ernie4_5": _GLM,
     "ernie4_5_moe": _GLM,
     "llama4_text": _GLM._replace(rotates=_uses_rope),
-    "recurrent_gemma": _Family((_PROJECTIONS,), turns=Turns("rotary_emb")),
     "gptj": _Family((_PROJECTIONS,), "interleaved", _FROM_BUFFER),
     "gpt_neox": _Family((_FUSED,), split=_thirds_of_each_head),
     "persimmon": _Family((_LAYER_NORMS, _FUSED), split=_thirds_of_each_head),
