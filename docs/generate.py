@@ -76,7 +76,7 @@ where nothing of the response would be left; the run prints how many.
 Ctrl-C (or SIGTERM) ends the run after the step it is in, with a checkpoint; the same command with
 `--resume` goes on and ends with the same adapter as an uninterrupted run (float32, CPU, one
 process). A folder that holds another run is refused. A loss that is not a finite number stops the
-run and leaves the last good checkpoint; start again in another folder. One process at a time works
+run and leaves the last good checkpoint; start again in another folder. One run at a time works
 in a folder. A second Ctrl-C ends the run at once, and what came after the last checkpoint is lost.
 A checkpoint with a damaged file is passed over for the one before. A kill, a full disk and other
 [faults](faults.md) cost what came after the last checkpoint and nothing else.

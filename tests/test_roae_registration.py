@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import PeftConfig
 from peft.utils import PeftType
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from rosa import DynamicLayerSelection, RosaConfig
 from rosa.dls.config import DlsConfig
@@ -87,3 +88,14 @@ def test_no_warning_without_dls() -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*layer selection")
         one_step(adapted("llama-gqa"))
+
+
+def test_a_step_that_only_builds_the_optimizers_state_is_no_training(recwarn) -> None:
+    """As torch.distributed.checkpoint makes one, with zeros for gradients, before it loads."""
+    model = adapted("llama-gqa", dls=DlsConfig())
+    optimizer = torch.optim.AdamW(model.parameters())
+    get_optimizer_state_dict(model, optimizer)
+    assert not [w for w in recwarn if "none is attached" in str(w.message)]
+    model(random_tokens()).logits.sum().backward()
+    with pytest.warns(UserWarning, match="none is attached"):
+        optimizer.step()

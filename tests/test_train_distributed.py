@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 from rosa.cli.main import main
 from rosa.errors import RosaError
+from rosa.study.shards import is_sharded
 from rosa.study.team import Share, share_of
 from tests import fsdp_on_cpu
 from tests.dls_processes import ROOT, start
@@ -96,9 +98,19 @@ def test_under_fsdp2(recipe: Path, tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
     command = rosa_train(recipe, two, module="tests.fsdp_on_cpu")
     start(command, SECONDS, **fsdp_on_cpu.ENVIRONMENT)
-    assert (two / "checkpoint-8" / "pytorch_model_fsdp_0").is_dir()  # sharded it was
     assert main(["train", str(recipe), "--output_dir", str(one)]) == 0
     same_run(two, one)
+
+    # Back at its checkpoint before the last: first two processes go on from there, then one.
+    shutil.rmtree(two / "checkpoint-8")
+    assert is_sharded(two / "checkpoint-6")
+    for name in ("adapter_model.safetensors", "adapter_config.json", "costs.json", "README.md"):
+        (two / name).unlink()
+    once_more = Path(shutil.copytree(two, tmp_path / "once more"))
+    start([*command, "--resume"], SECONDS, **fsdp_on_cpu.ENVIRONMENT)
+    same_run(two, one)
+    assert main(["train", str(recipe), "--output_dir", str(once_more), "--resume"]) == 0
+    same_run(once_more, one)
 
 
 def commands() -> list[str]:

@@ -45,7 +45,10 @@ def _install_hook() -> None:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for model in [model for model in _watched if _trains(optimizer, model)]:
+    watched = [model for model in _watched if _trains(optimizer, model)]
+    if watched and all(float(group.get("lr", 1.0)) == 0 for group in optimizer.param_groups):
+        return  # nothing is trained: torch.distributed.checkpoint builds an optimizer's state so
+    for model in watched:
         _watched.discard(model)
         if not getattr(model, ATTACHED, False):
             warnings.warn(MESSAGE, UserWarning, stacklevel=3)
