@@ -54,7 +54,7 @@ class Recipe:
         validation: rows held out for choosing the best checkpoint: a share below 1 or a count.
         epochs: passes over the data; `max_steps` has precedence.
         max_steps: optimizer steps; `null` leaves it to `epochs`.
-        batch_size: rows per micro-step; several processes share a step's rows (docs/distributed.md).
+        batch_size: rows per micro-step; processes share the rows of a step (docs/distributed.md).
         gradient_accumulation: micro-steps per optimizer step.
         learning_rate: peak of the schedule (AdamW).
         schedule: shape of the learning rate after warm-up.
