@@ -23,7 +23,7 @@ PAGE = TESTS.parent / "docs" / "dls_methods.md"
 LOOPS = ("plain PyTorch", "Accelerate", "Lightning", "Trainer", "SFTTrainer", "DPOTrainer")
 ENGINES = {"one process": "1", "DDP": "D", "FSDP2": "F"}
 ANY = "any"
-FILES = ("test_dls_*.py", "test_adalora.py")
+FILES = ("test_dls_*.py", "test_adalora.py", "test_train_distributed.py")
 # The models of the tests in two processes, by the name of the function that makes them.
 OF_TWO_PROCESSES = {
     "full": "full fine-tuning",

@@ -7,6 +7,7 @@ twice. What it is compared with is a plain loop that selects and clips by hand.
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from peft.tuners.adalora import AdaLoraModel
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 from transformers import Trainer, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss
 from trl import SFTConfig, SFTTrainer
@@ -71,12 +72,17 @@ def fresh_accelerate() -> Iterator[None]:
 
 
 def rows() -> list[dict[str, torch.Tensor]]:
-    parts = [batch(i) for i in range(STEPS * PARTS)]
+    """What the run trains on; each of several processes takes every second batch."""
+    parts = [batch(i) for i in range(STEPS * PARTS * processes())]
     return [{key: part[key][i] for key in part} for part in parts for i in range(4)]
 
 
 def loader() -> DataLoader:
     return DataLoader(rows(), batch_size=4)
+
+
+def processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def loss_of(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -89,13 +95,13 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return adalora.allocating_adamw(model) if allocates else adamw(model)
 
 
-def plain(model: nn.Module, folder: Path) -> list[dict[str, Any]]:
+def plain(model: nn.Module, folder: Path, parts: int = PARTS) -> list[dict[str, Any]]:
     optimizer = optimizer_of(model)
     dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD, total_steps=STEPS)
     for micro, part in enumerate(loader(), start=1):
         loss = loss_of(model(input_ids=part["input_ids"]), part["labels"])
-        (loss / PARTS).backward()
-        if micro % PARTS == 0:
+        (loss / parts).backward()
+        if micro % parts == 0:
             dls.select()
             clip_grad_norm_(model.parameters(), CLIP)
             optimizer.step()
@@ -160,7 +166,12 @@ def lightning_trainer(folder: Path, *callbacks: Any, **changes: Any) -> pl.Train
 
 def lightning(model: nn.Module, folder: Path) -> list[dict[str, Any]]:
     callback = lightning_callback()
-    lightning_trainer(folder, callback).fit(Module(model), loader())
+    data, together = loader(), {}
+    if processes() > 1:  # Lightning's own sampler would shuffle
+        sampler = DistributedSampler(data.dataset, shuffle=False)
+        data = DataLoader(data.dataset, batch_size=4, sampler=sampler)
+        together = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False}
+    lightning_trainer(folder, callback, **together).fit(Module(model), data)
     return callback.dls.history
 
 
