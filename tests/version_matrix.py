@@ -190,6 +190,8 @@ and gives the same model from a saved adapter; and the tests of [PEFT's contract
 * **works**, **refused**: as the page of architectures says; all those tests pass.
 * **absent**: this Transformers has no such type. **not run**: only `make nightly` tries it.
 * **FAILS**: see below the table.
+
+The lower bound of PyTorch is not tried: its oldest builds bring gigabytes of CUDA.
 """
 
 
