@@ -160,6 +160,20 @@ def test_data_that_vanished_is_named_and_the_run_goes_on_when_it_is_back(
     assert train(recipe, resume=True, say=str).finished
 
 
+def test_data_that_changed_is_another_run(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Path(str(recipe.data))
+    content = data.read_text()
+    interrupt_at(monkeypatch, step=2)
+    train(recipe, say=str)
+    backwards = json.dumps(json.loads(content)[::-1])
+    for changed in (content.replace("question 3", "question 4"), backwards):
+        data.write_text(changed)
+        with pytest.raises(RosaError, match=r"the rows are not those that the run in '.*' began"):
+            train(recipe, resume=True, say=str)
+    data.write_text(content)
+    assert train(recipe, resume=True, say=str).finished
+
+
 def test_data_that_vanishes_while_it_is_trained_on_is_not_missed(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,9 @@ or a conversation (`messages`). The prompt's labels are masked unless the recipe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,6 +45,16 @@ class Examples:
             f"{len(self.rows)} rows, longest {longest} tokens; "
             f"{self.truncated} truncated, {self.dropped} dropped"
         )
+
+
+def fingerprint_of(*parts: Sequence[dict[str, list[int]]]) -> str:
+    """A hash of tokenised rows, in their order: other rows make another run."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        for row in part:
+            hasher.update(json.dumps(row, sort_keys=True).encode())
+        hasher.update(b"|")
+    return hasher.hexdigest()
 
 
 def tokenize_records(

@@ -1,6 +1,7 @@
 """A run's folder: what is in it, whose it is, and where an interrupted run goes on.
 
 recipe.yaml          the resolved recipe; says which run the folder holds
+.rows                a hash of its rows; a resumed run must have the same
 metrics.jsonl        one line per log: step, loss, learning_rate, tokens_per_second, ...
 dls_history.jsonl    one line per choice of layers: step, mode, scores, selected
 loss.png layers.png  the same, drawn
@@ -41,6 +42,10 @@ class RunFolder:
     @property
     def recipe(self) -> Path:
         return self.path / "recipe.yaml"
+
+    @property
+    def rows(self) -> Path:
+        return self.path / ".rows"
 
     @property
     def metrics(self) -> Path:
@@ -106,17 +111,25 @@ class RunFolder:
         found = [c for c in self.path.glob("checkpoint-*") if _is_complete(c)]
         return sorted(found, key=lambda c: int(c.name.split("-")[-1]))
 
-    def claim(self, recipe: Recipe, resume: bool) -> Path | None:
+    def claim(self, recipe: Recipe, resume: bool, rows: str) -> Path | None:
         """Make the folder this run's, and return the checkpoint to go on from, if any.
 
+        `rows` is the fingerprint of what is trained on.
+
         Raises:
-            RosaError: as `check`, or the folder cannot be written.
+            RosaError: as `check`, the rows are others than before, or the folder cannot be written.
         """
         self.check(recipe, resume)
         if resume:
+            if self.rows.is_file() and self.rows.read_text(encoding="utf-8").strip() != rows:
+                raise RosaError(
+                    f"--resume: the rows are not those that the run in '{self.path}' began with "
+                    "(its data or tokenizer changed); put them back, or start in another folder"
+                )
             checkpoints = self.checkpoints()
             return checkpoints[-1] if checkpoints else None
         try:
+            write_whole(self.rows, rows + "\n")
             write_whole(self.recipe, dump_recipe(recipe))
         except OSError as error:
             raise RosaError(
@@ -140,7 +153,8 @@ class RunFolder:
                 f"output_dir '{self.path}' holds another run; go on with it by --resume, or name "
                 "another folder with --output_dir"
             )
-        unclaimed = (LOCK, self.recipe.name + PART)  # left by a kill before the run began
+        begun = [name + part for name in (self.rows.name, self.recipe.name) for part in ("", PART)]
+        unclaimed = (LOCK, *begun)  # left by a kill before the run began
         if self.path.is_dir() and any(f.name not in unclaimed for f in self.path.iterdir()):
             raise RosaError(
                 f"output_dir '{self.path}' is not empty and holds no run; name another folder"

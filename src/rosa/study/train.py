@@ -18,7 +18,7 @@ from transformers import TrainerCallback, set_seed
 from rosa.errors import RosaError
 from rosa.study.card import write_model_card
 from rosa.study.costs import CostMeter, Costs, run_costs, write_costs
-from rosa.study.examples import Examples, tokenize_records
+from rosa.study.examples import Examples, fingerprint_of, tokenize_records
 from rosa.study.files import told_if_unwritable
 from rosa.study.layer_plot import draw_layers, read_history
 from rosa.study.lock import folder_in_use
@@ -91,7 +91,7 @@ def train(
     prepared = PreparedRun(recipe, model, tokenizer, train_set, validation_set, total_steps)
     held = folder_in_use(folder.path) if is_first() else nullcontext()
     with held, told_if_unwritable(folder.path, lambda: _goes_on(folder)):
-        checkpoint = by_the_first(lambda: _open(folder, recipe, resume))
+        checkpoint = by_the_first(lambda: _open(folder, prepared, resume))
         return _run(prepared, folder, checkpoint, say)
 
 
@@ -112,9 +112,10 @@ def _run(
     return conclude(prepared.recipe, folder, trainer, meter)
 
 
-def _open(folder: RunFolder, recipe: Recipe, resume: bool) -> Path | None:
+def _open(folder: RunFolder, run: PreparedRun, resume: bool) -> Path | None:
     """Claim the folder, with nothing in it of what came after the checkpoint to go on from."""
-    checkpoint = folder.claim(recipe, resume)
+    rows = fingerprint_of(run.train_set.rows, run.validation_set.rows)
+    checkpoint = folder.claim(run.recipe, resume, rows)
     folder.drop_saving()
     drop_lines_after(folder.metrics, _step(checkpoint) if checkpoint else 0)
     return checkpoint
