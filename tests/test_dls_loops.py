@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
+from torch.utils.checkpoint import CheckpointError
 
 from rosa import DlsConfig, DynamicLayerSelection
 from tests.dls_models import (
@@ -171,6 +172,38 @@ def test_asking_the_base_model_in_between_thaws_nothing(make) -> None:
             model(**batch(t))
         train_step(model, optimizer, t)
     assert [r["selected"] for r in dls.history] == [r["selected"] for r in expected]
+    assert same(snapshot(model), snapshot(reference))
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_asking_it_between_forward_and_backward_needs_freeze_again(again: bool) -> None:
+    """With activations recomputed in the backward pass, as in DPO with one's own loop."""
+    reference = lora()
+    algorithm_1(reference, EVERY_THIRD, 5)
+    model = lora()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    optimizer = adamw(model)
+    dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
+
+    def step(t: int) -> None:
+        loss = model(**batch(t)).loss
+        with model.disable_adapter(), torch.no_grad():
+            model(**batch(t))
+        if again:
+            dls.freeze_again()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for t in range(1, 4):
+        step(t)
+    if not again:
+        with pytest.raises(CheckpointError):
+            step(4)
+        return
+    for t in range(4, 6):
+        step(t)
     assert same(snapshot(model), snapshot(reference))
 
 
