@@ -165,11 +165,10 @@ def known_layout(module: nn.Module) -> RopeLayout | None:
     before it rotates them.
     """
     config = getattr(module, "config", None)
-    if (why := _UNFIT.get(getattr(config, "model_type", ""))) and _has(module, "o_proj"):
-        raise RosaError(
-            f"RoSA cannot adapt {config.model_type}: the model {why}; use another PEFT method"
-        )
-    family = _FAMILIES.get(getattr(config, "model_type", ""))
+    model_type = getattr(config, "model_type", "")
+    if (why := _UNFIT.get(model_type)) and _has(module, "o_proj"):
+        raise RosaError(f"RoSA cannot adapt {model_type}: the model {why}; use another PEFT method")
+    family = _FAMILIES.get(model_type)
     if family is None or config is None:
         return None
     taps = next((t for t in family.taps if _has(module, t.query) and _has(module, t.key)), None)
