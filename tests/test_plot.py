@@ -20,6 +20,7 @@ from rosa.cli.main import main
 from rosa.errors import RosaError
 from rosa.study import layer_plot
 from rosa.study.layer_plot import colours_of, draw_layers, often, read_history, summary
+from rosa.study.report.training import _map as layer_map
 
 ROOT = Path(__file__).parents[1]
 RECORDS: list[dict[str, Any]] = [
@@ -162,6 +163,12 @@ def test_a_bad_out_is_named(tmp_path: Path, capsys) -> None:
         assert "name a file that ends in .png" in capsys.readouterr().err
     assert main(["plot", history, "--out", f"{history}/x.png"]) == 2
     assert "file" in capsys.readouterr().err
+
+
+def test_the_report_of_a_study_draws_a_static_choice_too() -> None:
+    drawn = layer_map(0, [STATIC], 3)
+    assert [kind[0] for kind, _ in drawn.paths] == ["c", "n"]
+    assert drawn.explored == ()
 
 
 def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
