@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before PyTorch is imported, here and in what tests start: pytest-xdist is the parallelism, and
 # threads of several workers only get into each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Kernels run in Triton's interpreter; before Triton is imported too.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 
@@ -21,3 +25,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no benchmark data at {folder}; set ROSA_TEST_DATA to its folder")
     return folder
+
+
+@pytest.fixture(params=["reference", "autograd", "triton"])
+def ops_variant(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test with each variant of the modulation; Triton is there on Linux."""
+    from rosa.ops import use
+
+    if request.param == "triton" and importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    with use(request.param):
+        yield request.param

@@ -19,6 +19,7 @@ def reference_for(name: str, model: Any, stage: str, dtype: torch.dtype) -> Refe
     return Reference(plain, adapter_state(model), SMALL["alpha"], stage)
 
 
+@pytest.mark.usefixtures("ops_variant")
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", VARIANTS)
 @torch.no_grad()
@@ -53,6 +54,7 @@ def test_rotated_queries_and_keys_and_logits_in_float64(name: str, stage: str) -
         assert relative_error(model(input_ids=tokens).logits, logits) > 0.05  # it does something
 
 
+@pytest.mark.usefixtures("ops_variant")
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", TEXT_VARIANTS)
 @torch.no_grad()
@@ -72,13 +74,14 @@ def test_the_reference_tells_the_stages_apart() -> None:
     assert relative_error(model(input_ids=tokens).logits, reference(input_ids=tokens)) > 1e-3
 
 
-def test_gradients_equal_the_references() -> None:
+@pytest.mark.usefixtures("ops_variant")
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", ["llama-gqa", "llama-yarn", "qwen3-mha", "gemma2"])
+def test_gradients_equal_the_references(name: str, stage: str) -> None:
     """Through the modulation and both factors of both projections, in float64."""
-    model = adapted("llama-gqa", dtype=torch.float64)
+    model = adapted(name, dtype=torch.float64, rope_stage=stage)
     state = {key: value.clone().requires_grad_() for key, value in adapter_state(model).items()}
-    reference = Reference(
-        tiny_model("llama-gqa", dtype=torch.float64), state, SMALL["alpha"], "post"
-    )
+    reference = Reference(tiny_model(name, dtype=torch.float64), state, SMALL["alpha"], stage)
     tokens = random_tokens()
     model(input_ids=tokens, labels=tokens).loss.backward()
     with reference.active():

@@ -1,13 +1,15 @@
 """The modulation of low-frequency dimensions (Eq. 4 of the paper), and what makes it cheap.
 
-`reference` has the formulas in plain PyTorch, `autograd` the same with a backward pass that keeps
-little, `triton_kernels` that in one kernel; `variants` chooses. `rms_norm` and `recompute` do for
-the trained norms and for W_GQA what `autograd` does for the modulation.
+`reference` has the formulas as they are read, `autograd` what keeps little for the backward pass,
+done by the operations of `plain` or by the kernels of `triton_kernels`; `variants` chooses.
+`rms_norm` and `recompute` do for the trained norms and for W_GQA what `autograd` does for the
+modulation.
 """
 
 from __future__ import annotations
 
-from rosa.ops.autograd import modulate, signal_of
+from rosa.ops.autograd import modulate
+from rosa.ops.plain import signal_of
 from rosa.ops.recompute import recomputed
 from rosa.ops.reference import modulate_post_rotation, modulate_pre_rotation
 from rosa.ops.rms_norm import trained_norm

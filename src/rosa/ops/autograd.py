@@ -8,12 +8,14 @@ other operations keep anyway; SiLU and the turned pairs are computed again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rosa.ops import plain
 from rosa.ops.turning import Turning
 from rosa.ops.variants import Variant
 
@@ -46,25 +48,20 @@ def modulate(
 
     Returns a tensor of output's shape and dtype; corrections are formed in the widest dtype.
     """
+    operations = _operations(variant)
     if torch.is_grad_enabled() and (output.requires_grad or source.requires_grad):
-        return _Modulate.apply(output, source, low, alpha, turning, activate, in_place)
+        return _Modulate.apply(output, source, low, alpha, turning, activate, in_place, operations)
     result = output if in_place else output.clone()
-    _correct(low(result), signal_of(source, activate), alpha, turning)
+    operations.correct(low(result), source, alpha, turning, activate, False)
     return result
 
 
-def signal_of(source: Tensor, activate: bool) -> Tensor:
-    """S, of S or of P."""
-    return torch.nn.functional.silu(source) if activate else source
+def _operations(variant: Variant) -> ModuleType:
+    if variant != "triton":
+        return plain
+    from rosa.ops import triton_kernels
 
-
-def _correct(z: Tensor, signal: Tensor, alpha: float, turning: Turning | None) -> None:
-    """z + α·R⁻¹·(S ⊙ R·z) in place of z (..., 2, n), a symmetric map."""
-    signal = signal.reshape(z.shape)
-    if turning is None:
-        z.addcmul_(z, signal, value=alpha)
-    else:
-        turning.add_back(z, turning.there(z) * signal)
+    return triton_kernels
 
 
 class _Modulate(torch.autograd.Function):
@@ -80,17 +77,18 @@ class _Modulate(torch.autograd.Function):
         turning: Turning | None,
         activate: bool,
         in_place: bool,
+        operations: ModuleType,
     ) -> Tensor:
         # Under another name, since for an output that is a view (a linear layer with a bias gives
         # one) autograd would copy whole gradients to tell the view from the rest of its base.
         # The version counter is shared: who did keep `output` for backward is told so.
         result = output.detach() if in_place else output.clone()
-        z = low(result)
-        # A copy: the memory of the slice is that of the whole output, which goes.
-        kept = z.clone(memory_format=torch.contiguous_format) if source.requires_grad else None
+        kept = operations.correct(
+            low(result), source, alpha, turning, activate, source.requires_grad
+        )
+        torch.autograd.graph.increment_version(result)  # what a kernel writes is not counted
         ctx.save_for_backward(kept, source, *(turning or ()))
-        ctx.low, ctx.alpha, ctx.activate = low, alpha, activate
-        _correct(z, signal_of(source, activate), alpha, turning)
+        ctx.low, ctx.alpha, ctx.activate, ctx.operations = low, alpha, activate, operations
         return result
 
     @staticmethod
@@ -98,17 +96,9 @@ class _Modulate(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         kept, source, *turns = ctx.saved_tensors
         turning = Turning(*turns) if turns else None
-        to_output = to_source = None
-        if ctx.needs_input_grad[1]:
-            g = ctx.low(gradient)
-            if turning is None:
-                to_signal = (kept * g).mul_(ctx.alpha)
-            else:
-                to_signal = turning.there(g) * turning.there_scaled(kept)
-            to_source = to_signal.to(source.dtype).reshape(source.shape)
-            if ctx.activate:
-                to_source = torch.ops.aten.silu_backward(to_source, source)
-        if ctx.needs_input_grad[0]:
-            to_output = gradient.clone()
-            _correct(ctx.low(to_output), signal_of(source, ctx.activate), ctx.alpha, turning)
-        return to_output, to_source, None, None, None, None, None
+        write = ctx.needs_input_grad[0]
+        to_output = gradient.clone() if write else gradient
+        to_source = ctx.operations.propagate(
+            ctx.low(to_output), kept, source, ctx.alpha, turning, ctx.activate, write
+        )
+        return to_output if write else None, to_source, None, None, None, None, None, None

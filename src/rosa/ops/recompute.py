@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
+from torch.nn.modules.module import _has_any_global_hook
 
 
 def recomputed(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
@@ -51,6 +52,7 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__  # Accelerate's hooks replace it
+        or _has_any_global_hook()  # PyTorch's FlopCounterMode has some
     )
 
 

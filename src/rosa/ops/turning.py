@@ -72,7 +72,10 @@ def _turning(
     with torch.no_grad():
         # A copy: a view would keep cos alive, which keeps it.
         c, s = (
-            widened(turn[..., None, None, None, pairs[0]], dtype).clone() for turn in (cos, sin)
+            widened(turn[..., None, None, None, pairs[0]], dtype).clone(
+                memory_format=torch.contiguous_format
+            )
+            for turn in (cos, sin)
         )
         scale = alpha / (c * c + s * s)
         signed = torch.cat((-s, s), dim=-2)

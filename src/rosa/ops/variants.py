@@ -17,7 +17,7 @@ from rosa.errors import RosaError
 
 Variant = Literal["reference", "autograd", "triton"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
-_SWITCH = "ROSA_OPS"
+_SWITCH, _INTERPRETER = "ROSA_OPS", "TRITON_INTERPRET"
 _asked: ContextVar[Variant | None] = ContextVar("rosa_ops", default=None)
 
 
@@ -48,6 +48,11 @@ def chosen(hidden_states: Tensor, *rotation: Tensor) -> Variant:
     ):
         return "reference"
     asked = _asked.get() or _from_environment(os.environ.get(_SWITCH, ""))
+    if asked == "triton" and not (hidden_states.is_cuda or os.environ.get(_INTERPRETER) == "1"):
+        raise RosaError(
+            f"rosa.ops is told to use triton, which runs on a GPU, on {hidden_states.device}; "
+            f"use autograd there, or set {_INTERPRETER}=1 before Python starts to try it slowly"
+        )
     if asked is not None:
         return asked
     return "triton" if hidden_states.is_cuda and has_triton() else "autograd"
