@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rosa.errors import RosaError
+from rosa.study.activations import Shape
 from rosa.study.benchmarks import resolve_tasks
 from rosa.study.budget import Budget, builtin_models, count, model_shape
 from rosa.study.estimate import (
     Adapted,
     Device,
-    Shape,
     Work,
     evaluation_memory,
     evaluation_seconds,
-    training_memory,
+    recipes_memory,
     training_seconds,
 )
 from rosa.study.prompts import instruction_prompt
@@ -80,10 +80,11 @@ def _forecast(job: Job, work: Work, device: Device) -> Forecast:
         return Forecast(job, budget)
     element = 4 if recipe.precision == "float32" else 2
     shape = shape_of(recipe.model)
-    model = Adapted(shape, budget.total - budget.trainable, budget.trainable, element)
+    base = budget.total - budget.trainable
+    model = Adapted(shape, base, budget.trainable, element, recipe.quantization)
     longest = min(recipe.max_length, work.longest or recipe.max_length)
     length = work.prompt + work.response
-    train = training_memory(model, recipe, longest).total
+    train = recipes_memory(model, recipe, longest).total
     ask = evaluation_memory(model, length, options.batch_size, options.num_beams).total
     return Forecast(
         job,

@@ -1,0 +1,158 @@
+"""Checks the formulas of memory against what PyTorch keeps, at sizes that fit: docs/scale.md.
+
+python benchmarks/scale_check.py     # writes docs/results/scale.json, about two minutes
+
+Bytes saved for backward are counted storage by storage, those of weights parameter by parameter:
+neither depends on the machine. Weights are random; shapes, as they are in real models.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import saved_bytes
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from rosa.study import activations
+from rosa.study.activations import Batch, Shape, Tuning
+from rosa.study.budget import model_shape
+from rosa.study.environment import describe_environment
+from rosa.study.estimate import Adapted
+from rosa.study.methods import method_config
+from rosa.study.quantization import loading_options
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "scale.json"
+DTYPES = {2: torch.bfloat16, 4: torch.float32}
+METHODS = {
+    "frozen model": Tuning(),
+    "RoSA": Tuning("rosa"),
+    "RoAE without norms": Tuning("roae_only"),
+    "LoRA, all linears, r=16": Tuning("lora", {"r": 16, "target_modules": "all-linear"}),
+}
+
+
+def llama(width: int, layers: int, **changes: Any) -> LlamaConfig:
+    """As the models of `benchmarks/performance.py`."""
+    heads = width // 64
+    sizes = {
+        "hidden_size": width,
+        "intermediate_size": width * 43 // 16,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(1, heads // 4),
+        "head_dim": 64,
+        "vocab_size": 4096,
+        "tie_word_embeddings": False,
+    }
+    return LlamaConfig(**{**sizes, **changes})
+
+
+CONFIGS = {
+    "512 wide, 8 layers": lambda: llama(512, 8),
+    "1024 wide, 6 layers": lambda: llama(1024, 6),
+    "Qwen2.5-0.5B": lambda: model_shape("Qwen2.5-0.5B"),
+}
+BATCHES = {
+    "512 wide, 8 layers": (
+        Batch(4, 256, 4, padded=False),
+        Batch(4, 256, 4),
+        Batch(1, 1024, 4, padded=False),
+        Batch(4, 256, 2),
+        Batch(4, 256, 4, eager=True),
+    ),
+    "1024 wide, 6 layers": (Batch(4, 256, 4, padded=False),),
+    "Qwen2.5-0.5B": (Batch(1, 512, 2, padded=False),),
+}
+
+
+def measured(config: Any, tuning: Tuning, batch: Batch) -> int:
+    """Bytes that a forward pass of this model keeps for the backward pass, weights left out."""
+    torch.manual_seed(0)
+    kernel = "eager" if batch.eager else None  # else as Transformers chooses
+    plain = AutoModelForCausalLM.from_config(config, attn_implementation=kernel)
+    plain = plain.to(DTYPES[batch.element])
+    ids = torch.randint(3, config.vocab_size, (batch.rows, batch.longest))
+    given: dict[str, Any] = {"input_ids": ids}
+    model: Any = plain
+    if tuning.method is None:  # the gradient is wanted at the embedding's output
+        plain.requires_grad_(False)
+        given = {"inputs_embeds": plain.get_input_embeddings()(ids).detach().requires_grad_()}
+    else:
+        model = get_peft_model(plain, method_config(tuning.method, tuning.adapter, total_steps=99))
+    if batch.padded:
+        mask = torch.ones_like(ids)
+        mask[0, batch.longest * 3 // 4 :] = 0
+        given["attention_mask"] = mask
+    resident = [ids, *model.parameters(), *model.buffers()]
+    half = batch.autocast and batch.element == 2
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        return saved_bytes(
+            lambda: model.train()(**given, labels=ids, use_cache=False).loss, resident=resident
+        )
+
+
+def estimated(config: Any, tuning: Tuning, batch: Batch) -> float:
+    """The same by formula."""
+    shape = Shape.of(config)
+    return activations.saved_bytes(shape, tuning, batch) + activations.loss_bytes(shape, batch)
+
+
+def weights(config: Any, quantization: str | None) -> dict[str, float]:
+    """Bytes of a model's parameters and of the scales of those in few bits."""
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    base = sum(p.numel() for p in model.parameters())
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        options = loading_options(quantization, torch.bfloat16, torch.device("cpu"))
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options)
+        found = sum(p.nbytes + scales(p) for p in model.parameters())
+        del model
+    said = Adapted(Shape.of(config), base, 0, 2, quantization).weight_bytes
+    return {"measured": found, "estimated": round(said)}
+
+
+def scales(parameter: torch.nn.Parameter) -> int:
+    """Bytes that go with a parameter in few bits: scales, and the scales of scales."""
+    total = 0
+    state = getattr(parameter, "quant_state", None)
+    while state is not None:
+        total += state.absmax.nbytes
+        state = state.state2
+    by_row = getattr(parameter, "SCB", None)
+    return total + (0 if by_row is None else by_row.nbytes)
+
+
+def main() -> None:
+    saved = []
+    for name, make in CONFIGS.items():
+        for batch in BATCHES[name]:
+            for title, tuning in METHODS.items():
+                row = {
+                    "model": name,
+                    "method": title,
+                    "rows": batch.rows,
+                    "length": batch.longest,
+                    "dtype": "bfloat16" if batch.element == 2 else "float32",
+                    "padded": batch.padded,
+                    "attention": "eager" if batch.eager else "fused",
+                    "measured": measured(make(), tuning, batch),
+                    "estimated": round(estimated(make(), tuning, batch)),
+                }
+                saved.append(row)
+                print(json.dumps(row), flush=True)
+    held = [
+        {"model": name, "weights": kind or "bfloat16", **weights(make(), kind)}
+        for name, make in CONFIGS.items()
+        for kind in (None, "nf4", "int8")
+    ]
+    record = {**describe_environment(), "saved": saved, "weights": held}
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
