@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -171,6 +172,10 @@ class TestGridFile:
         "tune: {learning_rates: [1.0e-3]}\n"
     )
 
+    def with_keys(self, lines: str) -> str:
+        """TEXT with some keys added or in the place of its own."""
+        return yaml.safe_dump({**yaml.safe_load(self.TEXT), **yaml.safe_load(lines)})
+
     def test_keys_and_overrides(self, tmp_path: Any) -> None:
         grid = self.parse(tmp_path, self.TEXT, "--output_dir", "b", "--seeds", "[4, 5]")
         assert (grid.output_dir, grid.seeds) == ("b", [4, 5])
@@ -192,12 +197,11 @@ class TestGridFile:
     )
     def test_bad_keys(self, tmp_path: Any, line: str, words: list[str]) -> None:
         with pytest.raises(RosaError) as error:
-            self.parse(tmp_path, self.TEXT + line + "\n")
+            self.parse(tmp_path, self.with_keys(line))
         assert all(word in str(error.value) for word in words)
 
     def test_an_empty_key_means_its_defaults(self, tmp_path: Any) -> None:
-        text = self.TEXT + "evaluate:\nrecipe:\ntune:\n"
-        grid = self.parse(tmp_path, text)
+        grid = self.parse(tmp_path, self.with_keys("evaluate:\nrecipe:\ntune:\n"))
         assert (grid.evaluate, grid.recipe, grid.tune) == (Evaluation(), {}, None)
 
     def test_no_file(self) -> None:
