@@ -26,6 +26,7 @@ from rosa.errors import RosaError
 from rosa.ops import Turning, Variant, chosen, recomputed, turning_of
 from rosa.roae.checks import check_one_adapter
 from rosa.roae.config import RosaConfig
+from rosa.roae.folding import Folded, fold
 from rosa.roae.handover import hand_over, handed_over, take_back
 from rosa.roae.modulation import Modulation, Source
 from rosa.roae.norms import NormWrapper
@@ -80,6 +81,7 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         self.alpha: dict[str, float] = {}
         self.rope_stage: dict[str, str] = {}
         self.low_pairs: dict[str, tuple[slice, slice]] = {}
+        self._folded: dict[str, Folded] = {}  # W_GQA, while prepared for inference
         self.norms: list[NormWrapper] = []  # of the same decoder layer; a list owns no modules
         self._disable_adapters = False
         self._active_adapter: list[str] = []
@@ -221,10 +223,28 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
 
     def key_signal(self, adapter_name: str, for_queries: Tensor) -> Tensor:
         """S_k (b, l, h_kv·d_low) of S_q (b, l, h_q·d_low); the same tensor where h_kv = h_q."""
+        folded = self._folded.get(adapter_name)
+        if folded and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            mapped = folded(for_queries)
+            if mapped is not None:
+                return mapped
         signal = for_queries
         for stage in self.stages_for_keys[adapter_name]:
             signal = getattr(self, stage)[adapter_name](signal)
         return signal
+
+    def prepare_for_inference(self) -> None:
+        """Folds W_GQA of each adapter where that is cheaper; `train()` takes it back."""
+        for name, stages in self.stages_for_keys.items():
+            folded = fold([getattr(self, stage)[name] for stage in stages])
+            if folded is not None:
+                self._folded[name] = folded
+
+    def train(self, mode: bool = True) -> RosaLayer:
+        """PyTorch's; to train ends what `prepare_for_inference` began."""
+        if mode:
+            self._folded.clear()
+        return super().train(mode)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise RosaError(NO_MERGE)

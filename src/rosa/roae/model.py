@@ -144,6 +144,24 @@ class RosaModel(KeepsPrecision, BaseTuner):
         """Not for RoSA: raises RosaError."""
         raise RosaError(NO_SUM)
 
+    def prepare_for_inference(self) -> None:
+        """Folds what can be computed beforehand: W_GQA's factors into one matrix where cheaper.
+
+        For models in eval mode without gradients; results change by rounding only. Weights stay as
+        they are, and so does what is saved. `train()` undoes it, and a weight that is changed or
+        moved is no longer used folded.
+
+        Raises RosaError for a model in training mode.
+        """
+        if self.model.training:
+            raise RosaError(
+                "prepare_for_inference() is for a model that does not train: call eval() first; "
+                "train() undoes it"
+            )
+        for module in self.model.modules():
+            if isinstance(module, RosaLayer):
+                module.prepare_for_inference()
+
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """PEFT's. Raises RosaError for more than one of RoSA."""
         names = [adapter_name] if isinstance(adapter_name, str) else adapter_name

@@ -1,0 +1,66 @@
+"""`prepare_for_inference` changes how fast a model answers, not what it answers or saves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rosa.errors import RosaError
+from rosa.roae.layer import RosaLayer
+from tests.adapters import adapted, adapter_state
+from tests.tiny_models import random_tokens
+
+TOKENS = random_tokens()
+
+
+def layers(model: torch.nn.Module) -> list[RosaLayer]:
+    return [module for module in model.modules() if isinstance(module, RosaLayer)]
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "qwen2", "llama-mha"])
+def test_logits_and_what_is_saved_stay(name: str) -> None:
+    model = adapted(name, dtype=torch.float64, r=12)
+    saved = adapter_state(model)
+    with torch.no_grad():
+        expected = model(input_ids=TOKENS).logits
+        model.prepare_for_inference()
+        assert all(bool(layer._folded) == (name != "llama-mha") for layer in layers(model))
+        torch.testing.assert_close(model(input_ids=TOKENS).logits, expected)
+    after = adapter_state(model)
+    assert saved.keys() == after.keys()
+    assert all(torch.equal(saved[key], after[key]) for key in saved)
+
+
+def test_only_where_it_is_cheaper() -> None:
+    model = adapted("llama-gqa", r=2)  # 2·(32 + 16) products instead of 32·16
+    model.prepare_for_inference()
+    assert not any(layer._folded for layer in layers(model))
+
+
+def test_training_undoes_it_and_gets_every_gradient() -> None:
+    model = adapted("llama-gqa", r=12)
+    model.prepare_for_inference()
+    model(input_ids=TOKENS, labels=TOKENS).loss.backward()  # in eval mode too
+    factors = [p for key, p in model.named_parameters() if "gqa" in key]
+    assert all(parameter.grad.count_nonzero() for parameter in factors)
+    model.train()
+    assert not any(layer._folded for layer in layers(model))
+    with pytest.raises(RosaError, match="call eval"):
+        model.prepare_for_inference()
+
+
+@torch.no_grad()
+def test_a_weight_that_changes_is_heeded() -> None:
+    model = adapted("llama-gqa", dtype=torch.float64, r=12)
+    model.prepare_for_inference()
+    before = model(input_ids=TOKENS).logits
+    for layer in layers(model):
+        layer.rosa_gqa_B["default"].weight.mul_(3)
+    changed = model(input_ids=TOKENS).logits
+    assert not torch.allclose(changed, before)
+    for layer in layers(model):
+        layer._folded.clear()
+    assert torch.equal(model(input_ids=TOKENS).logits, changed)
+    model.prepare_for_inference()
+    model.float()
+    assert model(input_ids=TOKENS).logits.dtype == torch.float32
