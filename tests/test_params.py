@@ -64,6 +64,9 @@ BASE_PARAMETERS = {
     "Gemma2-9B": 9_241_705_984,
     "Qwen2.5-0.5B": 494_032_768,
     "Llama-3.2-1B": 1_235_814_400,
+    "Qwen2.5-14B": 14_770_033_664,
+    "Qwen2.5-32B": 32_763_876_352,
+    "Llama-3.1-70B": 70_553_706_496,
     "Llama-2-7B": 6_738_415_616,
     "Qwen3-0.6B": 596_049_920,
     "Gemma3-1B": 999_885_952,
@@ -286,6 +289,44 @@ def test_only_the_config_of_a_hub_id_is_asked_for(capsys, monkeypatch):
     assert cli.main(["params", "someone/small", "--methods", "lora", "--json"]) == 0
     assert asked == ["someone/small"]
     assert json.loads(capsys.readouterr().out)[0]["trainable"] > 0
+
+
+def test_memory_of_a_training_step(capsys):
+    argv = ["params", "Qwen2.5-7B", "--memory", "--methods", "lora,rosa", "--json"]
+    assert cli.main(argv) == 0
+    frozen, lora, rosa = json.loads(capsys.readouterr().out)
+    assert frozen["bytes"]["weights"] == 2 * 7_615_616_512
+    assert rosa["bytes"]["adapter"] == 4 * 19_927_040
+    assert rosa["bytes"]["adapter"] + rosa["bytes"]["gradients"] + rosa["bytes"]["optimizer"] == (
+        16 * 19_927_040
+    )
+    assert rosa["total"] == pytest.approx(sum(rosa["bytes"].values()), abs=3)
+    assert rosa["bytes"]["activations"] < lora["bytes"]["activations"]
+    assert cli.main([*argv, "--max_length", "2048", "--gradient_checkpointing"]) == 0
+    again = json.loads(capsys.readouterr().out)[2]
+    assert again["bytes"]["logits"] == 2 * rosa["bytes"]["logits"]
+    assert again["bytes"]["activations"] < rosa["bytes"]["activations"]
+    assert cli.main([*argv, "--dtype", "nf4"]) == 0
+    in_four_bits = json.loads(capsys.readouterr().out)[0]
+    assert in_four_bits["bytes"]["weights"] < 0.4 * frozen["bytes"]["weights"]
+
+
+def test_the_table_of_memory(capsys):
+    argv = ["params", "Llama-3.1-8B", "--memory", "--methods", "rosa", "--batch_size", "2"]
+    assert cli.main([*argv, "--markdown"]) == 0
+    out = capsys.readouterr().out
+    assert "2 rows of 1,024 tokens, bfloat16" in out
+    assert "| frozen model | 14.96 |" in out
+
+
+def test_options_of_memory_need_it(capsys):
+    assert "add --memory" in complaint(capsys, "Qwen2.5-7B", "--batch_size", "4")
+    assert "exclude each other" in complaint(
+        capsys, "Qwen2.5-7B", "--memory", "--match-budget", "rosa"
+    )
+    assert "--max_length must be at least 1" in complaint(
+        capsys, "Qwen2.5-7B", "--memory", "--max_length", "0"
+    )
 
 
 # The paper's Table 1

@@ -1,10 +1,13 @@
-"""`rosa params MODEL`: what each method trains in a model, without loading its weights."""
+"""`rosa params MODEL`: what each method trains in a model, and what memory that takes.
+
+No weights are loaded.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rosa.cli.parser import Parser
 from rosa.errors import RosaError
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from rosa.study.tables.table import Table
 
 Printed = tuple["Table", list[dict[str, Any]]]  # for people, for programs
+OF_MEMORY = ("batch_size", "max_length", "dtype", "gradient_checkpointing")
 
 
 def build_parser() -> Parser:
@@ -54,9 +58,35 @@ def build_parser() -> Parser:
         action="store_true",
         help="the paper's Table 1 instead of a model: its 27 percentages beside the counted ones",
     )
+    _add_memory(parser)
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _add_memory(parser: Parser) -> None:
+    parser.add_argument(
+        "--memory",
+        action="store_true",
+        help="estimate the memory of a training step instead: weights, adapter, gradients, "
+        "optimizer, activations, logits",
+    )
+    parser.add_argument(
+        "--batch_size", type=int | None, help="with --memory: rows at a time; default: 4"
+    )
+    parser.add_argument(
+        "--max_length", type=int | None, help="with --memory: tokens of a row; default: 1024"
+    )
+    parser.add_argument(
+        "--dtype",
+        type=Literal["bfloat16", "float32", "nf4", "int8"] | None,
+        help="with --memory: of the base model; nf4 and int8 compute in bfloat16, the default",
+    )
+    parser.add_argument(
+        "--gradient_checkpointing",
+        action="store_true",
+        help="with --memory: layers are computed again in the backward pass",
+    )
 
 
 def run(args: Any) -> int:
@@ -66,6 +96,8 @@ def run(args: Any) -> int:
         table, rows = _table_1()
     elif args.match_budget is not None:
         table, rows = _matched(args)
+    elif args.memory:
+        table, rows = _memory(args)
     else:
         table, rows = _counted(args)
     if args.json:
@@ -102,14 +134,58 @@ def _check(args: Any) -> None:
         raise RosaError("name a model: rosa params MODEL, or rosa params --table")
     if args.match_budget is not None and (args.r is not None or args.r_low is not None):
         raise RosaError("--match-budget chooses the rank itself; drop --r and --r_low")
+    _check_memory(args)
     if args.r is not None and args.r < 1:
         raise RosaError(f"--r must be at least 1, not {args.r}")
     if args.json and args.markdown:
         raise RosaError("--json and --markdown exclude each other")
 
 
+def _check_memory(args: Any) -> None:
+    if not args.memory:
+        for name in OF_MEMORY:
+            if getattr(args, name):
+                raise RosaError(f"--{name} is of the estimate of memory; add --memory")
+    elif args.table or args.match_budget is not None:
+        other = "--table" if args.table else "--match-budget"
+        raise RosaError(f"--memory and {other} exclude each other")
+    for name in ("batch_size", "max_length"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise RosaError(f"--{name} must be at least 1, not {value}")
+
+
+def _memory(args: Any) -> Printed:
+    from rosa.study.activations import Batch
+    from rosa.study.budget import builtin_name, model_shape
+    from rosa.study.memory_table import PRECISIONS, memory_by_method, memory_table
+
+    methods = [(method, _overrides(method, args)) for method in chosen_methods(args.methods)]
+    label = builtin_name(args.model) or args.model
+    element, quantization = PRECISIONS[args.dtype or "bfloat16"]
+    batch = Batch(
+        args.batch_size or 4,
+        args.max_length or 1024,
+        element,
+        checkpointing=args.gradient_checkpointing,
+    )
+    needs = memory_by_method(model_shape(args.model), methods, batch, quantization)
+    table = memory_table(label, needs, batch, quantization)
+    return table, [{"model": label, **need.to_json()} for need in needs]
+
+
+def _overrides(method: Method, args: Any) -> dict[str, Any]:
+    """What --r and --r_low mean for a method."""
+    from rosa.study.budget import rank_overrides
+
+    given = rank_overrides(method.name, args.r)
+    if method.peft_config == "RosaConfig" and args.r_low is not None:
+        given["r_low"] = args.r_low
+    return given
+
+
 def _counted(args: Any) -> Printed:
-    from rosa.study.budget import builtin_name, count, model_shape, rank_overrides
+    from rosa.study.budget import builtin_name, count, model_shape
     from rosa.study.budget_tables import Counted, model_table
 
     methods = chosen_methods(args.methods)
@@ -119,11 +195,8 @@ def _counted(args: Any) -> Printed:
     as_paper = args.r is None and args.r_low is None
     counted = []
     for method in methods:
-        overrides = rank_overrides(method.name, args.r)
-        if method.peft_config == "RosaConfig" and args.r_low is not None:
-            overrides["r_low"] = args.r_low
         paper = method.paper_percent.get(label) if as_paper else None
-        counted.append(Counted(label, count(shape, method.name, overrides), paper))
+        counted.append(Counted(label, count(shape, method.name, _overrides(method, args)), paper))
     if all(c.budget.trainable is None for c in counted):
         first = counted[0].budget
         raise RosaError(f"nothing to count in '{label}': {first.title} is {first.note}")
