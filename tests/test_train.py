@@ -83,7 +83,7 @@ def test_a_run_leaves_everything_it_promises(recipe: Recipe) -> None:
     assert result.finished
     assert result.steps == STEPS
     losses = [line["loss"] for line in lines(folder / "metrics.jsonl") if "loss" in line]
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     assert [line["step"] for line in lines(folder / "dls_history.jsonl")] == [3, 6, 9, 12]
     assert all(len(line["selected"]) == 2 for line in lines(folder / "dls_history.jsonl"))
     for name in ("loss.png", "layers.png", "README.md", "adapter_config.json"):
