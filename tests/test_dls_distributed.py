@@ -32,14 +32,14 @@ def run(folder: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
 @pytest.fixture(scope="module")
 def fast(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("fast")
-    train("rosa", last=SAVED, save_to=folder / "one rosa")
+    train("lora", last=SAVED, save_to=folder / "one lora")
     return {"folder": folder, **run(folder, FAST)}
 
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("slow")
-    for method in ("full", "lora"):
+    for method in ("full", "rosa"):
         train(method, last=SAVED, save_to=folder / f"one {method}")
     return {"folder": folder, **run(folder, SLOW)}
 

@@ -9,6 +9,7 @@ pass, which also tells what the model is wrapped in where a loop shows only the 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -58,17 +59,21 @@ class Engine:
         elif not self.sharded and not connected():
             self.known = self.alone = self.switches = True
 
-    def when_known(self, owner: nn.Module, act: Callable[[], None]) -> RemovableHandle | None:
+    def when_known(
+        self, owner: nn.Module, act: Callable[[], None], before: Callable[[], None]
+    ) -> list[RemovableHandle]:
         """Call `act` in the first forward pass of training through `owner`, then no more.
 
+        FSDP2 looks at its parameters as its own first pass begins; `before` is called before it.
+
         Returns:
-            The handle that calls it off; None where all is known already.
+            The handles that call it off; none where all is known already.
 
         Raises:
             RosaError: in that pass, where several processes train and nothing averages gradients.
         """
         if self.known:
-            return None
+            return []
 
         @torch.compiler.disable
         def look(module: nn.Module, _inputs: Any) -> None:
@@ -77,8 +82,15 @@ class Engine:
                 self._look()
                 act()
 
+        def show(_module: nn.Module, _inputs: Any) -> None:
+            shown.remove()
+            before()
+
         handle = owner.register_forward_pre_hook(look)
-        return handle
+        if not self.sharded:
+            return [handle]
+        shown = self.model.register_forward_pre_hook(show, prepend=True)
+        return [handle, shown]
 
     def refuse_mixed_dtypes(
         self, trainable: Collection[nn.Parameter], scored: Collection[nn.Parameter]
@@ -128,6 +140,13 @@ class Engine:
         self._wrapper, self.known = wrapper, True
         self.group = wrapper.process_group
         self.switches = bool(wrapper.find_unused_parameters) and not wrapper.static_graph
+        if not self.switches and torch.distributed.get_rank(self.group) == 0:
+            warnings.warn(
+                "DLS freezes layers but saves no time: DDP waits for the gradient of every "
+                "parameter, so those of frozen layers are computed and dropped; "
+                "find_unused_parameters=True and no static_graph let them be left out",
+                stacklevel=2,
+            )
 
 
 def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:

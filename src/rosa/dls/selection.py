@@ -138,9 +138,8 @@ class DynamicLayerSelection:
         find another graph than it left. `DlsCallback` calls this around every pass.
         """
         engine = self._engine
-        # Before its first pass FSDP2 is to see all that will ever get a gradient; DDP is not.
-        also_norms = self.scoring if engine.known else engine.sharded
-        self._parameters.ask_gradients(self.selected if engine.switches else None, also_norms)
+        scoring = self.scoring and engine.known  # else DDP would take the norms for trained ones
+        self._parameters.ask_gradients(self.selected if engine.switches else None, scoring)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, as JSON-able values.
@@ -223,8 +222,11 @@ class DynamicLayerSelection:
         ]
         if not self._engine.alone:
             self._step_handles.append(at_end_of_backward(self.layers_owner, self._after_backward))
-            handle = self._engine.when_known(self.layers_owner, self._prepare_step)
-            self._step_handles += [] if handle is None else [handle]
+            self._step_handles += self._engine.when_known(
+                self.layers_owner,
+                act=self._prepare_step,
+                before=lambda: self._parameters.ask_gradients(None, scoring=True),
+            )
         self._prepare_step()
         if self.total_steps is not None and self.config.layers is None:
             last = self.total_steps - self.total_steps % self.config.interval
