@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -153,7 +154,7 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         self._tap()
         try:
             for modulation in modulations:
-                hand_over(self.base_layer.get_submodule(modulation.low.tap.module), modulation)
+                hand_over(attrgetter(modulation.low.tap.module)(self.base_layer), modulation)
             return self.base_layer(*args, **kwargs)
         finally:
             take_back(self._tapped())
@@ -198,7 +199,7 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
     def _tapped(self) -> list[nn.Module]:
         """The modules whose outputs are modulated: one, where queries and keys come from one."""
         names = dict.fromkeys((self.layout.query.module, self.layout.key.module))
-        return [self.base_layer.get_submodule(name) for name in names]
+        return [attrgetter(name)(self.base_layer) for name in names]
 
     def signals(self, adapter_name: str, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """S_q (b, l, h_q, d_low) and S_k (b, l, h_kv, d_low) of input (b, l, d)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from rosa.rope import Tap
 
 
-@dataclass(frozen=True)
+@dataclass
 class LowPairs:
     """Where the low-frequency pairs of the queries or keys are in a tapped output."""
 
