@@ -19,7 +19,7 @@ from tests import dls_models, dls_processes
 from tests.dls_models import EVERY_THIRD, LAYERS, adamw, batch
 from tests.dls_processes import CLIP, FAST, RESUMED, SAVED, SLOW, STEPS, start
 
-SECONDS = 240  # a hang ends here, or by the time-out of one collective
+SECONDS = 400  # a hang ends here, or by the time-out of one collective
 
 
 def run(folder: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
