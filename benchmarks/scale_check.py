@@ -31,7 +31,7 @@ DTYPES = {2: torch.bfloat16, 4: torch.float32}
 METHODS = {
     "frozen model": Tuning(),
     "RoSA": Tuning("rosa"),
-    "RoAE without norms": Tuning("roae_only"),
+    "RoAE without norms": Tuning("rosa", {"train_norms": False}),
     "LoRA, all linears, r=16": Tuning("lora", {"r": 16, "target_modules": "all-linear"}),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from pathlib import Path
 # threads of several workers only get into each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What a run keeps for the next one is not for those of the user.
+os.environ.setdefault("ROSA_CACHE", tempfile.mkdtemp(prefix="rosa-tests-"))
 # Kernels run in Triton's interpreter; before Triton is imported too.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -47,7 +47,7 @@ def test_every_kernel_and_precision(
         Tuning("rosa", {"r": 96, "r_low": 0.1}),
         Tuning("rosa", {"r": 16, "rope_stage": "pre"}),
         Tuning("rosa", {"r": 16, "projection": "full"}),
-        Tuning("roae_only", {"r": 48}),
+        Tuning("rosa", {"r": 48, "train_norms": False}),
         Tuning("lora", {"r": 64, "target_modules": ["q_proj", "k_proj", "v_proj"]}),
     ],
     ids=["whole-heads", "rank", "pre", "full", "no-norms", "lora-qkv"],

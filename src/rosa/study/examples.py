@@ -7,8 +7,9 @@ or a conversation (`messages`). The prompt's labels are masked unless the recipe
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,7 +19,11 @@ from rosa.errors import RosaError
 from rosa.study.prompts import instruction_prompt
 from rosa.study.records import text_field
 
+Located = tuple[str, int, dict[str, Any]]  # source, row number, record
+Encoded = tuple[list[int], list[int]]  # ids, labels
+
 MASKED = -100
+TOGETHER = 1000  # rows that the tokenizer is given at a time
 KNOWN_FORMS = (
     "`instruction` and `output` (LLM-Adapters), `prompt` and `completion`, or `messages` (chat)"
 )
@@ -58,7 +63,7 @@ def fingerprint_of(*parts: Sequence[dict[str, list[int]]]) -> str:
 
 
 def tokenize_records(
-    rows: Iterable[tuple[str, int, dict[str, Any]]],
+    rows: Iterable[Located],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
@@ -73,8 +78,7 @@ def tokenize_records(
             tokenizer has no end-of-text token.
     """
     examples = Examples()
-    for source, number, record in rows:
-        ids, labels = _encode(record, tokenizer, source, number)
+    for ids, labels in _encoded(rows, tokenizer):
         if train_on_prompt:
             labels = list(ids)
         if len(ids) > max_length:
@@ -88,12 +92,26 @@ def tokenize_records(
     return examples
 
 
-def _encode(
-    record: dict[str, Any], tokenizer: PreTrainedTokenizerBase, source: str, number: int
-) -> tuple[list[int], list[int]]:
-    where = f"{source}, row {number}"
-    if "messages" in record:
-        return _encode_chat(record["messages"], tokenizer, where)
+def _encoded(rows: Iterable[Located], tokenizer: PreTrainedTokenizerBase) -> Iterator[Encoded]:
+    """Ids and labels of every row in order. A fast tokenizer does many texts at once in threads."""
+    rows = iter(rows)
+    while chunk := list(itertools.islice(rows, TOGETHER)):
+        pairs: dict[int, tuple[str, str]] = {}
+        chats: dict[int, tuple[str, Any]] = {}
+        for place, (source, number, record) in enumerate(chunk):
+            if "messages" in record:
+                where = f"{source}, row {number}"
+                _check_chat(record["messages"], tokenizer, where)
+                chats[place] = where, record["messages"]
+            else:
+                pairs[place] = _pair(record, source, number)
+        found = dict(zip(pairs, _encode_pairs(list(pairs.values()), tokenizer), strict=True))
+        found |= dict(zip(chats, _encode_chats(list(chats.values()), tokenizer), strict=True))
+        yield from (found[place] for place in range(len(chunk)))
+
+
+def _pair(record: dict[str, Any], source: str, number: int) -> tuple[str, str]:
+    """The prompt and the response of a row that is no conversation."""
     if "instruction" in record:
         prompt = instruction_prompt(
             text_field(record, "instruction", source, number), record.get("input") or ""
@@ -104,39 +122,43 @@ def _encode(
         response = text_field(record, "completion", source, number)
     else:
         found = ", ".join(map(str, record)) or "nothing"
-        raise RosaError(f"{where}: a row needs {KNOWN_FORMS}; this one has {found}")
+        raise RosaError(f"{source}, row {number}: a row needs {KNOWN_FORMS}; this one has {found}")
     if not response.strip():
-        raise RosaError(f"{where}: the response is empty; remove the row or fill it in")
-    return _encode_pair(prompt, response, tokenizer)
+        raise RosaError(
+            f"{source}, row {number}: the response is empty; remove the row or fill it in"
+        )
+    return prompt, response
 
 
-def _encode_pair(
-    prompt: str, response: str, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[int]]:
+def _encode_pairs(
+    pairs: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Encoded]:
     """The prompt exactly as generation will see it, then the response and the end of text."""
+    if not pairs:
+        return
     if tokenizer.eos_token_id is None:
         raise RosaError(
             "the model's tokenizer has no end-of-text token (eos_token), so nothing would "
             "teach the model where a response ends; name one in its tokenizer_config.json"
         )
-    before = _without_end(tokenizer(prompt)["input_ids"], tokenizer)
-    whole = _without_end(tokenizer(prompt + response)["input_ids"], tokenizer)
-    if whole[: len(before)] == before:
-        after = whole[len(before) :]
-    else:  # a token spans the border: training must not see a prompt that generation never gives
-        after = tokenizer(response, add_special_tokens=False)["input_ids"]
-    after = [*after, tokenizer.eos_token_id]
-    return before + after, [MASKED] * len(before) + after
+    texts = [prompt for prompt, _ in pairs] + [prompt + response for prompt, response in pairs]
+    ids = [_without_end(each, tokenizer) for each in tokenizer(texts)["input_ids"]]
+    for (_, response), before, whole in zip(
+        pairs, ids[: len(pairs)], ids[len(pairs) :], strict=True
+    ):
+        if whole[: len(before)] == before:
+            after = whole[len(before) :]
+        else:  # a token spans the border: training must not see a prompt that is never given
+            after = tokenizer(response, add_special_tokens=False)["input_ids"]
+        after = [*after, tokenizer.eos_token_id]
+        yield before + after, [MASKED] * len(before) + after
 
 
 def _without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
-def _encode_chat(
-    messages: Any, tokenizer: PreTrainedTokenizerBase, where: str
-) -> tuple[list[int], list[int]]:
-    """The conversation in the model's chat template; the loss is on every assistant turn."""
+def _check_chat(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     if not tokenizer.chat_template:
         raise RosaError(
             f"{where}: a chat row needs a tokenizer with a chat template, and this model has none; "
@@ -144,27 +166,46 @@ def _encode_chat(
         )
     _check_messages(messages, where)
 
-    def ids_of(turns: list[dict[str, str]], reply_follows: bool) -> list[int]:
-        encoded: Any = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=reply_follows, return_dict=True
-        )
-        return list(encoded["input_ids"])
 
-    ids = ids_of(messages, reply_follows=False)
-    labels = [MASKED] * len(ids)
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        # The prompt may open the reply with tokens that the conversation lacks (<think>).
-        start = _shared_start(ids_of(messages[:turn], reply_follows=True), ids)
-        through = ids_of(messages[: turn + 1], reply_follows=False)
-        if ids[: len(through)] != through:
-            raise RosaError(
-                f"{where}: this chat template rewrites earlier turns, so the reply of turn "
-                f"{turn + 1} cannot be located; keep one assistant turn per row"
-            )
-        labels[start : len(through)] = ids[start : len(through)]
-    return ids, labels
+def _encode_chats(
+    chats: Sequence[tuple[str, Any]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Encoded]:
+    """Conversations in the model's chat template; the loss is on every assistant turn."""
+    turns = [
+        (messages, turn)
+        for _, messages in chats
+        for turn, message in enumerate(messages)
+        if message["role"] == "assistant"
+    ]
+    whole = _ids_of([messages for _, messages in chats], tokenizer)
+    prompts = iter(_ids_of([m[:turn] for m, turn in turns], tokenizer, reply_follows=True))
+    replies = iter(_ids_of([m[: turn + 1] for m, turn in turns], tokenizer))
+    for (where, messages), ids in zip(chats, whole, strict=True):
+        labels = [MASKED] * len(ids)
+        for turn, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            # The prompt may open the reply with tokens that the conversation lacks (<think>).
+            start, through = _shared_start(next(prompts), ids), next(replies)
+            if ids[: len(through)] != through:
+                raise RosaError(
+                    f"{where}: this chat template rewrites earlier turns, so the reply of turn "
+                    f"{turn + 1} cannot be located; keep one assistant turn per row"
+                )
+            labels[start : len(through)] = ids[start : len(through)]
+        yield ids, labels
+
+
+def _ids_of(
+    chats: list[Any], tokenizer: PreTrainedTokenizerBase, *, reply_follows: bool = False
+) -> list[list[int]]:
+    """Token ids of each conversation, or of each with the start of a reply."""
+    if not chats:
+        return []
+    encoded: Any = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=reply_follows, return_dict=True
+    )
+    return encoded["input_ids"]
 
 
 def _shared_start(left: list[int], right: list[int]) -> int:

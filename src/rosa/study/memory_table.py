@@ -88,7 +88,8 @@ def memory_table(
     model: str, needs: Sequence[Need], batch: Batch, quantization: str | None = None
 ) -> Table:
     """GiB of each part, one row per method."""
-    rows, notes = [], []
+    rows: list[Row] = []
+    notes: list[str] = []
     for need in needs:
         sizes = {} if need.memory is None else asdict(need.memory)
         parts = [Cell(sizes[name] / GIB if sizes else None) for name in _PARTS]

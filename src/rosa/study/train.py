@@ -18,7 +18,7 @@ from transformers import TrainerCallback, set_seed
 from rosa.errors import RosaError
 from rosa.study.card import write_model_card
 from rosa.study.costs import CostMeter, Costs, run_costs, write_costs
-from rosa.study.examples import Examples, fingerprint_of, tokenize_records
+from rosa.study.examples import Examples, fingerprint_of
 from rosa.study.files import told_if_unwritable
 from rosa.study.layer_plot import draw_layers, read_history
 from rosa.study.lock import folder_in_use
@@ -31,6 +31,7 @@ from rosa.study.recipe import Recipe, check_recipe
 from rosa.study.run_folder import RunFolder, drop_lines_after
 from rosa.study.sources import hold_out, sample, training_records
 from rosa.study.team import by_the_first, connect, is_first, share_of, team_size
+from rosa.study.token_cache import cached_examples
 from rosa.study.trainer import GuardedTrainer, PreparedRun, build_trainer, stop_on_signals
 
 
@@ -187,7 +188,7 @@ def load_examples(recipe: Recipe, tokenizer: Any) -> tuple[Examples, Examples]:
     parts = []
     for part in hold_out(rows, recipe.validation, recipe.seed):
         parts.append(
-            tokenize_records(
+            cached_examples(
                 part,
                 tokenizer,
                 max_length=recipe.max_length,
