@@ -43,6 +43,7 @@ def chosen(hidden_states: Tensor, *rotation: Tensor) -> Variant:
     # and the others give no gradients to the angles.
     if (
         torch.compiler.is_compiling()
+        or _watched()
         or type(hidden_states) is not Tensor
         or any(turn.requires_grad for turn in rotation)
     ):
@@ -56,6 +57,19 @@ def chosen(hidden_states: Tensor, *rotation: Tensor) -> Variant:
     if asked is not None:
         return asked
     return "triton" if hidden_states.is_cuda and has_triton() else "autograd"
+
+
+def _watched() -> bool:
+    """Whether something keeps or transforms single operations, as functions without side effects.
+
+    Selective checkpointing keeps an operation's output and gives it again later, modulated already
+    if it was written to; torch.func and torch.jit.trace cannot go through the others.
+    """
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch.jit.is_tracing()
+    )
 
 
 @cache

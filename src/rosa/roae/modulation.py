@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks
 
 from rosa.ops import (
     Turning,
@@ -63,9 +64,10 @@ def _nobody_else_has(module: nn.Module, inputs: tuple, output: Tensor) -> bool:
     """Whether an output may be written to.
 
     Neither a linear layer nor a norm keeps its output for its backward pass. A norm that is off
-    (`nn.Identity`) gives its input, and hooks of others may keep what they see.
+    (`nn.Identity`) gives its input; hooks of others, and a forward that others have put in place
+    of the module's own, may keep what they see.
     """
-    if len(module._forward_hooks) != 1:
+    if len(module._forward_hooks) != 1 or _global_forward_hooks or "forward" in module.__dict__:
         return False
     if isinstance(module, nn.Linear):
         return True

@@ -1,0 +1,131 @@
+"""What others do around a model: keep its operations, transform it, trace it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from tests.adapters import adapted
+from tests.reference import relative_error
+from tests.tiny_models import random_tokens
+
+EXACT = 1e-5  # float32
+TOKENS = random_tokens()
+each_stage = pytest.mark.parametrize("stage", ["post", "pre"])
+
+
+def loss_of(model: nn.Module, tokens: Tensor = TOKENS) -> Tensor:
+    return model(input_ids=tokens, labels=tokens, use_cache=False).loss
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def gradients(model: nn.Module, loss: Callable[..., Tensor] = loss_of) -> dict[str, Tensor]:
+    weights = trained(model)
+    return dict(zip(weights, torch.autograd.grad(loss(model), list(weights.values())), strict=True))
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert relative_error(found[name], gradient) < EXACT, name
+
+
+@each_stage
+@pytest.mark.parametrize("saved", ["products", "all that it can"])
+@pytest.mark.parametrize("name", ["llama-gqa", "qwen2"])  # without and with a bias
+def test_selective_checkpointing(name: str, saved: str, stage: str) -> None:
+    model = adapted(name, rope_stage=stage)
+    expected = gradients(model)
+    aten = torch.ops.aten
+    kept = {aten.mm.default, aten.addmm.default}
+    if saved != "products":
+        kept |= {aten.bmm.default, aten.mul.Tensor, aten.rsqrt.default, aten.cat.default}
+
+    def policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        if operation in kept:
+            return CheckpointPolicy.MUST_SAVE
+        return CheckpointPolicy.PREFER_RECOMPUTE
+
+    def selective(forward: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: checkpoint(
+            forward,
+            *args,
+            use_reentrant=False,
+            context_fn=lambda: create_selective_checkpoint_contexts(policy),
+            **kwargs,
+        )
+
+    for layer in model.get_base_model().model.layers:
+        layer.forward = selective(layer.forward)
+    assert_same(gradients(model), expected)
+
+
+@each_stage
+def test_transforms_of_torch_func(stage: str) -> None:
+    model = adapted("llama-gqa", rope_stage=stage)
+    weights = {name: weight.detach() for name, weight in trained(model).items()}
+
+    def loss(weights: dict[str, Tensor], row: Tensor) -> Tensor:
+        inputs = {"input_ids": row[None], "labels": row[None], "use_cache": False}
+        return torch.func.functional_call(model, weights, (), inputs).loss
+
+    by_row = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, TOKENS)
+    for index, row in enumerate(TOKENS):
+        expected = gradients(model, lambda model, row=row: loss_of(model, row[None]))
+        assert_same({name: found[index] for name, found in by_row.items()}, expected)
+
+
+def test_a_trace() -> None:
+    class Logits(nn.Module):
+        def __init__(self, model: PeftModel) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.model(input_ids=tokens, use_cache=False).logits
+
+    model = adapted("llama-gqa")
+    model.get_base_model().set_attn_implementation("eager")  # another's mask cannot be traced
+    plain = Logits(model)
+    traced = torch.jit.trace(plain, (TOKENS[:, :5],), check_trace=False)
+    assert relative_error(traced(TOKENS), plain(TOKENS)) < EXACT
+
+
+@pytest.mark.parametrize("how", ["global hook", "another forward"])
+def test_outputs_that_others_keep_stay_as_they_were(how: str) -> None:
+    model = adapted("llama-gqa")
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def keep(output: Tensor) -> Tensor:
+        kept.append((output, output.detach().clone()))
+        return output
+
+    q_proj = model.get_base_model().model.layers[0].self_attn.q_proj
+    if how == "global hook":
+        handle = register_module_forward_hook(
+            lambda module, inputs, output: keep(output) if module is q_proj else None
+        )
+        try:
+            loss_of(model)
+        finally:
+            handle.remove()
+    else:
+        forward = q_proj.forward
+        q_proj.forward = lambda x: keep(forward(x))
+        loss_of(model)
+    [(output, before)] = kept
+    assert torch.equal(output, before)
