@@ -35,7 +35,7 @@ from rosa.roae.projection import PREFIX, Stages, build_projection, low_rank_gqa
 from rosa.roae.taps import LowPairs
 from rosa.roae.trainability import KeepsTrainability
 from rosa.rope import RopeLayout, low_pair_count
-from rosa.rope.turns import Rotation, turns_of
+from rosa.rope.turns import Rotation, check_turns, turns_of
 
 NO_MERGE = (
     "a RoSA adapter depends on its input and cannot be merged into the weights; "
@@ -53,6 +53,14 @@ def _modulate_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
     for modulation in handed_over(module):
         output = modulation(module, inputs, output)
     return output
+
+
+def _dtype_of(stages: list[nn.Module]) -> torch.dtype:
+    """Of the first weight; by its usual name if it can be, since decoding asks for each token."""
+    weight = getattr(stages[0], "weight", None)
+    if weight is None:
+        weight = next(weight for stage in stages for weight in stage.parameters())
+    return weight.dtype
 
 
 class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
@@ -166,6 +174,8 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         given: Rotation | None = None
         if self.rope_stage[name] == "post":
             given = turns_of(layout, self.base_layer, arguments)
+        else:
+            check_turns(layout, self.base_layer, arguments)
         variant = chosen(hidden_states, *(given or ()))
         rotation: Rotation | Turning | None = given
         if given is not None and variant != "reference":
@@ -216,8 +226,7 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         Computed in the dtype of the adapter's weights (autocast, where it is on, decides instead).
         """
         stages = [getattr(self, stage)[adapter_name] for stage in self.stages[adapter_name]]
-        weight = next(weight for stage in stages for weight in stage.parameters())
-        p = self._cast_input_dtype(hidden_states, weight.dtype)
+        p = self._cast_input_dtype(hidden_states, _dtype_of(stages))
         for stage in stages:
             p = stage(p)
         return p
