@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from generate_methods import methods_table, refused_table
+from generate_scale import check_table, cost_table, memory_table
 
 from rosa import DlsConfig, RosaConfig
 from rosa.study.recipe import MethodsOwn, Recipe
@@ -27,6 +28,7 @@ TINY_STUDY = Path(__file__).parent / "tiny_study.md"
 METHODS = Path(__file__).parent / "methods.md"
 README = Path(__file__).parent.parent / "README.md"
 PRECISION = Path(__file__).parent / "precision.md"
+SCALE = Path(__file__).parent / "scale.md"
 RESULTS = Path(__file__).parent / "results"
 HEAD = """# Recipe keys
 
@@ -254,6 +256,13 @@ def methods_page(text: str) -> str:
     return filled(text, "refused", refused_table())
 
 
+def scale_page(text: str) -> str:
+    """The page of formulas with its tables."""
+    text = filled(text, "scale-costs", cost_table())
+    text = filled(text, "scale-memory", memory_table())
+    return filled(text, "scale-check", check_table())
+
+
 def pages() -> dict[Path, str]:
     """Every page with generated parts, as it should be."""
     return {
@@ -261,6 +270,7 @@ def pages() -> dict[Path, str]:
         README: filled(README.read_text(encoding="utf-8"), "demo-table", demo_table()),
         TINY_STUDY: tiny_study(),
         METHODS: methods_page(METHODS.read_text(encoding="utf-8")),
+        SCALE: scale_page(SCALE.read_text(encoding="utf-8")),
         PRECISION: precision_page(PRECISION.read_text(encoding="utf-8")),
     }
 

@@ -1,0 +1,92 @@
+"""The tables of docs/scale.md: by formula, and from docs/results/scale.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rosa.study.activations import Batch, Shape, Tuning
+from rosa.study.budget import count, model_shape
+from rosa.study.estimate import CPU_CORE, H100, Adapted, training_memory
+from rosa.study.roae_costs import roae_cost
+
+CHECKED = Path(__file__).parent / "results" / "scale.json"
+MODELS = ("Qwen2.5-0.5B", "Qwen2.5-1.5B", "Llama-3.2-3B", "Qwen2.5-7B", "Qwen2.5-14B",
+          "Qwen2.5-32B", "Llama-3.1-70B")  # fmt: skip
+ROWS, LENGTH = 4, 1024
+GIB = 2**30
+
+
+def adapted(model: str, quantization: str | None = None) -> Adapted:
+    budget = count(model_shape(model), "rosa")
+    assert budget.total is not None
+    assert budget.trainable is not None
+    base = budget.total - budget.trainable
+    return Adapted(Shape.of(model_shape(model)), base, budget.trainable, 2, quantization)
+
+
+def cost_table() -> str:
+    """RoAE's operations, bytes and floors per token, beside the model's."""
+    lines = [
+        "| model | forward, MFLOP | backward, MFLOP | of the model's | bytes, KiB | floor on an "
+        "H100, ns | of the model's | floor on a CPU core, µs |",
+        "|---|" + "---:|" * 7,
+    ]
+    for name in MODELS:
+        model = adapted(name)
+        cost = roae_cost(model.shape, Tuning("rosa"))
+        whole = 2 * model.forward_flops(LENGTH)
+        share = 100 * (cost.forward_flops + cost.backward_flops) / whole
+        floor = cost.seconds(H100)
+        in_float32 = roae_cost(model.shape, Tuning("rosa"), 4).seconds(CPU_CORE)
+        moved = (cost.forward_bytes + cost.backward_bytes) / 1024
+        lines.append(
+            f"| {name} | {cost.forward_flops / 1e6:.1f} | {cost.backward_flops / 1e6:.1f} | "
+            f"{share:.2f} % | {moved:,.0f} | {1e9 * floor:.0f} | "
+            f"{100 * floor / (whole / H100.flops):.1f} % | {1e6 * in_float32:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def memory_table() -> str:
+    """GiB of a training step in bf16 and NF4, with checkpointing and without."""
+    lines = [
+        "| model | bf16: weights | total | checkpointing | NF4: weights | total | checkpointing |",
+        "|---|" + "---:|" * 6,
+    ]
+    for name in MODELS:
+        cells = []
+        for kind in (None, "nf4"):
+            model = adapted(name, kind)
+            needs = [
+                training_memory(model, Tuning("rosa"), Batch(ROWS, LENGTH, checkpointing=less))
+                for less in (False, True)
+            ]
+            cells += [needs[0].weights, *(need.total for need in needs)]
+        lines.append(f"| {name} | {' | '.join(f'{cell / GIB:.1f}' for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def check_table() -> str:
+    """Measured bytes by estimated ones."""
+    record = json.loads(CHECKED.read_text(encoding="utf-8"))
+    lines = [
+        "| model | rows x length | | saved by | measured, MiB | by formula | off by |",
+        "|---|---|---|---|---:|---:|---:|",
+    ]
+    for row in record["saved"]:
+        how = f"{row['dtype']}, {row['attention']}{', padded' if row['padded'] else ''}"
+        lines.append(
+            f"| {row['model']} | {row['rows']} x {row['length']} | {how} | {row['method']} | "
+            f"{_compared(row)}"
+        )
+    for row in record["weights"]:
+        lines.append(f"| {row['model']} | | {row['weights']} | weights | {_compared(row)}")
+    versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("torch", "transformers"))
+    by = f"By `python benchmarks/scale_check.py` with {versions} (commit {record['commit']})."
+    return "\n".join([*lines, "", by])
+
+
+def _compared(row: dict[str, float]) -> str:
+    measured, said = row["measured"], row["estimated"]
+    return f"{measured / 2**20:.1f} | {said / 2**20:.1f} | {100 * (said / measured - 1):+.1f} % |"
