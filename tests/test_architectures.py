@@ -299,6 +299,20 @@ def test_a_factor_before_the_rotation_is_seen_through() -> None:
         assert (layout.query.module, layout.key.module) == ("q_b_proj", "kv_a_proj_with_mqa")
 
 
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("name", "says"), [("llama", 8), ("nemotron", 16), ("llama4_text", 8)])
+def test_a_model_that_rotates_other_dimensions_than_it_says_is_refused(
+    name: str, says: int, stage: str
+) -> None:
+    """As Bamba in early releases of Transformers 5: RoAE would adapt other pairs in silence."""
+    model = BY_NAME[name].build()
+    model.config.rope_parameters["partial_rotary_factor"] = says / 16
+    adapted = get_peft_model(model, RosaConfig(r=2, rope_stage=stage))
+    rotates = 24 - says
+    with pytest.raises(RosaError, match=rf"of layer 0 rotates {rotates} .* says {says}, so that"):
+        adapted(input_ids=TOKENS)
+
+
 def test_measuring_leaves_a_model_as_it_was() -> None:
     model = BY_NAME["gpt_neox"].build().train()
     model.gpt_neox.layers[0].eval()

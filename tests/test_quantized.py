@@ -121,6 +121,16 @@ def test_an_unknown_architecture_is_measured_on_quantised_weights(
     assert measure(model) == {name: layout for name, layout in layouts.items() if layout}
 
 
+def test_sizes_that_4_bits_do_not_take_cannot_be_measured(tmp_path: Path) -> None:
+    """bitsandbytes packs only multiples of 32 for CPUs that compute in bfloat16."""
+    model = quantized(write_folder(tmp_path, "deepseek_v3"), "nf4")
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = True
+    with pytest.raises(RosaError, match=r"cannot measure: .*does not run on token ids .*divisible"):
+        get_peft_model(model, RosaConfig(**SMALL))
+
+
 @each_quantizer
 def test_as_many_parameters_as_of_the_base_in_full(folder: Path, bits: str) -> None:
     full = get_peft_model(BY_NAME["llama"].build(), RosaConfig(**SMALL))

@@ -43,7 +43,8 @@ _LAYER_NORMS_BY_HEAD = _Taps("q_layernorm", "k_layernorm", "heads_first")
 _FUSED = _Taps("query_key_value", "query_key_value")
 _QKV = _Taps("qkv_proj", "qkv_proj")
 _EVERY_OTHER = Turns(stride=2)
-_FROM_BUFFER = Turns("embed_positions")
+_BY_PAIR = Turns(by_pair=True)
+_FROM_BUFFER = Turns("embed_positions", by_pair=True)
 
 
 # --- which layers rotate --------------------------------------------------------------------------
@@ -104,7 +105,7 @@ _COHERE = _Family((_NORMS, _PROJECTIONS), "interleaved", _EVERY_OTHER)
 _GLM = _Family((_PROJECTIONS,), "interleaved")
 _PHI = _Family((_LAYER_NORMS_BY_HEAD, _PROJECTIONS))
 _PLAIN_TYPES = (
-    "arcee aria_text bitnet cwm diffllama falcon_h1 gemma gemma2 gpt_oss granite granite_swa "
+    "arcee aria_text bitnet cwm diffllama falcon_h1 gemma gemma2 granite granite_swa "
     "granitemoe granitemoe_swa granitemoehybrid granitemoeshared hunyuan_v1_dense hunyuan_v1_moe "
     "hyperclovax internlm3 iquestcoder jais2 llama minimax ministral ministral3 mistral mixtral "
     "nemotron olmo phimoe qwen2 qwen2_moe seed_oss solar_open starcoder2 vaultgemma"
@@ -128,6 +129,7 @@ _FAMILIES: dict[str, _Family] = {
     "glm4_moe": _Family((_NORMS, _PROJECTIONS)),
     "lfm2": _Family((_LAYER_NORMS,)),
     "lfm2_moe": _Family((_LAYER_NORMS,)),
+    "gpt_oss": _PLAIN._replace(turns=_BY_PAIR),
     "smollm3": _PLAIN._replace(rotates=_uses_rope),
     "nanochat": _Family((_PROJECTIONS,), turns=Turns(sign=-1)),
     "phi": _PHI,
@@ -140,7 +142,7 @@ _FAMILIES: dict[str, _Family] = {
     "helium": _GLM,
     "ernie4_5": _GLM,
     "ernie4_5_moe": _GLM,
-    "llama4_text": _GLM._replace(rotates=_uses_rope),
+    "llama4_text": _GLM._replace(rotates=_uses_rope, turns=_BY_PAIR),
     "gptj": _Family((_PROJECTIONS,), "interleaved", _FROM_BUFFER),
     "gpt_neox": _Family((_FUSED,), split=_thirds_of_each_head),
     "persimmon": _Family((_LAYER_NORMS, _FUSED), split=_thirds_of_each_head),

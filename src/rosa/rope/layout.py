@@ -51,6 +51,7 @@ class Turns:
     source: Literal["position_embeddings", "rotary_emb", "embed_positions"] = "position_embeddings"
     stride: int = 1  # pair i is turned by element stride·i
     sign: int = 1  # -1: by minus the angle
+    by_pair: bool = False  # one element for each pair; else one for each dimension
 
 
 @dataclass(frozen=True)

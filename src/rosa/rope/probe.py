@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
+from rosa.errors import RosaError
 from rosa.rope.layout import Pairing, RopeLayout, Tap, Turns
 from rosa.rope.turns import turns_of
 from rosa.rope.watching import (
@@ -248,15 +249,14 @@ def _find_turns(call: Call, layout: RopeLayout, pairs: list[tuple[int, int]]) ->
     imaginary = [j for _, j in pairs]
     cos, sin = matrices[:, real, real], matrices[:, imaginary, real]
     for source in get_args(get_type_hints(Turns)["source"]):
-        for stride in (1, 2):
-            for sign in (1, -1):
-                turns = Turns(source, stride, sign)
-                try:
-                    given = turns_of(replace(layout, turns=turns), call.module, call.arguments)
-                except (LookupError, TypeError, AttributeError, RuntimeError, ValueError):
-                    continue
-                if _equal(given[0][0][:, real], cos) and _equal(given[1][0][:, real], sin):
-                    return turns
+        for (stride, by_pair), sign in product(((1, False), (2, False), (1, True)), (1, -1)):
+            turns = Turns(source, stride, sign, by_pair)
+            try:
+                given = turns_of(replace(layout, turns=turns), call.module, call.arguments)
+            except (LookupError, TypeError, AttributeError, RuntimeError, ValueError, RosaError):
+                continue
+            if _equal(given[0][0][:, real], cos) and _equal(given[1][0][:, real], sin):
+                return turns
     return None
 
 

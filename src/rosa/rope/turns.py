@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rosa.errors import RosaError
 from rosa.rope.layout import RopeLayout, Turns
 
 Rotation = tuple[Tensor, Tensor]
@@ -21,19 +22,42 @@ def turns_of(layout: RopeLayout, module: nn.Module, arguments: Mapping[str, Any]
     Args:
         arguments: those of the module's forward, by name.
 
-    Raises LookupError where the argument that holds the angles is missing.
+    Raises LookupError where the argument that holds the angles is missing, and RosaError where
+    there are angles for more or fewer dimensions than those of the layout.
     """
     turns = layout.turns
     if turns is None:
         raise LookupError("position_embeddings")
     half = (layout.span or layout.rotary_dim) // 2
     cos, sin = _given(turns, module, arguments)
-    if _as_laid_out(layout, turns, cos):
+    _check_width(layout, turns, module, cos)
+    if _as_laid_out(layout, turns):
         return cos, sin
     return tuple(  # type: ignore[return-value]
         _by_dimension(turn[..., : half * turns.stride : turns.stride], layout)
         for turn in (cos, sin if turns.sign == 1 else -sin)
     )
+
+
+def check_turns(layout: RopeLayout, module: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Raises RosaError as `turns_of` does, of angles that are an argument: that costs nothing."""
+    turns = layout.turns
+    if turns is None or turns.source != "position_embeddings" or turns.source not in arguments:
+        return
+    _check_width(layout, turns, module, _given(turns, module, arguments)[0])
+
+
+def _check_width(layout: RopeLayout, turns: Turns, module: nn.Module, cos: Tensor) -> None:
+    """Else other pairs than the slowest would be adapted, without a word."""
+    expected = layout.span or layout.rotary_dim
+    width = cos.shape[-1] * (2 if turns.by_pair else 1)
+    if width != expected:
+        raise RosaError(
+            f"{type(module).__name__} of layer {getattr(module, 'layer_idx', '?')} rotates {width} "
+            f"dimensions of each head, where its configuration says {expected}, so that RoSA would "
+            "adapt the wrong ones; use the version of Transformers that the model was made for, or "
+            "another PEFT method"
+        )
 
 
 def _given(turns: Turns, module: Any, arguments: Mapping[str, Any]) -> Rotation:
@@ -46,10 +70,9 @@ def _given(turns: Turns, module: Any, arguments: Mapping[str, Any]) -> Rotation:
     return (given.real, given.imag) if isinstance(given, Tensor) else given
 
 
-def _as_laid_out(layout: RopeLayout, turns: Turns, cos: Tensor) -> bool:
+def _as_laid_out(layout: RopeLayout, turns: Turns) -> bool:
     own_stride = 1 if layout.pairing == "halves" else 2
-    width = layout.span or layout.rotary_dim
-    return cos.shape[-1] == width and (turns.stride, turns.sign) == (own_stride, 1)
+    return not turns.by_pair and (turns.stride, turns.sign) == (own_stride, 1)
 
 
 def _by_dimension(turn: Tensor, layout: RopeLayout) -> Tensor:
