@@ -12,7 +12,13 @@ from rosa.errors import RosaError
 from rosa.study.benchmarks import built_in_tasks
 from rosa.study.evaluate import evaluate, judge, prepare
 from rosa.study.evaluation_folder import EvaluationFolder
-from rosa.study.generate import end_tokens, generate, left_padded, longest_first_batches
+from rosa.study.generate import (
+    end_tokens,
+    generate,
+    left_padded,
+    longest_first_batches,
+    padding_share,
+)
 from tests.tiny_folder import tiny_llama, word_tokenizer
 
 WORDS = ["Please", "choose", "the", "correct", "answer", "question", "How", "many", "has", "is"]
@@ -309,3 +315,18 @@ def test_a_judgement_keeps_what_was_asked_and_said(data):
     assert list(record) == ["index", "prompt", "response", "prediction", "label", "correct"]
     assert record["prediction"] is None
     assert record["correct"] is False
+
+
+def test_the_share_of_padding_by_hand() -> None:
+    assert padding_share([3, 9, 5], [[1, 2], [0]]) == pytest.approx(4 / 21)
+    assert padding_share([4, 4], [[0, 1]]) == padding_share([], []) == 0
+
+
+def test_padding_is_in_the_results() -> None:
+    model, tokenizer = tiny_llama(), word_tokenizer()
+    told = [
+        evaluate(model, tokenizer, ["tiny-choice"], batch_size=size, limit=6).settings
+        for size in (1, 6)
+    ]
+    assert told[0]["padding_percent"] == {"tiny-choice": 0.0}
+    assert 0 <= told[1]["padding_percent"]["tiny-choice"] < 100

@@ -22,7 +22,13 @@ from rosa.study.answers import PROTOCOLS, PUBLISHED
 from rosa.study.benchmarks import Example, Task, fingerprint
 from rosa.study.evaluation_folder import EvaluationFolder
 from rosa.study.files import told_if_unwritable
-from rosa.study.generate import Response, encode_prompts, generate, longest_first_batches
+from rosa.study.generate import (
+    Response,
+    encode_prompts,
+    generate,
+    longest_first_batches,
+    padding_share,
+)
 from rosa.study.lock import folder_in_use
 from rosa.study.models import quiet
 from rosa.study.prompts import NEXT_EXAMPLE
@@ -85,6 +91,7 @@ def evaluate(
     with _held(folder), quiet(), _evaluating(model), _progress_bar(work, progress) as report:
         scores = [bench.score(w, report) for w in work]
     settings = {**identity, "batch_size": batch_size, **bench.speed()}
+    settings["padding_percent"] = bench.padding
     if trained_on:
         settings["trained_on"] = list(trained_on)
     results = Results(scores, settings, [*conditions(protocol, seed, work), *bench.notes])
@@ -126,6 +133,7 @@ class _Bench:
     tokens: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    padding: dict[str, float] = field(default_factory=dict)  # percent of each task's prompt tokens
 
     def score(self, work: Workload, report: Callable[[str, int, float], None]) -> TaskScore:
         task = work.task
@@ -135,8 +143,11 @@ class _Bench:
         # A chat template writes the special tokens itself.
         prompts = encode_prompts(self.tokenizer, texts, special=task.prompt != "chat")
         self._note_overlong(task, prompts)
+        lengths = [len(prompt) for prompt in prompts]
+        batches = longest_first_batches(lengths, self.batch_size)
+        self.padding[task.name] = round(100 * padding_share(lengths, batches), 1)
         with self.folder.open(task.name) if self.folder else contextlib.nullcontext() as file:
-            for batch in longest_first_batches([len(p) for p in prompts], self.batch_size):
+            for batch in batches:
                 missing = [i for i in batch if work.examples[i].index not in done]
                 if not missing:
                     continue
