@@ -96,7 +96,8 @@ def _write(examples: Examples, file: Path) -> None:
         np.fromiter((token for row in examples.rows for token in row[name]), dtype=np.int32)
         for name in ("input_ids", "labels")
     )
-    tensors = {"ids": ids, "labels": labels, "lengths": lengths, "counts": counts}
+    tensors: dict[str, Any] = {"ids": ids, "labels": labels}
+    tensors |= {"lengths": lengths, "counts": counts}
     content = save(tensors, metadata={"checksum": _checksum(tensors)})
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, part = tempfile.mkstemp(dir=file.parent, suffix=".part")
