@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 from torch.utils.checkpoint import CheckpointError
@@ -157,6 +158,51 @@ def test_a_step_that_the_scaler_skips_does_not_count(fused: bool, unscale: bool)
     assert dls.history == clean.history
     assert max(dls.history[0]["scores"]) < 100  # unscaled
     assert same(snapshot(model), snapshot(clean_model))
+
+
+def test_norms_outside_the_optimizer_are_scored_without_the_loss_scale() -> None:
+    """A scaler unscales what the optimizer holds; the guide's order scores before that."""
+
+    def scores(scale: float) -> list[float]:
+        model = lora()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+        dls = DynamicLayerSelection(model, optimizer, DlsConfig(interval=1, warmup=0))
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale(model(**batch(1)).loss).backward()
+        dls.select(scaler.get_scale())
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        return dls.history[0]["scores"]
+
+    assert scores(1024.0) == scores(1.0)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_step_that_is_given_up_leaves_no_gradient_behind(
+    set_to_none: bool, wrapped: bool
+) -> None:
+    """Of norms that are only scored too, which an optimizer of what trains does not hold."""
+
+    def run(given_up: int | None) -> DynamicLayerSelection:
+        model = lora()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        plain = torch.optim.AdamW(trained, lr=0.01)
+        optimizer = AcceleratedOptimizer(plain) if wrapped else plain
+        dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
+        for t in range(1, 8):
+            if t == given_up:
+                (model(**batch(99)).loss * torch.nan).backward()
+                optimizer.zero_grad(set_to_none=set_to_none)
+            model(**batch(t)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=set_to_none)
+        dls.detach()
+        assert "zero_grad" not in vars(plain)
+        return dls
+
+    Accelerator(cpu=True)
+    assert run(3).history == run(None).history
 
 
 @pytest.mark.parametrize("make", [lora, lora_and_norms, rosa])

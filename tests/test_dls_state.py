@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -16,10 +17,12 @@ from rosa.errors import RosaError
 from tests.dls_models import (
     EVERY_THIRD,
     adamw,
+    batch,
     full,
     lora,
     same,
     snapshot,
+    tiny_llama,
     train_step,
 )
 
@@ -89,6 +92,22 @@ def test_state_of_another_model_or_format_is_refused() -> None:
         dls.load_state_dict({**dls.state_dict(), "version": 99})
 
 
+def test_a_state_whose_layers_cannot_train_is_refused() -> None:
+    def some(layers: list[int]) -> tuple[nn.Module, torch.optim.Optimizer]:
+        config = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=layers)
+        model = get_peft_model(tiny_llama(), config)
+        return model, adamw(model)
+
+    lower = some([0, 1])
+    dls = DynamicLayerSelection(*lower, DlsConfig(interval=1, warmup=0, k_ratio=1))
+    train_step(*lower, 1)
+    state = dls.state_dict()
+    dls = DynamicLayerSelection(*some([1, 2, 3, 5]), DlsConfig(interval=1, warmup=0))
+    with pytest.raises(RosaError, match=r"trains layers 0-1, and those .* are 1-3, 5: resume with"):
+        dls.load_state_dict(state)
+    assert dls.selected is None
+
+
 def test_history_is_a_copy_in_the_state() -> None:
     model = full()
     optimizer = adamw(model)
@@ -121,6 +140,56 @@ def test_after_detach_training_is_plain_again() -> None:
         train_step(model, optimizer, t)
         train_step(plain, other, t)
     assert same(snapshot(model), snapshot(plain))
+
+
+def test_after_detach_its_methods_have_no_effect() -> None:
+    """Also on another selection that holds the model by then."""
+    model = lora()
+    optimizer = adamw(model)
+    old = DynamicLayerSelection(model, optimizer, DlsConfig(interval=1, warmup=0))
+    train_step(model, optimizer, 1)
+    state = old.state_dict()
+    old.detach()
+    assert not old.attached
+    new = DynamicLayerSelection(model, optimizer, DlsConfig(interval=2, warmup=0))
+    asked = [p.requires_grad for p in model.parameters()]
+    model(**batch(2)).loss.backward()
+    gradients = [p.grad is None for p in model.parameters()]
+    old.select()
+    old.freeze_again()
+    old.load_state_dict(state)
+    old.detach()
+    assert [p.requires_grad for p in model.parameters()] == asked
+    assert [p.grad is None for p in model.parameters()] == gradients
+    optimizer.step()
+    optimizer.zero_grad()
+    old.detach()
+    train_step(model, optimizer, 3)
+    assert [record["step"] for record in new.history] == [2]
+    assert len(old.history) == 1
+
+
+@pytest.mark.parametrize("how", ["thawed", "adapter"])
+def test_what_begins_to_train_later_is_refused(how: str) -> None:
+    model = lora()
+    optimizer = adamw(model)
+    dls = DynamicLayerSelection(model, optimizer, DlsConfig(interval=2, warmup=0))
+    if how == "thawed":
+        model.requires_grad_()
+    else:
+        model.add_adapter("other", LoraConfig(r=2, target_modules=["v_proj"]))
+        model.set_adapter("other")
+        added = [p for name, p in model.named_parameters() if ".other." in name]
+        optimizer.add_param_group({"params": added})
+    train_step(model, optimizer, 1)
+    with pytest.raises(RosaError, match=r"of layer 0 trains, and it did not when DLS was attached"):
+        train_step(model, optimizer, 2)
+    optimizer.zero_grad()
+    dls.detach()
+    dls = DynamicLayerSelection(model, optimizer, DlsConfig(interval=2, warmup=0))
+    train_step(model, optimizer, 1)
+    train_step(model, optimizer, 2)
+    assert dls.selected is not None
 
 
 def test_a_run_in_which_it_never_chose_is_a_warning() -> None:

@@ -31,6 +31,7 @@ from tests.dls_models import (
 
 NORMS = ["input_layernorm", "post_attention_layernorm"]
 CONFIG = DlsConfig(interval=3, warmup=2, p_exploit=0.5, seed=1)
+RANDOM = DlsConfig(interval=3, p_exploit=0.0, warmup=0, seed=2)
 STEPS = 9
 
 
@@ -319,6 +320,26 @@ def test_a_run_that_broke_off_can_be_started_again(tmp_path: Path) -> None:
         trainer.train()
     trainer.train()
     assert [record["step"] for record in history(tmp_path)] == [3, 6, 9]
+
+
+def test_another_callback_can_take_over_from_a_run_that_broke_off(tmp_path: Path) -> None:
+    class Break(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs) -> None:
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    model, other, old, new = lora(), lora(), DlsCallback(CONFIG), DlsCallback(RANDOM)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", model, old, Break())
+    with pytest.raises(RosaError, match=r"call detach\(\)"):
+        train(tmp_path / "one", model, new)
+    assert old.dls is not None
+    old.dls.detach()
+    model.load_state_dict(other.state_dict())
+    train(tmp_path / "one", model, new)
+    train(tmp_path / "two", other, DlsCallback(RANDOM))
+    assert history(tmp_path / "one") == history(tmp_path / "two")
+    assert same(snapshot(model), snapshot(other))
 
 
 @dataclasses.dataclass

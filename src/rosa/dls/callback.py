@@ -152,6 +152,8 @@ class DlsCallback(TrainerCallback, ExportableState):
         def select() -> None:
             if accumulation is not None and not accumulation.sync_gradients:
                 return  # not yet the step's last backward
+            if not dls.attached:
+                return  # given back by the user after a run that broke off
             if dls.scoring and self._selected_in == dls.step + 1:
                 raise RosaError(
                     f"DLS chose at step {dls.step + 1} by the first of two backward passes, which "

@@ -8,9 +8,14 @@ nobody needs them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
+import torch
 from torch import nn
+
+from rosa.errors import RosaError
 
 
 class LayerParameters:
@@ -33,6 +38,7 @@ class LayerParameters:
         scored: Sequence[Sequence[nn.Parameter]],
     ) -> None:
         outside = _parameters_outside(model, layers)
+        self._layers, self._outside = layers, outside
         self._owners: dict[nn.Parameter, set[int]] = {}
         for index, layer in enumerate(layers):
             for parameter in layer.parameters():
@@ -68,13 +74,58 @@ class LayerParameters:
         for parameter, owners in self._owners.items():
             if not _trains(owners, selected):
                 parameter.grad = None
+        self.drop_only_scored()
+
+    def drop_only_scored(self) -> None:
+        """Take away the gradients of norms only scored, which no optimizer has to hold."""
         for parameter in self.only_scored:
             parameter.grad = None
+
+    def refuse_newcomers(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raise a `RosaError` where something in the layers trains that did not at the start."""
+        held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        held -= {*self._owners, *self.only_scored, *self._outside}
+        for index, layer in enumerate(self._layers):
+            for name, parameter in layer.named_parameters():
+                if parameter.requires_grad and parameter in held:
+                    raise RosaError(
+                        f"{name} of layer {index} trains, and it did not when DLS was attached, so "
+                        "DLS cannot freeze it: call detach() and attach DLS anew after switching "
+                        "adapters or changing requires_grad"
+                    )
 
     def restore(self) -> None:
         """Give every parameter the `requires_grad` it came with."""
         self.ask_gradients(None, scoring=False)
         self.drop_gradients(None)
+
+
+def at_zero_grad(optimizer: torch.optim.Optimizer, act: Callable[[], None]) -> Callable[[], None]:
+    """Call `act` at every `optimizer.zero_grad()`, for which PyTorch has no hook.
+
+    Returns:
+        What undoes it.
+    """
+    found = optimizer.__dict__.get("zero_grad")  # what someone else has put before the method
+    zero_grad = optimizer.zero_grad
+    active = True
+
+    @functools.wraps(zero_grad)
+    def zero_grad_and_act(*args: Any, **kwargs: Any) -> None:
+        if active:
+            act()
+        zero_grad(*args, **kwargs)
+
+    def undo() -> None:
+        nonlocal active
+        active = False
+        if optimizer.__dict__.get("zero_grad") is zero_grad_and_act:
+            del optimizer.__dict__["zero_grad"]
+            if found is not None:
+                optimizer.__dict__["zero_grad"] = found
+
+    optimizer.__dict__["zero_grad"] = zero_grad_and_act
+    return undo
 
 
 def _trains(owners: set[int], selected: Collection[int] | None) -> bool:

@@ -24,7 +24,7 @@ from rosa.dls.adalora import hold_importance
 from rosa.dls.backward import at_end_of_backward
 from rosa.dls.config import DlsConfig
 from rosa.dls.engine import Engine, is_rehearsal, refuse_foreign_optimizer
-from rosa.dls.freezing import LayerParameters
+from rosa.dls.freezing import LayerParameters, at_zero_grad
 from rosa.dls.layers import counted_parameters, find_decoder_layers
 from rosa.dls.processes import any_of
 from rosa.dls.scores import layer_scores
@@ -113,6 +113,11 @@ class DynamicLayerSelection:
         """Whether the coming optimizer step is one that scores and chooses."""
         return self.config.chooses_at(self.step + 1, self.total_steps)
 
+    @property
+    def attached(self) -> bool:
+        """Whether it works on the model: until `detach()`, after which nothing has an effect."""
+        return bool(self._step_handles)
+
     def select(self, loss_scale: float = 1.0) -> None:
         """Choose, if this step is one that chooses, and take frozen layers' gradients away.
 
@@ -124,7 +129,10 @@ class DynamicLayerSelection:
         Args:
             loss_scale: what the gradients are still multiplied with (a scaler's `get_scale()`).
         """
+        if not self.attached:
+            return
         if self.scoring and self._any_process_has_new_gradients():
+            self._parameters.refuse_newcomers(self._optimizer)
             self._pending = self._choose(loss_scale)
             self._new_gradients = False
         chosen = self._pending["selected"] if self._pending else self.selected
@@ -137,6 +145,8 @@ class DynamicLayerSelection:
         do not move then either, but their gradients are computed, and gradient checkpointing may
         find another graph than it left. `DlsCallback` calls this around every pass.
         """
+        if not self.attached:
+            return
         engine = self._engine
         scoring = self.scoring and engine.known  # else DDP would take the norms for trained ones
         self._parameters.ask_gradients(self.selected if engine.switches else None, scoring)
@@ -161,7 +171,8 @@ class DynamicLayerSelection:
         """Go on where `state_dict` was taken: same step, choice, history and generator.
 
         Raises:
-            RosaError: the state is of another format or of a model with other layers.
+            RosaError: the state is of another format, of a model with other layers, or of one
+                that trained others of them.
         """
         if state.get("version") != _STATE_VERSION:
             raise RosaError(
@@ -172,6 +183,13 @@ class DynamicLayerSelection:
             raise RosaError(
                 f"this DLS state is of a model with {state['layers']} layers and this one has "
                 f"{len(self._scored)}: resume with the model of that run"
+            )
+        candidates = self._parameters.trainable_layers
+        if self.config.layers is None and not set(state["selected"] or []) <= set(candidates):
+            raise RosaError(
+                f"this DLS state trains layers {_ranges(state['selected'])}, and those of this "
+                f"model that have anything to train are {_ranges(candidates)}: resume with the "
+                "model of that run"
             )
         self._warn_of_changes(state)
         self._seed = state["seed"]
@@ -194,11 +212,14 @@ class DynamicLayerSelection:
 
         Warns if steps were made and none of them chose.
         """
+        if not self.attached:
+            return
         for handle in self._step_handles + self._gradient_handles:
             handle.remove()
         self._step_handles, self._gradient_handles = [], []
         self._unseen.stop()
         self._release_adalora()
+        self._release_zero_grad()
         self._parameters.restore()
         for module in self._ancestors:
             if hasattr(module, ATTACHED):
@@ -220,6 +241,8 @@ class DynamicLayerSelection:
             self._optimizer.register_step_pre_hook(self._before_step),
             self._optimizer.register_step_post_hook(self._after_step),
         ]
+        # A step that is given up (by a scaler, by the user) ends there and not in the hooks.
+        self._release_zero_grad = at_zero_grad(self._optimizer, self._parameters.drop_only_scored)
         if not self._engine.alone:
             self._step_handles.append(at_end_of_backward(self.layers_owner, self._after_backward))
             self._step_handles += self._engine.when_known(
@@ -236,6 +259,8 @@ class DynamicLayerSelection:
     def _prepare_step(self) -> None:
         """Switch gradients on where the next step needs them, and watch the scored ones."""
         self._pending, self._new_gradients = None, False
+        if not self.attached:
+            return
         for handle in self._gradient_handles:
             handle.remove()
         self.freeze_again()
