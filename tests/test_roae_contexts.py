@@ -1,13 +1,15 @@
-"""What others do around a model: keep its operations, transform it, trace it."""
+"""What others do around a model: keep its operations, transform it, trace it, run it in threads."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import (
@@ -16,7 +18,11 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from tests.adapters import adapted
+from rosa import RosaConfig
+from rosa.errors import RosaError
+from rosa.ops import use
+from tests.adapters import SMALL, adapted, randomise
+from tests.architectures import BY_NAME
 from tests.reference import relative_error
 from tests.tiny_models import random_tokens
 
@@ -105,6 +111,32 @@ def test_a_trace() -> None:
     assert relative_error(traced(TOKENS), plain(TOKENS)) < EXACT
 
 
+def test_second_derivatives_are_refused_or_right() -> None:
+    """PyTorch's own refusal does not reach `torch.autograd.grad`, which would leave terms out."""
+    model = adapted("llama-gqa", dtype=torch.float64)
+    model.get_base_model().set_attn_implementation("eager")  # others have no second derivatives
+    weights = list(trained(model).values())
+    first = torch.autograd.grad(loss_of(model), weights, create_graph=True)
+    with pytest.raises(RosaError, match="second derivatives"):
+        torch.autograd.grad(sum(g.square().sum() for g in first), weights, allow_unused=True)
+    with use("reference"):
+        first = torch.autograd.grad(loss_of(model), weights, create_graph=True)
+        direction = [torch.randn_like(weight) for weight in weights]
+        along = sum((g * d).sum() for g, d in zip(first, direction, strict=True))
+        second = torch.autograd.grad(along, weights)
+    step = 1e-3
+
+    def moved(by: float) -> list[Tensor]:
+        with torch.no_grad():
+            for weight, d in zip(weights, direction, strict=True):
+                weight.add_(d, alpha=by)
+        return list(gradients(model).values())
+
+    after, before = moved(step), moved(-2 * step)
+    for found, plus, minus in zip(second, after, before, strict=True):
+        assert relative_error(found, (plus - minus) / (2 * step)) < 1e-2
+
+
 @pytest.mark.parametrize("how", ["global hook", "another forward"])
 def test_outputs_that_others_keep_stay_as_they_were(how: str) -> None:
     model = adapted("llama-gqa")
@@ -129,3 +161,24 @@ def test_outputs_that_others_keep_stay_as_they_were(how: str) -> None:
         loss_of(model)
     [(output, before)] = kept
     assert torch.equal(output, before)
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3"])  # two modules, one fused module
+def test_several_threads_with_one_model(name: str) -> None:
+    model = get_peft_model(BY_NAME[name].build(), RosaConfig(**SMALL)).eval()
+    randomise(model)
+    rows = [TOKENS[:, : 2 + index % 5] for index in range(8)] * 4
+
+    @torch.no_grad()
+    def logits(row: Tensor) -> Tensor:
+        return model(input_ids=row, use_cache=False).logits
+
+    expected = [logits(row) for row in rows]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(logits, rows))
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(map(torch.equal, found, expected))

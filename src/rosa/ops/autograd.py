@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rosa.ops import plain
+from rosa.ops.first_order import first_order
 from rosa.ops.turning import Turning
 from rosa.ops.variants import Variant
 
@@ -92,7 +92,7 @@ class _Modulate(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> Any:
         kept, source, *turns = ctx.saved_tensors
         turning = Turning(*turns) if turns else None

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn.modules.module import _has_any_global_hook
+
+from rosa.ops.first_order import first_order
 
 
 def recomputed(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ class _Recomputed(torch.autograd.Function):
         return result.detach() if result is x else result
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> Any:
         # Stand-ins for all inputs: hooks of the parameters themselves run once, outside of here.
         needed = ctx.needs_input_grad[1:]

@@ -16,9 +16,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
+from rosa.ops.first_order import first_order
 from rosa.ops.recompute import has_hooks, recomputed
 from rosa.ops.variants import chosen
 
@@ -96,7 +96,7 @@ class _RmsNorm(torch.autograd.Function):
         return norm(x)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)

@@ -28,7 +28,7 @@ from rosa.ops import Turning, Variant, chosen, recomputed, turning_of
 from rosa.roae.checks import check_one_adapter
 from rosa.roae.config import RosaConfig
 from rosa.roae.folding import Folded, fold
-from rosa.roae.handover import hand_over, handed_over, take_back
+from rosa.roae.handover import forget, hand_over, handed_over, take_back
 from rosa.roae.modulation import Modulation, Source
 from rosa.roae.norms import NormWrapper
 from rosa.roae.projection import PREFIX, Stages, build_projection, low_rank_gqa
@@ -272,6 +272,7 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
             hooks = module._forward_hooks
             for key in [key for key, hook in hooks.items() if hook is _modulate_output]:
                 del hooks[key]
+                forget(module)
         return self.base_layer
 
     def cast_as_base_layer(self, adapter_name: str) -> None:
