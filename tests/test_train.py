@@ -170,6 +170,14 @@ def test_a_folder_with_another_run_is_left_alone(recipe: Recipe) -> None:
     assert (folder / "adapter_model.safetensors").read_bytes() == before
 
 
+def test_a_refused_choice_of_layers_leaves_the_folder_free(recipe: Recipe) -> None:
+    refused = replace(recipe, dls=DlsConfig(layers=[99]))
+    with pytest.raises(RosaError, match="names 99"):
+        train(refused, say=str)
+    corrected = replace(recipe, dls=DlsConfig(layers=[0]), max_steps=2)
+    assert train(corrected, say=str).finished
+
+
 def test_resuming_another_recipe_is_refused(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,7 +32,13 @@ from rosa.study.run_folder import RunFolder, drop_lines_after
 from rosa.study.sources import hold_out, sample, training_records
 from rosa.study.team import by_the_first, connect, is_first, share_of, team_size
 from rosa.study.token_cache import cached_examples
-from rosa.study.trainer import GuardedTrainer, PreparedRun, build_trainer, stop_on_signals
+from rosa.study.trainer import (
+    GuardedTrainer,
+    PreparedRun,
+    build_trainer,
+    stop_on_signals,
+    try_selection,
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,7 @@ def train(
     check_vocabulary(model, tokenizer, recipe.model)
     say(describe_parameters(model))
     prepared = PreparedRun(recipe, model, tokenizer, train_set, validation_set, total_steps)
+    try_selection(prepared)
     held = folder_in_use(folder.path) if is_first() else nullcontext()
     with held, told_if_unwritable(folder.path, lambda: _goes_on(folder)):
         checkpoint = by_the_first(lambda: _open(folder, prepared, resume))

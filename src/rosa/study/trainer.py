@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from trl import SFTConfig, SFTTrainer
 
-from rosa.dls import DlsCallback
+from rosa.dls import DlsCallback, DynamicLayerSelection
 from rosa.errors import DivergedError
 from rosa.study.adalora import (
     AdaLoraAllocation,
@@ -51,6 +52,17 @@ class PreparedRun:
     train_set: Examples
     validation_set: Examples
     total_steps: int
+
+
+def try_selection(run: PreparedRun) -> None:
+    """Raises RosaError where DLS would refuse this run, while nothing of it is on disk yet."""
+    if run.recipe.dls is None:
+        return
+    trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run itself will say them
+        optimizer = torch.optim.SGD(trained, lr=0.0)
+        DynamicLayerSelection(run.model, optimizer, run.recipe.dls, run.total_steps).detach()
 
 
 class GuardedTrainer(SFTTrainer):
