@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo demo-record tiny-study test lint nightly versions real clean
+.PHONY: install demo demo-record tiny-study test lint nightly versions bench real clean
 
 install: .venv/installed
 
@@ -21,6 +21,10 @@ demo-record: install
 	$(BIN)/rosa demo --output_dir runs/demo-record
 	cp runs/demo-record/demo.json docs/results/demo.json
 	$(BIN)/python docs/generate.py
+
+# Time and memory beside the frozen model and other methods; docs/performance.md. Run it alone.
+bench: install
+	$(BIN)/python -m benchmarks.performance
 
 # The comparison of all methods on the toy model, two to three hours; docs/tiny_study.md.
 tiny-study: install

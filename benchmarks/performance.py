@@ -1,0 +1,280 @@
+"""How much RoSA costs beside the frozen model and beside other methods: time, memory, decoding.
+
+python -m benchmarks.performance                   # measures on the CPU, 20 minutes
+python -m benchmarks.performance --device cuda     # the same on a GPU, with a larger model
+python -m benchmarks.performance --parts decode    # some parts anew, the others as they are
+python -m benchmarks.performance --render          # only the page anew, from the figures
+
+Writes docs/results/performance_<device>.json after every part, then the tables and the picture of
+docs/performance.md. All contenders of a part run in one process, in turns; a figure is the median
+of the ratios to the first one in the same round. Run it when nothing else runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.contenders import (
+    CONTENDERS,
+    SIZES,
+    Contender,
+    Inference,
+    Training,
+    rosa,
+    spread,
+    upper,
+)
+from benchmarks.measure import Timing, interleaved, saved_bytes
+from benchmarks.performance_page import RESULTS, render
+from rosa.study.environment import describe_environment
+
+Row = dict[str, Any]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FEW = ("floor", "lora", "rosa", "rosa_pre", "rosa_dls")
+DECODING = ("floor", "lora", "rosa", "rosa_pre")
+SHAPES = ((4, 256), (1, 1024))
+LENGTHS = (128, 256, 512, 1024, 2048)
+SHARES = (1.0, 0.5, 0.25, 0.1)
+
+
+class Bench:
+    """One device, and how often everything is repeated on it."""
+
+    def __init__(self, device: str, repeats: int) -> None:
+        self.device, self.repeats = device, repeats
+        self.small = "2048x16" if device == "cuda" else "512x8"
+        self.large = "2048x16" if device == "cuda" else "1024x6"
+
+    def wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def training(
+        self,
+        size: str,
+        shape: tuple[int, int],
+        contenders: dict[str, Contender],
+        dtype: str = "float32",
+        repeats: int | None = None,
+    ) -> list[Row]:
+        """Time of a training step and bytes saved for backward, of each contender."""
+        where = {"size": size, "batch": shape[0], "length": shape[1], "dtype": dtype}
+        runs = {name: self._trainee(size, shape, c, dtype) for name, c in contenders.items()}
+        saved, peaks = {}, {}
+        for name, run in runs.items():
+            saved[name] = saved_bytes(run.forward, resident=run.resident())
+            peaks[name] = self._peak(run)
+        timings = interleaved(
+            {name: run.step for name, run in runs.items()},
+            repeats or self.repeats,
+            wait=self.wait,
+        )
+        return [
+            {
+                "contender": name,
+                "title": contenders[name].title,
+                **where,
+                "trainable": run.trainable,
+                "saved_bytes": saved[name],
+                "peak_bytes": peaks[name],
+                **figures(timings[name]),
+            }
+            for name, run in runs.items()
+        ]
+
+    def inference(self, size: str, batch: int, prompt: int, dtype: str = "float32") -> list[Row]:
+        """Time of reading a prompt, and of eight tokens after it."""
+        where = {"size": size, "batch": batch, "length": prompt, "dtype": dtype}
+        models = {
+            name: Inference(
+                CONTENDERS[name], SIZES[size].build(DTYPES[dtype], self.device), batch, prompt
+            )
+            for name in DECODING
+        }
+        prefill = self._timed({name: model.prefill for name, model in models.items()})
+        decode = self._timed({name: model.decode for name, model in models.items()}, 3)
+        return [
+            {
+                "contender": name,
+                "title": CONTENDERS[name].title,
+                **where,
+                "prefill": figures(prefill[name]),
+                "decode": figures(decode[name]),
+            }
+            for name in DECODING
+        ]
+
+    def _timed(self, work: dict[str, Callable[[], Any]], often: int = 1) -> dict[str, Timing]:
+        return interleaved(work, often * self.repeats, wait=self.wait)
+
+    def _trainee(
+        self, size: str, shape: tuple[int, int], contender: Contender, dtype: str
+    ) -> Training:
+        model = SIZES[size].build(DTYPES[dtype], self.device)
+        torch.manual_seed(1)
+        batch = torch.randint(0, SIZES[size].vocabulary, shape, device=self.device)
+        return Training(contender, model, batch)
+
+    def _peak(self, run: Training) -> int | None:
+        """Of a step, beyond what is resident; on a CPU `host_peak` tells it."""
+        if self.device != "cuda":
+            return None
+        run.step()  # the optimizer's state is there from now on
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run.step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+
+def figures(timing: Timing) -> Row:
+    """A timing for the JSON."""
+    low, high = timing.spread
+    return {
+        "seconds": round(timing.median, 6),
+        "ratio": round(timing.ratio, 4),
+        "quartiles": [round(low, 4), round(high, 4)],
+        "repeats": len(timing.seconds),
+    }
+
+
+def host_peak(name: str, size: str, shape: tuple[int, int]) -> int:
+    """How far two training steps raise a fresh process's largest resident set, in bytes."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_host_peak, (name, size, shape))
+
+
+def _host_peak(name: str, size: str, shape: tuple[int, int]) -> int:
+    run = Bench("cpu", 1)._trainee(size, shape, CONTENDERS[name], "float32")
+    before = _high_water()
+    run.step()
+    run.step()
+    return _high_water() - before
+
+
+def _high_water() -> int:
+    """The largest resident set so far, of Linux; `getrusage` counts the parent's too."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def chosen(names: Sequence[str]) -> dict[str, Contender]:
+    return {name: CONTENDERS[name] for name in names}
+
+
+def methods(bench: Bench) -> Iterator[Row]:
+    """Every method at the first shape; a few at the others and in half precision."""
+    yield from bench.training(bench.small, SHAPES[0], dict(CONTENDERS))
+    yield from bench.training(bench.small, SHAPES[1], chosen(FEW))
+    if bench.large != bench.small:
+        yield from bench.training(bench.large, SHAPES[0], chosen(FEW))
+    yield from bench.training(bench.small, SHAPES[0], chosen(FEW), "bfloat16")
+
+
+def lengths(bench: Bench) -> Iterator[Row]:
+    """How the cost goes with the length of one sequence."""
+    for length in LENGTHS:
+        yield from bench.training(bench.small, (1, length), chosen(FEW))
+
+
+def adapters(bench: Bench) -> Iterator[Row]:
+    """How RoSA's cost goes with its rank and the share of dimensions."""
+    variants = {"floor": CONTENDERS["floor"]}
+    for r in (16, 64, 128, 256):
+        variants[f"r={r}"] = Contender(f"r={r}, r_low=0.25", rosa(r=r))
+    for r_low in (0.125, 0.5, 1.0):
+        variants[f"r_low={r_low}"] = Contender(f"r=128, r_low={r_low}", rosa(r_low=r_low))
+    yield from bench.training(bench.small, SHAPES[0], variants)
+
+
+def layer_selection(bench: Bench) -> Iterator[Row]:
+    """Between two choices: the step and the saved bytes by the share of layers that train."""
+    for method in ("rosa", "lora", "full"):
+        whole = (
+            Contender("all weights of the layers", "layers")
+            if method == "full"
+            else CONTENDERS[method]
+        )
+        variants = {"none": whole}
+        for share in SHARES:
+            for where, choose in (("spread", spread(share)), ("upper", upper(share))):
+                if where == "spread" or share == 0.5:
+                    variants[f"{where} {share}"] = replace(whole, layers=choose)
+        for row in bench.training(bench.small, SHAPES[0], variants):
+            yield row | {"method": method}
+
+
+def decode(bench: Bench) -> Iterator[Row]:
+    for batch in (1, 32):
+        yield from bench.inference(bench.small, batch, 128)
+    if bench.large != bench.small:
+        yield from bench.inference(bench.large, 1, 128)
+
+
+def host_memory(bench: Bench) -> Iterator[Row]:
+    """The largest resident set of a training process, above what it had before the first step."""
+    if bench.device == "cpu":
+        for name in FEW:
+            peak = host_peak(name, bench.small, SHAPES[0])
+            yield {"contender": name, "title": CONTENDERS[name].title, "peak_bytes": peak}
+
+
+PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "methods": methods,
+    "lengths": lengths,
+    "adapters": adapters,
+    "layer_selection": layer_selection,
+    "decode": decode,
+    "host_memory": host_memory,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--repeats", type=int, default=7, help="rounds that count")
+    parser.add_argument("--render", action="store_true", help="only write the page anew")
+    args = parser.parse_args()
+    if not args.render:
+        measure(Bench(args.device, args.repeats), args.parts)
+    render()
+
+
+def measure(bench: Bench, parts: Sequence[str]) -> None:
+    """Runs each part in a process of its own, since the C library keeps what the last one freed."""
+    for part in parts:
+        process = multiprocessing.get_context("spawn").Process(target=_measure, args=(bench, part))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise SystemExit(process.exitcode)
+
+
+def _measure(bench: Bench, part: str) -> None:
+    """Runs a part and puts its figures beside those of the others."""
+    rows = []
+    for row in PARTS[part](bench):
+        rows.append(row)
+        print(part, json.dumps(row), flush=True)
+        gc.collect()
+    path = RESULTS / f"performance_{bench.device}.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    environment = describe_environment() | {"threads": torch.get_num_threads()}
+    found[part] = {"environment": environment, "rows": rows}
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

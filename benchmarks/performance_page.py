@@ -1,0 +1,240 @@
+"""Tables and picture of docs/performance.md, from docs/results/performance_<device>.json."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rosa.study.canvas import canvas
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+RESULTS, PAGE = DOCS / "results", DOCS / "performance.md"
+PICTURE = DOCS / "images" / "performance.png"
+Row = dict[str, Any]
+COLOURS = {"lora": "#b4530a", "rosa": "#0f6ba8", "rosa_dls": "#3a8f5c", "rosa_pre": "#7a5ca8"}
+# What is aimed at: whose, which ratio, at most.
+STEP, SAVED = "step / frozen model", "saved for backward / frozen model"
+TARGETS = [
+    ("RoSA", STEP, 1.05), ("RoSA + DLS, k 0.5", STEP, 1.03),
+    ("RoSA", SAVED, 1.20), ("RoSA + DLS, k 0.5", SAVED, 1.10),
+]  # fmt: skip
+
+
+def render() -> None:
+    """Writes the tables into the page, and the picture."""
+    found = json.loads((RESULTS / "performance_cpu.json").read_text(encoding="utf-8"))
+    PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+    draw(found["lengths"]["rows"], PICTURE)
+
+
+def rendered(page: str, found: dict[str, Any]) -> str:
+    """The page with each `<!-- table: NAME -->` ... `<!-- /table -->` written anew."""
+
+    def replace(match: re.Match[str]) -> str:
+        part = match[1]
+        measured = f"\n\n{_measured(found['methods' if part == 'targets' else part])}"
+        return f"<!-- table: {part} -->\n{TABLES[part](found)}{measured}\n<!-- /table -->"
+
+    return re.sub(r"<!-- table: (\w+) -->.*?<!-- /table -->", replace, page, flags=re.DOTALL)
+
+
+def _measured(part: dict[str, Any]) -> str:
+    where = part["environment"]
+    versions = where["versions"]
+    return (
+        f"Measured on {where['threads']} threads of an {where['machine']}, torch "
+        f"{versions['torch']}, transformers {versions['transformers']}, peft {versions['peft']}, "
+        f"commit {where['commit']}, {where['date']}."
+    )
+
+
+def methods(found: dict[str, Any]) -> str:
+    """Every method; one table per size, shape and precision."""
+    tables = []
+    for where, rows in _by_place(found["methods"]["rows"]):
+        floor = rows[0]
+        cells = [
+            [
+                row["title"],
+                f"{row['trainable']:,}",
+                _ratio(row),
+                f"{row['saved_bytes'] / 2**20:.0f} MB",
+                f"{row['saved_bytes'] / floor['saved_bytes']:.2f}",
+            ]
+            for row in rows
+        ]
+        tables.append(
+            f"{where}; a step of the frozen model takes {1000 * floor['seconds']:.0f} ms:\n\n"
+            + table(
+                ["", "parameters", "step", "saved for backward", "of the frozen model's"], cells
+            )
+        )
+    return "\n\n".join(tables)
+
+
+def targets(found: dict[str, Any]) -> str:
+    """What is aimed at beside what was measured, in float32."""
+    places = [
+        (where, {row["title"]: row for row in rows})
+        for where, rows in _by_place(found["methods"]["rows"])
+        if rows[0]["dtype"] == "float32"
+    ]
+    cells = []
+    for title, what, most in TARGETS:
+        values = [_of_floor(rows, title, what) for _, rows in places]
+        cells.append([f"{title}: {what}", f"≤ {most:.2f}", *(_judged(v, most) for v in values)])
+    lora = "LoRA, all linears, r=16"
+    ratios = [rows[lora]["seconds"] / rows["RoSA"]["seconds"] for _, rows in places]
+    cells.append(
+        [
+            "step of LoRA, all linears / RoSA",
+            "≥ 1.40",
+            *(f"{r:.2f}" + ("" if r >= 1.4 else " ✗") for r in ratios),
+        ]
+    )
+    bytes_ = [rows["RoSA"]["saved_bytes"] / rows[lora]["saved_bytes"] for _, rows in places]
+    cells.append(["saved: RoSA / LoRA, all linears", "< 1", *(_judged(b, 1) for b in bytes_)])
+    first = table(["training", "aim", *(where for where, _ in places)], cells)
+    return f"{first}\n\n{_decode_targets(found['decode']['rows'])}"
+
+
+def _decode_targets(rows: Sequence[Row]) -> str:
+    places = list(_by_place(rows))
+    cells = []
+    for title in ("RoSA", "RoSA, `pre`"):
+        for what in ("decode", "prefill"):
+            values = []
+            for _, here in places:
+                row = next(row for row in here if row["title"] == title)
+                most = 1.04 if what == "prefill" else 1.10 if row["batch"] == 1 else 1.05
+                values.append(_judged(row[what]["ratio"], most))
+            aim = "≤ 1.04" if what == "prefill" else "≤ 1.10 at batch 1, 1.05 at 32"
+            cells.append([f"{title}: {what} / bare model", aim, *values])
+    return table(["inference", "aim", *(where for where, _ in places)], cells)
+
+
+def decode(found: dict[str, Any]) -> str:
+    tables = []
+    for where, rows in _by_place(found["decode"]["rows"]):
+        cells = [
+            [row["title"].replace("frozen model", "bare model"), _ratio(row["prefill"]),
+             _ratio(row["decode"]), f"{1000 * row['decode']['seconds'] / 8:.1f} ms"]
+            for row in rows
+        ]  # fmt: skip
+        tables.append(f"{where}:\n\n" + table(["", "prefill", "decode", "per token"], cells))
+    return "\n\n".join(tables)
+
+
+def lengths(found: dict[str, Any]) -> str:
+    by_length: dict[int, list[Row]] = {}
+    for row in found["lengths"]["rows"]:
+        by_length.setdefault(row["length"], []).append(row)
+    titles = [row["title"] for row in next(iter(by_length.values()))][1:]
+    cells = []
+    for length, rows in by_length.items():
+        share = [f"{r['saved_bytes'] / rows[0]['saved_bytes']:.2f}" for r in rows[1:]]
+        pairs = zip((f"{r['ratio']:.2f}" for r in rows[1:]), share, strict=True)
+        cells.append([str(length), *(f"{step} / {saved}" for step, saved in pairs)])
+    return table(["tokens", *titles], cells)
+
+
+def adapters(found: dict[str, Any]) -> str:
+    rows = found["adapters"]["rows"]
+    cells = [
+        [row["title"], f"{row['trainable']:,}", _ratio(row),
+         f"{row['saved_bytes'] / rows[0]['saved_bytes']:.2f}"]
+        for row in rows[1:]
+    ]  # fmt: skip
+    return table(["RoSA with", "parameters", "step", "saved for backward"], cells)
+
+
+def layer_selection(found: dict[str, Any]) -> str:
+    by_method: dict[str, list[Row]] = {}
+    for row in found["layer_selection"]["rows"]:
+        by_method.setdefault(row["title"], []).append(row)
+    names = {"spread": "spread from the first layer on", "upper": "the upper half"}
+    cells = []
+    for title, rows in by_method.items():
+        for row in rows[1:]:
+            where, share = row["contender"].split()
+            cells.append([title, share, names[where], _ratio(row),
+                          f"{row['saved_bytes'] / rows[0]['saved_bytes']:.2f}"])  # fmt: skip
+    return table(["", "k_ratio", "the chosen layers", "step", "saved for backward"], cells)
+
+
+def host_memory(found: dict[str, Any]) -> str:
+    cells = [
+        [r["title"], f"{r['peak_bytes'] / 2**20:.0f} MB"] for r in found["host_memory"]["rows"]
+    ]
+    return table(["", "largest resident set, above the model's"], cells)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "targets": targets,
+    "methods": methods,
+    "decode": decode,
+    "lengths": lengths,
+    "adapters": adapters,
+    "layer_selection": layer_selection,
+    "host_memory": host_memory,
+}
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Step and saved bytes by length, as multiples of the frozen model's."""
+    floors = {row["length"]: row for row in rows if row["contender"] == "floor"}
+    title = "What adapting costs, by the length of a sequence"
+    below = "one sequence; 1 is the frozen model with gradients down to its embeddings"
+    with canvas(8.6, 3.6, title, below) as figure:
+        for axes, what in zip(figure.subplots(1, 2), (STEP, SAVED), strict=True):
+            for name, colour in COLOURS.items():
+                own = [row for row in rows if row["contender"] == name]
+                if what == STEP:
+                    values = [row["ratio"] for row in own]
+                else:
+                    values = [r["saved_bytes"] / floors[r["length"]]["saved_bytes"] for r in own]
+                lengths_ = [row["length"] for row in own]
+                label = own[0]["title"].replace("`", "")
+                axes.plot(lengths_, values, marker="o", ms=4, color=colour, label=label)
+            axes.axhline(1, color="#5b6b7a", lw=0.8, ls=":")
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(list(floors), [f"{length:,}" for length in floors])
+            axes.set_xlabel("tokens")
+            axes.set_title(what)
+            axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=8, frameon=False, loc="center right", bbox_to_anchor=(1, 0.62))
+        figure.savefig(path)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _by_place(rows: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
+    """The rows of each size, shape and precision, with its name."""
+    places: dict[str, list[Row]] = {}
+    for row in rows:
+        width, layers = row["size"].split("x")
+        shape = f"{row['batch']} × {row['length']} tokens"
+        where = f"{width} wide, {layers} layers, {shape}, {row['dtype']}"
+        places.setdefault(where, []).append(row)
+    return places.items()
+
+
+def _of_floor(rows: dict[str, Row], title: str, what: str) -> float:
+    if what == STEP:
+        return rows[title]["ratio"]
+    return rows[title]["saved_bytes"] / rows["frozen model"]["saved_bytes"]
+
+
+def _judged(value: float, most: float) -> str:
+    return f"{value:.2f}" + ("" if value <= most + 0.005 else " ✗")
+
+
+def _ratio(row: Row) -> str:
+    low, high = row["quartiles"]
+    return f"{row['ratio']:.2f} ({low:.2f}-{high:.2f})"
