@@ -1,7 +1,7 @@
 """What is different about Gemma3 for RoSA: its norms, scores, rotation and training, in miniature.
 
-python benchmarks/gemma3_norms.py           # measures, one to two minutes of one core
-python benchmarks/gemma3_norms.py --render  # only writes the tables anew from the figures
+python -m benchmarks.gemma3_norms           # measures, one to two minutes of one core
+python -m benchmarks.gemma3_norms --render  # only writes the tables anew from the figures
 
 Writes docs/results/gemma3.json and the tables of docs/gemma3.md. Models are tiny and random, first
 trained on one Markov chain and then adapted to another, so that norms and weights are used.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import statistics
 import time
 from collections import defaultdict
@@ -33,6 +32,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.qwen3 import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
+from benchmarks.pages import filled, table
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 from rosa.dls.layers import active_copy, counted_norms, find_decoder_layers
 from rosa.dls.policy import best, how_many
@@ -288,11 +288,6 @@ def measure() -> dict[str, Any]:
 # --- the page -------------------------------------------------------------------------------------
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [list(head), ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Markdown by name, all figures from `results`."""
     models = results["models"]
@@ -340,13 +335,8 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 
 
 def rendered(page: str, results: dict[str, Any]) -> str:
-    """The page with each `<!-- table: NAME -->` ... `<!-- /table -->` written anew."""
-    made = tables(results)
-
-    def replace(match: re.Match[str]) -> str:
-        return f"<!-- table: {match[1]} -->\n{made[match[1]]}\n<!-- /table -->"
-
-    return re.sub(r"<!-- table: (\w+) -->.*?<!-- /table -->", replace, page, flags=re.DOTALL)
+    """The page with its tables written anew."""
+    return filled(page, tables(results).__getitem__)
 
 
 def main() -> None:

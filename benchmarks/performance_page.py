@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import filled, table
 from rosa.study.canvas import canvas
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -31,14 +31,13 @@ def render() -> None:
 
 
 def rendered(page: str, found: dict[str, Any]) -> str:
-    """The page with each `<!-- table: NAME -->` ... `<!-- /table -->` written anew."""
+    """The page with its tables written anew."""
 
-    def replace(match: re.Match[str]) -> str:
-        part = match[1]
-        measured = f"\n\n{_measured(found['methods' if part == 'targets' else part])}"
-        return f"<!-- table: {part} -->\n{TABLES[part](found)}{measured}\n<!-- /table -->"
+    def made(part: str) -> str:
+        measured = found["methods" if part == "targets" else part]
+        return f"{TABLES[part](found)}\n\n{_measured(measured)}"
 
-    return re.sub(r"<!-- table: (\w+) -->.*?<!-- /table -->", replace, page, flags=re.DOTALL)
+    return filled(page, made)
 
 
 def _measured(part: dict[str, Any]) -> str:
@@ -207,11 +206,6 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=8, frameon=False, loc="center right", bbox_to_anchor=(1, 0.62))
         figure.savefig(path)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _by_place(rows: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:

@@ -1,6 +1,6 @@
 """How far RoSA's results move with the precision they are computed in: logits, then training.
 
-python benchmarks/precision.py    # some minutes of two cores; writes docs/results/precision.json
+python -m benchmarks.precision    # some minutes of two cores; writes docs/results/precision.json
 python docs/generate.py           # fills in the tables of docs/precision.md
 
 Logits: a model and its adapter in float32 against the same in less. Training: the embedded toy

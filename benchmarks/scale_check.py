@@ -1,6 +1,6 @@
 """Checks the formulas of memory against what PyTorch keeps, at sizes that fit: docs/scale.md.
 
-python benchmarks/scale_check.py     # writes docs/results/scale.json, about two minutes
+python -m benchmarks.scale_check     # writes docs/results/scale.json, about two minutes
 
 Bytes saved for backward are counted storage by storage, those of weights parameter by parameter:
 neither depends on the machine. Weights are random; shapes, as they are in real models.
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import saved_bytes
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from benchmarks.measure import saved_bytes
 from rosa.study import activations
 from rosa.study.activations import Batch, Shape, Tuning
 from rosa.study.budget import model_shape

@@ -237,7 +237,7 @@ def precision_training() -> str:
         f"rosa-tiny on {settings['task']}: {settings['steps']} steps of {settings['batch']} rows "
         f"at a learning rate of {settings['learning_rate']}, {settings['seeds']} seeds (in "
         f"brackets), {settings['questions']} held-out questions, asked in the precision of the "
-        f"training; {measured_on(record)}, by `python benchmarks/precision.py --steps "
+        f"training; {measured_on(record)}, by `python -m benchmarks.precision --steps "
         f"{settings['steps']} --seeds {settings['seeds']} --questions {settings['questions']}`."
     )
     return "\n".join([*lines, "", said])

@@ -83,7 +83,7 @@ def check_table() -> str:
     for row in record["weights"]:
         lines.append(f"| {row['model']} | | {row['weights']} | weights | {_compared(row)}")
     versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("torch", "transformers"))
-    by = f"By `python benchmarks/scale_check.py` with {versions} (commit {record['commit']})."
+    by = f"By `python -m benchmarks.scale_check` with {versions} (commit {record['commit']})."
     return "\n".join([*lines, "", by])
 
 

@@ -171,4 +171,4 @@ def test_rationales_written_to_train_models_are_read_better(shared_data):
 @pytest.mark.parametrize("opening", ["answer " * 400, "#" * 2000, "answer is " + "*" * 3000])
 def test_a_long_response_is_read_in_no_time(opening):
     for task in built_in_tasks().values():
-        task.parse(opening, "strict")
+        assert task.parse(opening, "strict") is None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from rosa.cli.main import main
@@ -334,6 +335,9 @@ class TestClaim:
     def test_a_study_may_grow(self, tmp_path: Path) -> None:
         claim(tmp_path, make_grid())
         claim(tmp_path, make_grid(seeds=[1, 2, 3], methods=["lora", "rosa", "dora"]))
+        kept = yaml.safe_load((tmp_path / "grid.yaml").read_text(encoding="utf-8"))
+        assert kept["seeds"] == [1, 2, 3]
+        assert kept["methods"] == ["lora", "rosa", "dora"]
 
     def test_what_its_runs_share_must_stay(self, tmp_path: Path) -> None:
         claim(tmp_path, make_grid())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -106,6 +107,21 @@ def test_a_state_whose_layers_cannot_train_is_refused() -> None:
     with pytest.raises(RosaError, match=r"trains layers 0-1, and those .* are 1-3, 5: resume with"):
         dls.load_state_dict(state)
     assert dls.selected is None
+
+
+def test_a_damaged_state_is_told() -> None:
+    model = full()
+    dls = DynamicLayerSelection(model, adamw(model), DlsConfig(interval=1, warmup=0))
+    with pytest.raises(RosaError, match="is damaged, it has no config, history, layers"):
+        dls.load_state_dict({"version": 1})
+
+
+def test_a_copy_of_an_attached_model_is_told_when_to_copy() -> None:
+    model = full()
+    DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
+    twin = copy.deepcopy(model)
+    with pytest.raises(RosaError, match="before a model is copied"):
+        DynamicLayerSelection(twin, adamw(twin), EVERY_THIRD)
 
 
 def test_history_is_a_copy_in_the_state() -> None:

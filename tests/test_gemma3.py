@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,6 +22,7 @@ from transformers.models.llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3 import Qwen3Config
 
+from benchmarks import gemma3_norms
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 from rosa.dls.layers import counted_parameters, find_decoder_layers
 from rosa.dls.scores import layer_scores
@@ -44,18 +43,6 @@ CONFIGS: dict[str, Any] = {
     "llama": lambda: LlamaConfig(**SIZES),
 }
 TOKENS = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    """benchmarks/gemma3_norms.py as a module."""
-    path = ROOT / "benchmarks" / "gemma3_norms.py"
-    spec = importlib.util.spec_from_file_location("gemma3_norms", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def tiny(name: str) -> PreTrainedModel:
@@ -112,11 +99,11 @@ def test_scores_are_finite_and_comparable_across_layers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_scores_fall_as_the_scales_of_norms_grow(name: str, benchmark: ModuleType) -> None:
+def test_scores_fall_as_the_scales_of_norms_grow(name: str) -> None:
     """Eq. 5 sees a norm's scale: the same function, written with a scale c times as large, scores
     1/c. So scores compare layers as far as their norms' scales compare (docs/gemma3.md)."""
     factors = [0.1, 10.0, 1.0, 3.0, 1.0, 0.3]
-    plain, rescaled = tiny(name), benchmark.rescale(tiny(name), factors)
+    plain, rescaled = tiny(name), gemma3_norms.rescale(tiny(name), factors)
     with torch.no_grad():
         logits = [model(input_ids=TOKENS).logits for model in (plain, rescaled)]
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-3, atol=1e-4)
@@ -166,9 +153,9 @@ def test_training_is_stable(name: str, train_norms: bool, dls: bool) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_the_page_shows_the_recorded_figures(benchmark: ModuleType) -> None:
-    results = json.loads(benchmark.RESULTS.read_text(encoding="utf-8"))
-    page = benchmark.PAGE.read_text(encoding="utf-8")
-    assert benchmark.rendered(page, results) == page
-    for name in benchmark.tables(results):
+def test_the_page_shows_the_recorded_figures() -> None:
+    results = json.loads(gemma3_norms.RESULTS.read_text(encoding="utf-8"))
+    page = gemma3_norms.PAGE.read_text(encoding="utf-8")
+    assert gemma3_norms.rendered(page, results) == page
+    for name in gemma3_norms.tables(results):
         assert f"<!-- table: {name} -->" in page

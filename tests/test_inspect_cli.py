@@ -96,7 +96,7 @@ def test_in_python(model: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--layer", "2"], "small has no layer 2 with rotary position embeddings; it has 0 to 1"),
+        (["--layer", "2"], "small has no layer 2 with rotary position embeddings; it has 0-1"),
         (["--layer", "-1"], "has no layer -1"),
         (["--data", "absent.txt"], "there is no data file absent.txt"),
         (["--data", "absent.json"], "there is no data file absent.json"),
@@ -123,7 +123,7 @@ def test_a_file_is_no_folder_to_draw_into(model: str, tmp_path: Path, capsys) ->
     for out in (tmp_path / "notes.txt", tmp_path / "notes.txt" / "pictures"):
         assert main(["inspect", model, "--text", "A B", "--out", str(out)]) == 2
         said = capsys.readouterr().err
-        assert "a file; name a folder" in said
+        assert "is a file; name another folder" in said
         assert len(said.splitlines()) == 1
 
 

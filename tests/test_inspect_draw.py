@@ -14,12 +14,13 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from rosa.errors import RosaError
+from rosa.ranges import runs
 from rosa.rope import RopeLayout, Tap
 from rosa.study.inspect import Inspection, Texts, draw_adapter, draw_comparison, draw_figure1
 from rosa.study.inspect.activations import low_dimensions
 from rosa.study.inspect.adapter_effect import PERCENTILES, Distribution, LayerEffect
 from rosa.study.inspect.capture import LayerStates
-from rosa.study.inspect.maps import colour_scale, runs
+from rosa.study.inspect.maps import colour_scale
 
 SHAPES = {"tiny": (6, 4, 2, 32), "large": (80, 64, 8, 128), "least": (1, 1, 1, 4)}
 
@@ -153,7 +154,7 @@ def test_a_scale_that_is_cut_says_so() -> None:
 
 def test_what_cannot_be_drawn(tmp_path: Path) -> None:
     base = made_up(adapter=False)
-    with pytest.raises(RosaError, match=r"has no layer 6 .*; it has 0 to 5"):
+    with pytest.raises(RosaError, match=r"has no layer 6 .*; it has 0-5"):
         draw_figure1(base, tmp_path / "1.png", layer=6)
     with pytest.raises(RosaError, match="has no adapter"):
         draw_comparison(base, tmp_path / "2.png")

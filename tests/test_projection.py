@@ -238,6 +238,8 @@ def test_the_same_function_may_be_registered_again() -> None:
     exec(code, again)
     register_projection("cell", first["factory"])  # type: ignore[arg-type]
     register_projection("cell", again["factory"])  # type: ignore[arg-type]
+    assert projection._factories["cell"] is again["factory"]
+    assert RosaConfig(projection="cell").projection == "cell"
 
 
 def _zero(rows: int, columns: int) -> nn.Linear:

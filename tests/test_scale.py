@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import Gemma2Config, MixtralConfig, Qwen2Config, Qwen3Config
 
+from benchmarks.scale_check import estimated, llama, measured
 from rosa.errors import RosaError
 from rosa.study.activations import Batch, Shape, Tuning
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-from scale_check import estimated, llama, measured
-
-sys.path.pop(0)
 
 FLOOR = Tuning()
 ROSA = Tuning("rosa", {"r": 16})

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from rosa.errors import RosaError
+from rosa.study.files import why_unwritable
 
 
 def check_folder(path: Path, option: str = "--out") -> None:
@@ -14,10 +14,5 @@ def check_folder(path: Path, option: str = "--out") -> None:
     Raises:
         RosaError: it cannot; names the option that it came from.
     """
-    absolute = path.absolute()
-    existing = next(place for place in (absolute, *absolute.parents) if place.exists())
-    if not existing.is_dir():
-        what = "is" if existing == absolute else f"lies in {existing}, which is"
-        raise RosaError(f"{option} {path} {what} a file; name a folder")
-    if not os.access(existing, os.W_OK):
-        raise RosaError(f"{option} {path} cannot be written; name another folder")
+    if why := why_unwritable(path):
+        raise RosaError(f"{option} {path}: {why}; name another folder")

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from rosa.dls.processes import any_of, connected, mean_gradients, processes
+from rosa.dls.processes import any_of, connected, device_of, mean_gradients, processes
 from rosa.errors import RosaError
 
 
@@ -180,7 +180,7 @@ def is_rehearsal(optimizer: torch.optim.Optimizer) -> bool:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
     local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-    return bool(local) and not any_of(any(bool(g.any()) for g in local), parameters)
+    return bool(local) and not any_of(any(bool(g.any()) for g in local), device_of(parameters))
 
 
 def refuse_engines(model: nn.Module, optimizer: Any) -> None:

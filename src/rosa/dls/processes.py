@@ -28,11 +28,11 @@ def connected() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def any_of(flag: bool, parameters: Sequence[torch.nn.Parameter], group: Any = None) -> bool:
-    """Whether `flag` holds in at least one process; `parameters` tell the device to talk on."""
+def any_of(flag: bool, device: str | torch.device, group: Any = None) -> bool:
+    """Whether `flag` holds in at least one process; they talk on `device`."""
     if processes(group) == 1:
         return flag
-    flags = torch.tensor(float(flag), device=_device(parameters))
+    flags = torch.tensor(float(flag), device=device)
     distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=group)
     return bool(flags)
 
@@ -40,10 +40,10 @@ def any_of(flag: bool, parameters: Sequence[torch.nn.Parameter], group: Any = No
 def of_the_first(
     values: Sequence[float], parameters: Sequence[torch.nn.Parameter], group: Any = None
 ) -> list[float]:
-    """The `values` of the group's first process, to the bit; `parameters` as for `any_of`."""
+    """The `values` of the group's first process, to the bit; `parameters` tell the device."""
     if processes(group) == 1:
         return list(values)
-    sent = torch.tensor(values, dtype=torch.float64, device=_device(parameters))
+    sent = torch.tensor(values, dtype=torch.float64, device=device_of(parameters))
     first = 0 if group is None else distributed.get_global_rank(group, 0)
     distributed.broadcast(sent, first, group)
     return sent.tolist()
@@ -80,7 +80,7 @@ def _flat_float64(gradient: torch.Tensor | None, parameter: torch.Tensor) -> tor
     return values.detach().flatten().to(torch.float64)
 
 
-def _device(parameters: Sequence[torch.nn.Parameter]) -> str | torch.device:
+def device_of(parameters: Sequence[torch.nn.Parameter]) -> str | torch.device:
     """Where the processes talk: a sharded parameter may lie on the CPU, offloaded."""
     first = parameters[0]
     return first.device_mesh.device_type if isinstance(first, DTensor) else first.device

@@ -26,10 +26,11 @@ from rosa.dls.config import DlsConfig
 from rosa.dls.engine import Engine, is_rehearsal, refuse_foreign_optimizer
 from rosa.dls.freezing import LayerParameters, at_zero_grad
 from rosa.dls.layers import counted_parameters, find_decoder_layers
-from rosa.dls.processes import any_of
+from rosa.dls.processes import any_of, device_of
 from rosa.dls.scores import layer_scores
 from rosa.dls.unseen import UnseenUpdates
 from rosa.errors import RosaError
+from rosa.ranges import in_words
 
 ATTACHED = "_rosa_dls_attached"
 _STATE_VERSION = 1
@@ -76,7 +77,8 @@ class DynamicLayerSelection:
         self._ancestors = found.ancestors(model)
         if any(getattr(module, ATTACHED, False) for module in self._ancestors):
             raise RosaError(
-                "DLS is already attached to this model: call detach() on the one that holds it"
+                "DLS is already attached to this model, or to the one that it is a copy of: call "
+                "detach() on the one that holds it, before a model is copied"
             )
         self.layers_owner = found.owner
         names = [f"{found.path}.{i}" for i in range(len(found.layers))]
@@ -179,6 +181,11 @@ class DynamicLayerSelection:
                 f"this DLS state has format {state.get('version')!r} and this version of rosa "
                 f"reads {_STATE_VERSION}: resume with the version that wrote it"
             )
+        if missing := sorted(self.state_dict().keys() - state.keys()):
+            raise RosaError(
+                f"this DLS state is damaged, it has no {', '.join(missing)}: resume from an "
+                "earlier checkpoint"
+            )
         if state["layers"] != len(self._scored):
             raise RosaError(
                 f"this DLS state is of a model with {state['layers']} layers and this one has "
@@ -187,8 +194,8 @@ class DynamicLayerSelection:
         candidates = self._parameters.trainable_layers
         if self.config.layers is None and not set(state["selected"] or []) <= set(candidates):
             raise RosaError(
-                f"this DLS state trains layers {_ranges(state['selected'])}, and those of this "
-                f"model that have anything to train are {_ranges(candidates)}: resume with the "
+                f"this DLS state trains layers {in_words(state['selected'])}, and those of this "
+                f"model that have anything to train are {in_words(candidates)}: resume with the "
                 "model of that run"
             )
         self._warn_of_changes(state)
@@ -278,7 +285,8 @@ class DynamicLayerSelection:
             self._parameters.drop_gradients(self.selected)
 
     def _any_process_has_new_gradients(self) -> bool:
-        return any_of(self._new_gradients, list(chain(*self._scored)), self._engine.group)
+        device = device_of(list(chain(*self._scored)))
+        return any_of(self._new_gradients, device, self._engine.group)
 
     def _note_gradient(self, _parameter: torch.Tensor) -> None:
         self._new_gradients = True
@@ -342,7 +350,7 @@ class DynamicLayerSelection:
         if missing := [i for i in layers if i not in candidates]:
             raise RosaError(
                 f"dls.layers names {', '.join(map(str, missing))}, and the layers of this model "
-                f"that have anything to train are {_ranges(candidates)}"
+                f"that have anything to train are {in_words(candidates)}"
             )
         scores = [None] * len(self._scored)
         self.selected = list(layers)
@@ -374,14 +382,3 @@ class DynamicLayerSelection:
             f"DLS never chooses {when}, so every layer is trained throughout: interval is "
             f"{self.config.interval} and warm-up lasts {warmup} steps; lower them or train longer"
         )
-
-
-def _ranges(indices: list[int]) -> str:
-    """Ascending indices as a person reads them: `0-3, 6`."""
-    runs: list[list[int]] = []
-    for i in indices:
-        if runs and i == runs[-1][-1] + 1:
-            runs[-1].append(i)
-        else:
-            runs.append([i])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

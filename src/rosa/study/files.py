@@ -29,11 +29,11 @@ _SAID_BY_OTHERS = (
 )
 
 
-def write_whole(file: Path, content: str) -> None:
-    """Replace a text file in one step."""
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Replace a file in one step; text becomes UTF-8."""
     part = file.with_name(file.name + PART)
-    with part.open("w", encoding="utf-8") as stream:
-        stream.write(content)
+    with part.open("wb") as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
         stream.flush()
         os.fsync(stream.fileno())
     part.replace(file)

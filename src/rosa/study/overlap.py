@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rosa.errors import RosaError
 from rosa.study.benchmarks import Example, load_examples, resolve_tasks
+from rosa.study.files import write_whole
 from rosa.study.prompts import instruction_prompt
 from rosa.study.sources import training_records
 
@@ -104,10 +105,7 @@ def check_overlap(study: StudyResults) -> OverlapTable:
             task.name: asdict(overlap(rows, load_examples(task, evaluate.get("data"))))
             for task in resolve_tasks(values["tasks"])
         }
-    file = study.folder / OVERLAP
-    part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    part.replace(file)
+    write_whole(study.folder / OVERLAP, json.dumps(found, indent=2) + "\n")
     return found
 
 

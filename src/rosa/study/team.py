@@ -82,12 +82,11 @@ def any_says(flag: bool) -> bool:
     """Whether `flag` is set in one process at least; all of them ask at the same point."""
     if team_size() == 1:
         return flag
-    import torch
     from accelerate import PartialState
 
-    flags = torch.tensor(float(flag), device=PartialState().device)
-    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-    return bool(flags)
+    from rosa.dls.processes import any_of
+
+    return any_of(flag, PartialState().device)
 
 
 def _launched(variable: str, default: int) -> int:

@@ -15,6 +15,7 @@ from rosa.study.compare.plan import Group, Job
 from rosa.study.compare.results import RESULTS, RunResult, StudyResults, to_json
 from rosa.study.compare.schedule import OVER, Schedule
 from rosa.study.compare.tuning import record, tuning_losses
+from rosa.study.files import write_whole
 from rosa.study.methods import load_method
 from rosa.study.scores import TaskScore
 
@@ -41,9 +42,7 @@ def gather(schedule: Schedule, grid: Grid, environment: dict[str, Any]) -> Study
 def write(study: StudyResults) -> Path:
     """Replace `results.json` in one step."""
     file = study.folder / RESULTS
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(to_json(study), indent=1) + "\n", encoding="utf-8")
-    part.replace(file)
+    write_whole(file, json.dumps(to_json(study), indent=1) + "\n")
     return file
 
 

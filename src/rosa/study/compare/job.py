@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from rosa.errors import DivergedError, RosaError
 from rosa.study.compare.grid import Evaluation
 from rosa.study.compare.plan import Job
+from rosa.study.files import write_whole
 from rosa.study.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -165,9 +166,7 @@ def _say(study: Path, job: Job, state: str, started: float, **more: Any) -> None
         "seconds": round(time.time() - started, 1),
         **more,
     }
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(record) + "\n", encoding="utf-8")
-    part.replace(file)
+    write_whole(file, json.dumps(record) + "\n")
 
 
 def _line(text: str) -> None:

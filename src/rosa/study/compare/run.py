@@ -20,6 +20,7 @@ from rosa.study.compare.results import GRID, StudyResults
 from rosa.study.compare.schedule import Engine, Schedule
 from rosa.study.compare.training_data import verified
 from rosa.study.compare.watch import Watch
+from rosa.study.files import PART, write_whole
 from rosa.study.forgetting import text_for
 from rosa.study.lock import LOCK, folder_in_use
 from rosa.study.run_folder import first_difference
@@ -170,9 +171,7 @@ def claim(folder: Path, grid: Grid) -> None:
             raise RosaError(
                 f"output_dir '{folder}' holds a study with another {key}; name another folder"
             )
-    part = file.with_name(file.name + ".part")
-    part.write_text(yaml.safe_dump(now, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    part.replace(file)
+    write_whole(file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
 
 
 def refuse_other_files(folder: Path) -> None:
@@ -181,7 +180,7 @@ def refuse_other_files(folder: Path) -> None:
         raise RosaError(f"output_dir '{folder}' is a file; name a folder")
     if not folder.is_dir() or (folder / GRID).is_file():
         return
-    if any(file.name not in (LOCK, f"{GRID}.part") for file in folder.iterdir()):
+    if any(file.name not in (LOCK, GRID + PART) for file in folder.iterdir()):
         raise RosaError(f"output_dir '{folder}' is not empty and holds no study; name another")
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rosa.errors import RosaError
+from rosa.ranges import in_words
 from rosa.study import models
 from rosa.study.inspect.activations import Array, energy_share, low_dimensions, over_heads
 from rosa.study.inspect.adapter_effect import (
@@ -190,12 +191,6 @@ def _position(layers: list[int], layer: int | None, model: str) -> int:
     if layer not in layers:
         raise RosaError(
             f"{models.short_name(model)} has no layer {layer} with rotary position embeddings; "
-            f"it has {_ranges(layers)}"
+            f"it has {in_words(layers)}"
         )
     return layers.index(layer)
-
-
-def _ranges(indices: list[int]) -> str:
-    """Indices as a person writes them: `0 to 5`, or `0, 1, 2, 4, 5`."""
-    whole = indices == list(range(indices[0], indices[-1] + 1))
-    return f"{indices[0]} to {indices[-1]}" if whole else ", ".join(map(str, indices))

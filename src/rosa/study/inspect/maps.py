@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rosa.ranges import runs
 from rosa.study.canvas import INK
 from rosa.study.inspect.activations import Array, pair_of_dimension
 from rosa.study.inspect.capture import LayerStates
@@ -83,17 +84,6 @@ def mark_low(axes: Any, low: Sequence[int], label: str = "low frequency") -> Non
         axes.text(
             (left + right) / 2, 1, label, transform=text, ha="center", va="bottom", size=7.5
         )  # fmt: skip
-
-
-def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Ascending numbers as runs: `[6, 7, 14, 15]` gives `[(6, 7), (14, 15)]`."""
-    found: list[tuple[int, int]] = []
-    for number in numbers:
-        if found and number == found[-1][1] + 1:
-            found[-1] = (found[-1][0], number)
-        else:
-            found.append((number, number))
-    return found
 
 
 def described(inspection: Inspection) -> str:

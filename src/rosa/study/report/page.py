@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from rosa.errors import RosaError
 from rosa.study.compare.results import StudyResults
+from rosa.study.files import write_whole
 from rosa.study.report import costs, dots, examples, scatter, summary, tables, training
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -54,12 +55,10 @@ def write_report(
     """
     path = Path(path)
     html = render(study, limit_mb=limit_mb)
-    part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Half of a surrogate pair, which a response may hold, has no bytes in UTF-8.
-        part.write_text(html, encoding="utf-8", errors="xmlcharrefreplace", newline="\n")
-        part.replace(path)
+        write_whole(path, html.encode("utf-8", errors="xmlcharrefreplace"))
     except OSError as error:
         reason = error.strerror or error
         raise RosaError(f"cannot write {path}: {reason}; name another file") from None

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rosa.study.compare.results import StudyResults
+from rosa.study.files import write_whole
 from rosa.study.tables import differences, paper
 from rosa.study.tables.build import average_table, difference_table, main_table
 from rosa.study.tables.parts import Options, Part, parts
@@ -75,7 +76,5 @@ def file_name(name: str) -> str:
 def _replace(file: Path, content: str) -> Path:
     """In one step: a reader sees the old table or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
-    part.write_text(content, encoding="utf-8", newline="")
-    part.replace(file)
+    write_whole(file, content)
     return file
