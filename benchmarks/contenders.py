@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import peft
@@ -12,11 +13,14 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
+from rosa.dls import policy
 
 ATTENTION = ["q_proj", "k_proj", "v_proj"]
 LINEARS = [*ATTENTION, "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": LINEARS}
 MANY_STEPS = 1_000_000  # a run that is never near its end
+DRAWS = 5  # a seed of which seven draws reach as far down as draws do on average
+Choose = Callable[[int], list[int]]  # of so many layers these
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,9 @@ class Size:
     layers: int
     vocabulary: int = 4096
 
-    def build(self, dtype: torch.dtype, device: str) -> LlamaForCausalLM:
-        """The frozen model, the same for every contender."""
+    def config(self) -> LlamaConfig:
         heads = self.width // 64
-        config = LlamaConfig(
+        return LlamaConfig(
             hidden_size=self.width,
             intermediate_size=self.width * 43 // 16,  # 1,376 of 512, as Llama's own share
             num_hidden_layers=self.layers,
@@ -41,8 +44,11 @@ class Size:
             vocab_size=self.vocabulary,
             max_position_embeddings=8192,
         )
+
+    def build(self, dtype: torch.dtype, device: str) -> LlamaForCausalLM:
+        """The frozen model, the same for every contender."""
         torch.manual_seed(0)
-        return LlamaForCausalLM(config).requires_grad_(False).to(device, dtype)
+        return LlamaForCausalLM(self.config()).requires_grad_(False).to(device, dtype)
 
 
 SIZES = {
@@ -60,21 +66,33 @@ class Contender:
         config: PEFT's; None leaves the model frozen, "layers" trains every weight of its layers.
         layers: those that train, a share of all of them chosen by `spread` or `upper`; None is all
             without layer selection.
+        anew: `layers` of each round, where every round has a choice of its own.
+        prepared: for inference, by `prepare_for_inference()`.
     """
 
     title: str
     config: Callable[[], Any] | str | None = None
-    layers: Callable[[int], list[int]] | None = None
+    layers: Choose | None = None
+    anew: Callable[[int], Choose] | None = None
+    prepared: bool = False
 
 
-def spread(share: float) -> Callable[[int], list[int]]:
+def spread(share: float) -> Choose:
     """A choice of layers from the first on, evenly: the gradient has to go all the way down."""
     return lambda count: sorted({int(i / share) for i in range(max(1, round(share * count)))})
 
 
-def upper(share: float) -> Callable[[int], list[int]]:
+def upper(share: float) -> Choose:
     """The topmost layers: nothing below them is computed backwards."""
     return lambda count: list(range(count - max(1, round(share * count)), count))
+
+
+def drawn(share: float, round_: int) -> Choose:
+    """What DLS draws where it explores: the same for all who ask, another in each round."""
+    step = DlsConfig().interval * (round_ + 1)
+    return lambda count: policy.choose(
+        [0.0] * count, range(count), policy.how_many(share, count), 0.0, DRAWS, step
+    ).selected
 
 
 def rosa(**changes: Any) -> Callable[[], RosaConfig]:
@@ -112,9 +130,20 @@ CONTENDERS: Mapping[str, Contender] = {
     "rosa": Contender("RoSA", rosa()),
     "rosa_pre": Contender("RoSA, `pre`", rosa(rope_stage="pre")),
     "rosa_dls": Contender("RoSA + DLS, k 0.5", rosa(), spread(0.5)),
+    "rosa_dls_drawn": Contender(
+        "RoSA + DLS, k 0.5, as drawn", rosa(), drawn(0.5, 0), partial(drawn, 0.5)
+    ),
     "rosa_dls_upper": Contender("RoSA + DLS, upper half", rosa(), upper(0.5)),
     "roae": Contender("RoAE without norms", rosa(train_norms=False)),
 }  # fmt: skip
+DECODING: Mapping[str, Contender] = {
+    "floor": Contender("bare model"),
+    "lora": CONTENDERS["lora"],
+    "rosa": CONTENDERS["rosa"],
+    "rosa_prepared": Contender("RoSA, prepared", rosa(), prepared=True),
+    "rosa_pre": CONTENDERS["rosa_pre"],
+    "rosa_pre_prepared": Contender("RoSA, `pre`, prepared", rosa(rope_stage="pre"), prepared=True),
+}
 
 
 class Training:
@@ -132,14 +161,29 @@ class Training:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
         if self.optimizer is None:  # the least that any adapter of the first layer needs
             model.get_input_embeddings().register_forward_hook(_ask_gradient)
-        self.dls = None
+        self.dls: DynamicLayerSelection | None = None
+        self._anew, self._count = contender.anew, model.config.num_hidden_layers
         if contender.layers is not None:
-            chosen = contender.layers(model.config.num_hidden_layers)
-            self.dls = DynamicLayerSelection(
-                self.model, self.optimizer, DlsConfig(layers=chosen), total_steps=MANY_STEPS
-            )
+            self._select(contender.layers)
         self.model.train()
         self.steps = 0
+
+    def _select(self, choose: Choose) -> None:
+        if self.dls is not None:
+            self.dls.detach()
+        self.dls = DynamicLayerSelection(
+            self.model, self.optimizer, DlsConfig(layers=choose(self._count)), MANY_STEPS
+        )
+
+    @property
+    def changes(self) -> bool:
+        """Whether rounds differ."""
+        return self._anew is not None
+
+    def begin(self, round_: int) -> None:
+        """Chooses the layers of a round, where each has a choice of its own."""
+        if self._anew is not None:
+            self._select(self._anew(round_))
 
     def resident(self) -> list[Tensor]:
         """What is in memory anyway."""
@@ -169,6 +213,8 @@ class Inference:
     ) -> None:
         adapted = peft.get_peft_model(model, contender.config()) if contender.config else model
         self.model: nn.Module = adapted.eval()
+        if contender.prepared:
+            adapted.base_model.prepare_for_inference()
         device, vocabulary = model.device, model.config.vocab_size
         self.prompt = torch.randint(0, vocabulary, (batch, prompt), device=device)
         self.token = self.prompt[:, :1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,11 @@ class Timing:
     seconds: tuple[float, ...]
     ratios: tuple[float, ...]
 
+    @classmethod
+    def of(cls, own: Sequence[float], reference: Sequence[float]) -> Timing:
+        """From seconds round by round."""
+        return cls(tuple(own), tuple(a / b for a, b in zip(own, reference, strict=True)))
+
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
@@ -69,6 +74,7 @@ def interleaved(
     repeats: int,
     *,
     warmup: int = 2,
+    before: Mapping[str, Callable[[int], Any]] | None = None,
     wait: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
@@ -77,6 +83,8 @@ def interleaved(
     Args:
         contenders: what to run, by name; the first is the reference of the ratios.
         repeats: rounds that count, after `warmup` rounds that don't.
+        before: what a contender does ahead of each round, untimed; gets the round, from `-warmup`
+            on, those that count from 0.
         wait: returns when all work is done, such as `torch.cuda.synchronize`.
         clock: seconds; `time.process_time` on a CPU that others use too, with one thread.
     """
@@ -85,6 +93,8 @@ def interleaved(
     for round_ in range(-warmup, repeats):
         start = round_ % len(names)
         for name in names[start:] + names[:start]:
+            if before and name in before:
+                before[name](round_)
             wait()
             begin = clock()
             contenders[name]()
@@ -92,7 +102,15 @@ def interleaved(
             if round_ >= 0:
                 seconds[name].append(clock() - begin)
     reference = seconds[names[0]]
+    return {name: Timing.of(own, reference) for name, own in seconds.items()}
+
+
+def figures(timing: Timing) -> dict[str, Any]:
+    """A timing for the JSON."""
+    low, high = timing.spread
     return {
-        name: Timing(tuple(own), tuple(a / b for a, b in zip(own, reference, strict=True)))
-        for name, own in seconds.items()
+        "seconds": round(timing.median, 6),
+        "ratio": round(timing.ratio, 4),
+        "quartiles": [round(low, 4), round(high, 4)],
+        "repeats": len(timing.seconds),
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -19,3 +20,20 @@ def filled(page: str, made: Callable[[str], str]) -> str:
         return f"<!-- table: {match[1]} -->\n{made(match[1])}\n<!-- /table -->"
 
     return re.sub(r"<!-- table: (\w+) -->.*?<!-- /table -->", replace, page, flags=re.DOTALL)
+
+
+def spread_of(row: Mapping[str, Any]) -> str:
+    """A ratio, and in parentheses its quartiles."""
+    low, high = row["quartiles"]
+    return f"{row['ratio']:.2f} ({low:.2f}-{high:.2f})"
+
+
+def by_place(rows: Sequence[dict[str, Any]]) -> Iterable[tuple[str, list[dict[str, Any]]]]:
+    """The rows of each size, shape and precision, with its name."""
+    places: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        width, layers = row["size"].split("x")
+        shape = f"{row['batch']} × {row['length']} tokens"
+        where = f"{width} wide, {layers} layers, {shape}, {row['dtype']}"
+        places.setdefault(where, []).append(row)
+    return places.items()

@@ -19,133 +19,22 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.contenders import (
-    CONTENDERS,
-    SIZES,
-    Contender,
-    Inference,
-    Training,
-    rosa,
-    spread,
-    upper,
-)
-from benchmarks.measure import Timing, interleaved, saved_bytes
+from benchmarks.bench import SHAPES, Bench, Row
+from benchmarks.bookkeeping import bookkeeping
+from benchmarks.compiled import compiled
+from benchmarks.contenders import CONTENDERS, Contender, rosa, spread, upper
+from benchmarks.matmuls import matmuls
 from benchmarks.performance_page import RESULTS, render
+from benchmarks.profiled import profiled
 from rosa.study.environment import describe_environment
 
-Row = dict[str, Any]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FEW = ("floor", "lora", "rosa", "rosa_pre", "rosa_dls")
-DECODING = ("floor", "lora", "rosa", "rosa_pre")
-SHAPES = ((4, 256), (1, 1024))
+TARGETED = (*FEW, "rosa_dls_drawn")
 LENGTHS = (128, 256, 512, 1024, 2048)
 SHARES = (1.0, 0.5, 0.25, 0.1)
-
-
-class Bench:
-    """One device, and how often everything is repeated on it."""
-
-    def __init__(self, device: str, repeats: int) -> None:
-        self.device, self.repeats = device, repeats
-        self.small = "2048x16" if device == "cuda" else "512x8"
-        self.large = "2048x16" if device == "cuda" else "1024x6"
-
-    def wait(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-
-    def training(
-        self,
-        size: str,
-        shape: tuple[int, int],
-        contenders: dict[str, Contender],
-        dtype: str = "float32",
-        repeats: int | None = None,
-    ) -> list[Row]:
-        """Time of a training step and bytes saved for backward, of each contender."""
-        where = {"size": size, "batch": shape[0], "length": shape[1], "dtype": dtype}
-        runs = {name: self._trainee(size, shape, c, dtype) for name, c in contenders.items()}
-        saved, peaks = {}, {}
-        for name, run in runs.items():
-            saved[name] = saved_bytes(run.forward, resident=run.resident())
-            peaks[name] = self._peak(run)
-        timings = interleaved(
-            {name: run.step for name, run in runs.items()},
-            repeats or self.repeats,
-            wait=self.wait,
-        )
-        return [
-            {
-                "contender": name,
-                "title": contenders[name].title,
-                **where,
-                "trainable": run.trainable,
-                "saved_bytes": saved[name],
-                "peak_bytes": peaks[name],
-                **figures(timings[name]),
-            }
-            for name, run in runs.items()
-        ]
-
-    def inference(self, size: str, batch: int, prompt: int, dtype: str = "float32") -> list[Row]:
-        """Time of reading a prompt, and of eight tokens after it."""
-        where = {"size": size, "batch": batch, "length": prompt, "dtype": dtype}
-        models = {
-            name: Inference(
-                CONTENDERS[name], SIZES[size].build(DTYPES[dtype], self.device), batch, prompt
-            )
-            for name in DECODING
-        }
-        prefill = self._timed({name: model.prefill for name, model in models.items()})
-        decode = self._timed({name: model.decode for name, model in models.items()}, 3)
-        return [
-            {
-                "contender": name,
-                "title": CONTENDERS[name].title,
-                **where,
-                "prefill": figures(prefill[name]),
-                "decode": figures(decode[name]),
-            }
-            for name in DECODING
-        ]
-
-    def _timed(self, work: dict[str, Callable[[], Any]], often: int = 1) -> dict[str, Timing]:
-        return interleaved(work, often * self.repeats, wait=self.wait)
-
-    def _trainee(
-        self, size: str, shape: tuple[int, int], contender: Contender, dtype: str
-    ) -> Training:
-        model = SIZES[size].build(DTYPES[dtype], self.device)
-        torch.manual_seed(1)
-        batch = torch.randint(0, SIZES[size].vocabulary, shape, device=self.device)
-        return Training(contender, model, batch)
-
-    def _peak(self, run: Training) -> int | None:
-        """Of a step, beyond what is resident; on a CPU `host_peak` tells it."""
-        if self.device != "cuda":
-            return None
-        run.step()  # the optimizer's state is there from now on
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run.step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-
-
-def figures(timing: Timing) -> Row:
-    """A timing for the JSON."""
-    low, high = timing.spread
-    return {
-        "seconds": round(timing.median, 6),
-        "ratio": round(timing.ratio, 4),
-        "quartiles": [round(low, 4), round(high, 4)],
-        "repeats": len(timing.seconds),
-    }
 
 
 def host_peak(name: str, size: str, shape: tuple[int, int]) -> int:
@@ -156,7 +45,7 @@ def host_peak(name: str, size: str, shape: tuple[int, int]) -> int:
 
 
 def _host_peak(name: str, size: str, shape: tuple[int, int]) -> int:
-    run = Bench("cpu", 1)._trainee(size, shape, CONTENDERS[name], "float32")
+    run = Bench("cpu", 1).trainee(size, shape, CONTENDERS[name])
     before = _high_water()
     run.step()
     run.step()
@@ -176,9 +65,9 @@ def chosen(names: Sequence[str]) -> dict[str, Contender]:
 def methods(bench: Bench) -> Iterator[Row]:
     """Every method at the first shape; a few at the others and in half precision."""
     yield from bench.training(bench.small, SHAPES[0], dict(CONTENDERS))
-    yield from bench.training(bench.small, SHAPES[1], chosen(FEW))
+    yield from bench.training(bench.small, SHAPES[1], chosen(TARGETED))
     if bench.large != bench.small:
-        yield from bench.training(bench.large, SHAPES[0], chosen(FEW))
+        yield from bench.training(bench.large, SHAPES[0], chosen(TARGETED))
     yield from bench.training(bench.small, SHAPES[0], chosen(FEW), "bfloat16")
 
 
@@ -236,6 +125,10 @@ PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "adapters": adapters,
     "layer_selection": layer_selection,
     "decode": decode,
+    "compiled": compiled,
+    "profile": profiled,
+    "matmuls": matmuls,
+    "bookkeeping": bookkeeping,
     "host_memory": host_memory,
 }
 

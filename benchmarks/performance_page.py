@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import filled, table
+from benchmarks.bookkeeping import bookkeeping_table
+from benchmarks.compiled import compiled_table
+from benchmarks.matmuls import matmuls_table
+from benchmarks.pages import by_place, filled, spread_of, table
+from benchmarks.profiled import profile_table
+from benchmarks.targets import SAVED, STEP, targets
 from rosa.study.canvas import canvas
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -15,12 +20,6 @@ RESULTS, PAGE = DOCS / "results", DOCS / "performance.md"
 PICTURE = DOCS / "images" / "performance.png"
 Row = dict[str, Any]
 COLOURS = {"lora": "#b4530a", "rosa": "#0f6ba8", "rosa_dls": "#3a8f5c", "rosa_pre": "#7a5ca8"}
-# What is aimed at: whose, which ratio, at most.
-STEP, SAVED = "step / frozen model", "saved for backward / frozen model"
-TARGETS = [
-    ("RoSA", STEP, 1.05), ("RoSA + DLS, k 0.5", STEP, 1.03),
-    ("RoSA", SAVED, 1.20), ("RoSA + DLS, k 0.5", SAVED, 1.10),
-]  # fmt: skip
 
 
 def render() -> None:
@@ -33,9 +32,11 @@ def render() -> None:
 def rendered(page: str, found: dict[str, Any]) -> str:
     """The page with its tables written anew."""
 
-    def made(part: str) -> str:
-        measured = found["methods" if part == "targets" else part]
-        return f"{TABLES[part](found)}\n\n{_measured(measured)}"
+    def made(name: str) -> str:
+        part = "methods" if name == "targets" else name
+        if part not in found:
+            return f"Not measured yet: `python -m benchmarks.performance --parts {part}`."
+        return f"{TABLES[name](found)}\n\n{_measured(found[part])}"
 
     return filled(page, made)
 
@@ -53,13 +54,13 @@ def _measured(part: dict[str, Any]) -> str:
 def methods(found: dict[str, Any]) -> str:
     """Every method; one table per size, shape and precision."""
     tables = []
-    for where, rows in _by_place(found["methods"]["rows"]):
+    for where, rows in by_place(found["methods"]["rows"]):
         floor = rows[0]
         cells = [
             [
                 row["title"],
                 f"{row['trainable']:,}",
-                _ratio(row),
+                spread_of(row),
                 f"{row['saved_bytes'] / 2**20:.0f} MB",
                 f"{row['saved_bytes'] / floor['saved_bytes']:.2f}",
             ]
@@ -74,53 +75,12 @@ def methods(found: dict[str, Any]) -> str:
     return "\n\n".join(tables)
 
 
-def targets(found: dict[str, Any]) -> str:
-    """What is aimed at beside what was measured, in float32."""
-    places = [
-        (where, {row["title"]: row for row in rows})
-        for where, rows in _by_place(found["methods"]["rows"])
-        if rows[0]["dtype"] == "float32"
-    ]
-    cells = []
-    for title, what, most in TARGETS:
-        values = [_of_floor(rows, title, what) for _, rows in places]
-        cells.append([f"{title}: {what}", f"≤ {most:.2f}", *(_judged(v, most) for v in values)])
-    lora = "LoRA, all linears, r=16"
-    ratios = [rows[lora]["seconds"] / rows["RoSA"]["seconds"] for _, rows in places]
-    cells.append(
-        [
-            "step of LoRA, all linears / RoSA",
-            "≥ 1.40",
-            *(f"{r:.2f}" + ("" if r >= 1.4 else " ✗") for r in ratios),
-        ]
-    )
-    bytes_ = [rows["RoSA"]["saved_bytes"] / rows[lora]["saved_bytes"] for _, rows in places]
-    cells.append(["saved: RoSA / LoRA, all linears", "< 1", *(_judged(b, 1) for b in bytes_)])
-    first = table(["training", "aim", *(where for where, _ in places)], cells)
-    return f"{first}\n\n{_decode_targets(found['decode']['rows'])}"
-
-
-def _decode_targets(rows: Sequence[Row]) -> str:
-    places = list(_by_place(rows))
-    cells = []
-    for title in ("RoSA", "RoSA, `pre`"):
-        for what in ("decode", "prefill"):
-            values = []
-            for _, here in places:
-                row = next(row for row in here if row["title"] == title)
-                most = 1.04 if what == "prefill" else 1.10 if row["batch"] == 1 else 1.05
-                values.append(_judged(row[what]["ratio"], most))
-            aim = "≤ 1.04" if what == "prefill" else "≤ 1.10 at batch 1, 1.05 at 32"
-            cells.append([f"{title}: {what} / bare model", aim, *values])
-    return table(["inference", "aim", *(where for where, _ in places)], cells)
-
-
 def decode(found: dict[str, Any]) -> str:
     tables = []
-    for where, rows in _by_place(found["decode"]["rows"]):
+    for where, rows in by_place(found["decode"]["rows"]):
         cells = [
-            [row["title"].replace("frozen model", "bare model"), _ratio(row["prefill"]),
-             _ratio(row["decode"]), f"{1000 * row['decode']['seconds'] / 8:.1f} ms"]
+            [row["title"].replace("frozen model", "bare model"), spread_of(row["prefill"]),
+             spread_of(row["decode"]), f"{1000 * row['decode']['seconds'] / 8:.1f} ms"]
             for row in rows
         ]  # fmt: skip
         tables.append(f"{where}:\n\n" + table(["", "prefill", "decode", "per token"], cells))
@@ -143,7 +103,7 @@ def lengths(found: dict[str, Any]) -> str:
 def adapters(found: dict[str, Any]) -> str:
     rows = found["adapters"]["rows"]
     cells = [
-        [row["title"], f"{row['trainable']:,}", _ratio(row),
+        [row["title"], f"{row['trainable']:,}", spread_of(row),
          f"{row['saved_bytes'] / rows[0]['saved_bytes']:.2f}"]
         for row in rows[1:]
     ]  # fmt: skip
@@ -159,7 +119,7 @@ def layer_selection(found: dict[str, Any]) -> str:
     for title, rows in by_method.items():
         for row in rows[1:]:
             where, share = row["contender"].split()
-            cells.append([title, share, names[where], _ratio(row),
+            cells.append([title, share, names[where], spread_of(row),
                           f"{row['saved_bytes'] / rows[0]['saved_bytes']:.2f}"])  # fmt: skip
     return table(["", "k_ratio", "the chosen layers", "step", "saved for backward"], cells)
 
@@ -178,6 +138,10 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "lengths": lengths,
     "adapters": adapters,
     "layer_selection": layer_selection,
+    "compiled": lambda found: compiled_table(found["compiled"]["rows"]),
+    "profile": lambda found: profile_table(found["profile"]["rows"]),
+    "matmuls": lambda found: matmuls_table(found["matmuls"]["rows"]),
+    "bookkeeping": lambda found: bookkeeping_table(found["bookkeeping"]["rows"]),
     "host_memory": host_memory,
 }
 
@@ -206,29 +170,3 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=8, frameon=False, loc="center right", bbox_to_anchor=(1, 0.62))
         figure.savefig(path)
-
-
-def _by_place(rows: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
-    """The rows of each size, shape and precision, with its name."""
-    places: dict[str, list[Row]] = {}
-    for row in rows:
-        width, layers = row["size"].split("x")
-        shape = f"{row['batch']} × {row['length']} tokens"
-        where = f"{width} wide, {layers} layers, {shape}, {row['dtype']}"
-        places.setdefault(where, []).append(row)
-    return places.items()
-
-
-def _of_floor(rows: dict[str, Row], title: str, what: str) -> float:
-    if what == STEP:
-        return rows[title]["ratio"]
-    return rows[title]["saved_bytes"] / rows["frozen model"]["saved_bytes"]
-
-
-def _judged(value: float, most: float) -> str:
-    return f"{value:.2f}" + ("" if value <= most + 0.005 else " ✗")
-
-
-def _ratio(row: Row) -> str:
-    low, high = row["quartiles"]
-    return f"{row['ratio']:.2f} ({low:.2f}-{high:.2f})"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 # Before PyTorch is imported, here and in what tests start: pytest-xdist is the parallelism, and
@@ -19,6 +18,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 
+from tests.op_variants import VARIANTS, waits
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -30,12 +31,21 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture(params=["reference", "autograd", "triton"])
-def ops_variant(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs a test with each variant of the modulation; Triton is there on Linux."""
-    from rosa.ops import use
+@pytest.fixture(params=VARIANTS)
+def ops_variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test, and threads and processes that it starts, with each variant of the modulation.
 
+    Triton is there on Linux.
+    """
     if request.param == "triton" and importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
-    with use(request.param):
-        yield request.param
+    monkeypatch.setenv("ROSA_OPS", request.param)
+    return request.param
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what only the nightly run tries over every variant."""
+    for item in items:
+        if waits(item.callspec.params if hasattr(item, "callspec") else {}):
+            item.add_marker(pytest.mark.slow)

@@ -31,6 +31,7 @@ from tests.architecture_types import (
     without_weights,
 )
 from tests.architectures import ARCHITECTURES, BY_NAME, Architecture
+from tests.op_variants import each_variant
 from tests.reference import relative_error
 from tests.tiny_models import random_tokens
 
@@ -95,6 +96,7 @@ def test_the_layout_is_as_measured_and_as_expected(case: Case) -> None:
         assert layout.turns is not None
 
 
+@each_variant
 @torch.no_grad()
 def test_a_new_adapter_changes_no_bit(case: Case) -> None:
     expected = case.plain(input_ids=TOKENS).logits
@@ -102,6 +104,7 @@ def test_a_new_adapter_changes_no_bit(case: Case) -> None:
         assert torch.equal(case.fresh(rope_stage=stage)(input_ids=TOKENS).logits, expected)
 
 
+@each_variant
 @pytest.mark.parametrize("stage", STAGES)
 @torch.no_grad()
 def test_logits_equal_the_references(case: Case, stage: str) -> None:
@@ -115,6 +118,7 @@ def test_logits_equal_the_references(case: Case, stage: str) -> None:
     assert relative_error(logits, reference(input_ids=TOKENS)) > 1e-3  # it does something
 
 
+@each_variant
 @torch.no_grad()
 def test_cached_decoding_equals_recomputation(case: Case) -> None:
     if not case.architecture.cached:
@@ -136,6 +140,7 @@ def _by_caching(model: nn.Module) -> float:
     return relative_error(torch.cat(logits, dim=1), model(input_ids=TOKENS).logits)
 
 
+@each_variant
 @torch.no_grad()
 def test_left_padding_changes_nothing(case: Case) -> None:
     """As the plain model, within what the plain model itself is changed by padding."""
@@ -153,6 +158,7 @@ def test_left_padding_changes_nothing(case: Case) -> None:
     assert difference(case.adapted("post")) <= max(1e-5, 10 * plain)
 
 
+@each_variant
 def test_every_parameter_gets_a_gradient_and_no_other_does(case: Case) -> None:
     model = case.adapted("post").train()
     try:
@@ -165,6 +171,7 @@ def test_every_parameter_gets_a_gradient_and_no_other_does(case: Case) -> None:
         model.eval()
 
 
+@each_variant
 @torch.no_grad()
 def test_a_saved_adapter_gives_the_same_model(case: Case, tmp_path: Path) -> None:
     model = case.adapted("post")

@@ -175,7 +175,8 @@ def test_half_precision(
         (z.grad, leaves[0].grad),
         (source.grad, leaves[1].grad),
     ):
-        assert ((actual.double() - wanted).abs() <= 2 * step * (wanted.abs() + 1)).all()
+        worst = ((actual.double() - wanted).abs() / (step * (wanted.abs() + 1))).max()
+        assert worst <= 3
 
 
 @pytest.mark.parametrize("variant", FAST)

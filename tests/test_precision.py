@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rosa import RosaConfig
 from rosa.roae.norms import NormWrapper
 from tests.adapters import SMALL, randomise
+from tests.op_variants import each_variant
 from tests.reference import relative_error
 from tests.tiny_models import VARIANTS, random_tokens, tiny_model
 
@@ -60,7 +61,10 @@ def computing(precision: Any) -> Any:
 
 
 @cache
-def logits(name: str, adapter: bool, precision: Any, rope_stage: str = "post") -> Tensor:
+def logits(
+    name: str, adapter: bool, precision: Any, rope_stage: str = "post", ops_variant: str = ""
+) -> Tensor:
+    """Of a variant that runs now: its name is there for the cache."""
     model = build(name, adapter, precision, rope_stage)
     with torch.no_grad(), computing(precision):
         return model(input_ids=TOKENS).logits.double()
@@ -81,18 +85,17 @@ def gradient(name: str, precision: Any) -> Tensor:
     [*((name, "post") for name in VARIANTS), ("llama-gqa", "pre"), ("gemma3", "pre")],
 )
 def test_the_adapter_adds_little_to_what_the_base_loses(
-    name: str, rope_stage: str, precision: str
+    name: str, rope_stage: str, precision: str, ops_variant: str
 ) -> None:
-    less = PRECISIONS[precision]
+    less, how = PRECISIONS[precision], (rope_stage, ops_variant)
     lost = [
         relative_error(logits(name, False, less), logits(name, False, FLOAT32)),
-        relative_error(
-            logits(name, True, less, rope_stage), logits(name, True, FLOAT32, rope_stage)
-        ),
+        relative_error(logits(name, True, less, *how), logits(name, True, FLOAT32, *how)),
     ]
     assert 0 < lost[1] < 2 * lost[0]
 
 
+@each_variant
 @each_precision
 @pytest.mark.parametrize("name", ["llama-gqa", "llama-yarn", "qwen3-mha", "gemma3"])
 def test_gradients_point_where_those_of_float32_do(name: str, precision: str) -> None:

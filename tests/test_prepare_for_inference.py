@@ -8,6 +8,7 @@ import torch
 from rosa.errors import RosaError
 from rosa.roae.layer import RosaLayer
 from tests.adapters import adapted, adapter_state
+from tests.op_variants import each_variant
 from tests.tiny_models import random_tokens
 
 TOKENS = random_tokens()
@@ -17,6 +18,7 @@ def layers(model: torch.nn.Module) -> list[RosaLayer]:
     return [module for module in model.modules() if isinstance(module, RosaLayer)]
 
 
+@each_variant
 @pytest.mark.parametrize("name", ["llama-gqa", "qwen2", "llama-mha"])
 def test_logits_and_what_is_saved_stay(name: str) -> None:
     model = adapted(name, dtype=torch.float64, r=12)

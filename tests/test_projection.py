@@ -18,6 +18,7 @@ from rosa.errors import RosaError
 from rosa.roae import load_adapter_checked, projection
 from rosa.study.budget import count, model_shape
 from tests.adapters import SMALL, adapted, adapter_state, randomise
+from tests.op_variants import each_variant
 from tests.reference import Reference, relative_error
 from tests.test_docs import ROOT, blocks
 from tests.tiny_models import random_tokens, tiny_model
@@ -91,6 +92,7 @@ def test_the_file_holds_its_weights_under_its_own_names(name: str) -> None:
     assert of_first_layer(state) == SHAPES[name] | GQA_SHAPES
 
 
+@each_variant
 @pytest.mark.parametrize("stage", ["post", "pre"])
 @pytest.mark.parametrize("model", ["llama-gqa", "llama-mha", "gemma3"])
 def test_full_is_one_matrix_in_the_equations(model: str, stage: str) -> None:

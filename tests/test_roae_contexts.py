@@ -23,6 +23,7 @@ from rosa.errors import RosaError
 from rosa.ops import use
 from tests.adapters import SMALL, adapted, randomise
 from tests.architectures import BY_NAME
+from tests.op_variants import each_variant
 from tests.reference import relative_error
 from tests.tiny_models import random_tokens
 
@@ -50,6 +51,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert relative_error(found[name], gradient) < EXACT, name
 
 
+@each_variant
 @each_stage
 @pytest.mark.parametrize("saved", ["products", "all that it can"])
 @pytest.mark.parametrize("name", ["llama-gqa", "qwen2"])  # without and with a bias
@@ -80,6 +82,7 @@ def test_selective_checkpointing(name: str, saved: str, stage: str) -> None:
     assert_same(gradients(model), expected)
 
 
+@each_variant
 @each_stage
 def test_transforms_of_torch_func(stage: str) -> None:
     model = adapted("llama-gqa", rope_stage=stage)
@@ -137,6 +140,7 @@ def test_second_derivatives_are_refused_or_right() -> None:
         assert relative_error(found, (plus - minus) / (2 * step)) < 1e-2
 
 
+@each_variant
 @pytest.mark.parametrize("how", ["global hook", "another forward"])
 def test_outputs_that_others_keep_stay_as_they_were(how: str) -> None:
     model = adapted("llama-gqa")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.adapters import SMALL, adapted, adapter_state
+from tests.op_variants import each_variant
 from tests.reference import Reference, recorded_rotation, relative_error
 from tests.tiny_models import TEXT_VARIANTS, VARIANTS, random_tokens, tiny_model
 
@@ -19,7 +20,7 @@ def reference_for(name: str, model: Any, stage: str, dtype: torch.dtype) -> Refe
     return Reference(plain, adapter_state(model), SMALL["alpha"], stage)
 
 
-@pytest.mark.usefixtures("ops_variant")
+@each_variant
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", VARIANTS)
 @torch.no_grad()
@@ -54,7 +55,7 @@ def test_rotated_queries_and_keys_and_logits_in_float64(name: str, stage: str) -
         assert relative_error(model(input_ids=tokens).logits, logits) > 0.05  # it does something
 
 
-@pytest.mark.usefixtures("ops_variant")
+@each_variant
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", TEXT_VARIANTS)
 @torch.no_grad()
@@ -74,7 +75,7 @@ def test_the_reference_tells_the_stages_apart() -> None:
     assert relative_error(model(input_ids=tokens).logits, reference(input_ids=tokens)) > 1e-3
 
 
-@pytest.mark.usefixtures("ops_variant")
+@each_variant
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", ["llama-gqa", "llama-yarn", "qwen3-mha", "gemma2"])
 def test_gradients_equal_the_references(name: str, stage: str) -> None:

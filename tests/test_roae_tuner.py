@@ -18,6 +18,7 @@ from rosa import RosaConfig, RosaModel
 from rosa.errors import RosaError
 from rosa.roae import RosaLayer
 from tests.adapters import SMALL, adapted, adapter_state, randomise
+from tests.op_variants import each_variant
 from tests.reference import relative_error
 from tests.tiny_models import VARIANTS, random_tokens, tiny_model
 
@@ -39,6 +40,7 @@ def trainable(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+@each_variant
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_base_model_bit_for_bit_at_first_when_disabled_and_unloaded(
@@ -58,6 +60,7 @@ def test_the_base_model_bit_for_bit_at_first_when_disabled_and_unloaded(
     assert not any(module._forward_hooks for module in plain.modules())
 
 
+@each_variant
 def test_identity_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         base = logits_of(tiny_model("qwen3"))
@@ -69,6 +72,7 @@ def test_without_init_weights_it_starts_elsewhere() -> None:
     assert not torch.equal(logits_of(model), logits_of(tiny_model("llama-gqa")))
 
 
+@each_variant
 @pytest.mark.parametrize("name", VARIANTS)
 def test_only_adapter_parameters_learn_and_every_one_does(name: str) -> None:
     model = adapted(name, random=False)
@@ -86,7 +90,11 @@ def test_only_adapter_parameters_learn_and_every_one_does(name: str) -> None:
 
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("name", ["llama-gqa", "gemma3"])
-def test_gradient_checkpointing_gives_equal_gradients(name: str, reentrant: bool) -> None:
+def test_gradient_checkpointing_gives_equal_gradients(
+    name: str, reentrant: bool, ops_variant: str
+) -> None:
+    """To the bit; but the kernel's own SiLU is rounded otherwise than PyTorch's, which runs in a
+    pass without gradients, as the first one is where checkpointing is reentrant."""
     model = adapted(name).train()
     expected = gradients(model)
     model.enable_input_require_grads()
@@ -94,10 +102,12 @@ def test_gradient_checkpointing_gives_equal_gradients(name: str, reentrant: bool
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     actual = gradients(model)
     assert actual.keys() == expected.keys()
+    allowed = 1e-6 if ops_variant == "triton" and reentrant else 0.0
     for key, gradient in expected.items():
-        assert torch.equal(actual[key], gradient), key
+        assert relative_error(actual[key], gradient) <= allowed, key
 
 
+@each_variant
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_base_with_a_float32_adapter_and_no_autocast(dtype: torch.dtype) -> None:
     model = adapted("llama-gqa", dtype=dtype)
@@ -127,6 +137,7 @@ def test_the_wrapper_shows_the_attributes_of_the_attention() -> None:
     assert repr(layer).startswith("rosa.")
 
 
+@each_variant
 def test_an_exception_in_the_attention_leaves_nothing_behind() -> None:
     model = adapted("llama-gqa")
     expected = logits_of(model)
@@ -154,6 +165,7 @@ def test_a_copy_is_equal_and_independent(copied: Any) -> None:
     assert torch.equal(logits_of(model), expected)  # its hooks are its own
 
 
+@each_variant
 def test_adapters_of_different_shape_are_switched_and_deleted() -> None:
     configs = {
         "default": RosaConfig(**SMALL),

@@ -85,6 +85,12 @@ def _add_protocol(parser: Parser) -> None:
         help="read the stored answers of an evaluation by another protocol, asking no model",
     )
     parser.add_argument(
+        "--full_responses",
+        action="store_true",
+        help="let responses go on to their end where the protocol has found their answer; the "
+        "scores are the same, and --rescore needs it",
+    )
+    parser.add_argument(
         "--prompt",
         type=Literal["alpaca", "plain", "chat"] | None,
         help="template around a question (chat: the model's own); default: the task's",
@@ -156,6 +162,7 @@ def run(args: Any) -> None:
         seed=args.seed,
         num_beams=args.num_beams,
         protocol=args.protocol,
+        full_responses=args.full_responses,
         run=provenance.identity(loaded),
         trained_on=provenance.trained_on(args.model),
         progress=console.is_terminal,

@@ -1,8 +1,8 @@
 """The modulation with a backward pass that keeps little: a slice of z and the pre-activation.
 
 What autograd would keep of the plain formulas is several times what they need. Here the backward
-pass gets the low-frequency pairs of z, compact, and the tensor that the signal is made of, which
-other operations keep anyway; SiLU and the turned pairs are computed again.
+pass gets the low-frequency pairs of z, turned and compact, and the tensor that the signal is made
+of, which other operations keep anyway; SiLU is computed again.
 """
 
 from __future__ import annotations

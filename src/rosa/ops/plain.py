@@ -19,16 +19,19 @@ def signal_of(source: Tensor, activate: bool) -> Tensor:
 def correct(
     z: Tensor, source: Tensor, alpha: float, turning: Turning | None, activate: bool, keep: bool
 ) -> Tensor | None:
-    """z + α·R⁻¹·(S ⊙ R·z) in place of z; returns a compact copy of the old z where it is to `keep`.
+    """z + B·(S ⊙ A·z) in place of z (`rosa.ops.turning`; α·S ⊙ z where nothing turns).
 
-    A copy, since a slice would hold the memory of the whole output.
+    Returns A·z where it is to `keep`: compact, since a slice would hold the memory of the whole
+    output, and of z's dtype.
     """
-    kept = z.clone(memory_format=torch.contiguous_format) if keep else None
     signal = signal_of(source, activate).reshape(z.shape)
     if turning is None:
+        kept = z.clone(memory_format=torch.contiguous_format) if keep else None
         z.addcmul_(z, signal, value=alpha)
-    else:
-        turning.add_back(z, turning.there(z if kept is None else kept) * signal)
+        return kept
+    turned = turning.there(z)
+    kept = turned.to(z.dtype) if keep else None
+    z += turning.back(turned * signal)
     return kept
 
 
@@ -45,13 +48,13 @@ def propagate(
 
     Args:
         g: the gradient to the new z; with `write`, that to the old one takes its place.
-        kept: the old z, where the gradient to `source` is wanted, which is returned.
+        kept: what `correct` returned, where the gradient to `source` is wanted, which is returned.
     """
-    turned = g if turning is None else turning.there(g)
+    turned = g if turning is None else turning.back_transposed(g)
     to_source = None
     if kept is not None:
-        scaled = kept * alpha if turning is None else turning.there_scaled(kept)
-        to_source = (turned * scaled).to(source.dtype).reshape(source.shape)
+        to_source = turned * (kept * alpha if turning is None else kept)
+        to_source = to_source.to(source.dtype).reshape(source.shape)
         if activate:
             to_source = torch.ops.aten.silu_backward(to_source, source)
     if write:
@@ -59,5 +62,5 @@ def propagate(
         if turning is None:
             g.addcmul_(g, signal, value=alpha)
         else:
-            turning.add_back(g, turned * signal)
+            g += turning.there_transposed(turned * signal)
     return to_source

@@ -88,11 +88,11 @@ def _forward_kernel(
         total, n, heads, in_group, length, angles, strides, BLOCK
     )
     a, b = _load_pair(z, at, apart, mask, WIDE)
-    if KEEP:
-        _store_pair(kept, of_signal, n, a, b, mask)
     p_1, p_2 = _load_pair(source, of_signal, n, mask, WIDE)
     c, s = _angles(cos, sin, of_turn, n, mask, TURNED, WIDE)
     u, v = _turned(a, b, c, s, TURNED)
+    if KEEP:
+        _store_pair(kept, of_signal, n, u, v, mask)
     c, s = _angles(back_cos, back_sin, of_turn, n, mask, TURNED, WIDE)
     scale = tl.full((BLOCK,), 1.0 if TURNED else ALPHA, WIDE)
     da, db = _turned(_silu(p_1, ACTIVATE) * u, _silu(p_2, ACTIVATE) * v, c, s, TURNED)
@@ -114,16 +114,14 @@ def _backward_kernel(
     c, s = _angles(cos, sin, of_turn, n, mask, TURNED, WIDE)
     back_c, back_s = _angles(back_cos, back_sin, of_turn, n, mask, TURNED, WIDE)
     scale = tl.full((BLOCK,), 1.0 if TURNED else ALPHA, WIDE)
-    u, v = _turned(a, b, c, s, TURNED)
+    u, v = _turned(a, b, back_c, -back_s, TURNED)  # transposed
     if KEEP:
-        # The transpose of the turn back is the turn there, scaled as the turn back is.
         z_1, z_2 = _load_pair(kept, of_signal, n, mask, WIDE)
-        z_1, z_2 = _turned(z_1, z_2, back_c, -back_s, TURNED)
         to_1 = _through_silu(scale * u * z_1, p_1, ACTIVATE)
         to_2 = _through_silu(scale * v * z_2, p_2, ACTIVATE)
         _store_pair(to_source, of_signal, n, to_1, to_2, mask)
     if WRITE:
-        da, db = _turned(_silu(p_1, ACTIVATE) * u, _silu(p_2, ACTIVATE) * v, back_c, back_s, TURNED)
+        da, db = _turned(_silu(p_1, ACTIVATE) * u, _silu(p_2, ACTIVATE) * v, c, -s, TURNED)
         _store_pair(g, at, apart, a + scale * da, b + scale * db, mask)
 
 

@@ -3,10 +3,10 @@
 A pair (a, b) is the axis of size 2 of z (..., 2, n), as is its signal (s₁, s₂). With R, the turn of
 a pair, and α the same for all of them, `modulate_post_rotation` adds
 
-    α·R⁻¹·diag(s₁, s₂)·R·z  =  back(S ⊙ there(z)),      there = R,   back = α/(c² + s²)·Rᵀ
+    α·R⁻¹·diag(s₁, s₂)·R·z  =  B·(S ⊙ A·z),      A = R,   B = α/(c² + s²)·Rᵀ
 
-and `modulate_pre_rotation` the same with R = 1. The map z → back(S ⊙ there(z)) is symmetric, so
-that the gradient to z is the same map of the gradient: one pair of functions serves both ways.
+and `modulate_pre_rotation` the same with R = 1. From a gradient g to the sum, the gradient to z is
+g + Aᵀ·(S ⊙ Bᵀ·g), and the one to S is A·z ⊙ Bᵀ·g.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from torch import Tensor
 
 from rosa.ops.reference import PairSlices, widened
 
+_FEW = 2048  # elements
+
 
 class Turning(NamedTuple):
-    """R and α/(c² + s²)·Rᵀ of the low pairs; (b or 1, l, 1, 1, 1 or 2, n), float32 at least."""
+    """A and B of the low pairs; (b or 1, l, 1, 1, 1 or 2, n), float32 at least."""
 
     cos: Tensor  # c
     sin: Tensor  # (-s, s)
@@ -28,19 +30,29 @@ class Turning(NamedTuple):
     back_sin: Tensor  # α·(s, -s)/(c² + s²)
 
     def there(self, z: Tensor) -> Tensor:
-        """R·z, in the wider of both dtypes."""
-        return (z * self.cos).addcmul_(z.flip(-2), self.sin)
+        """A·z, in the wider of both dtypes."""
+        return _turned(z, self.cos, self.sin, 1)
 
-    def there_scaled(self, z: Tensor) -> Tensor:
-        """α/(c² + s²)·R·z: the transpose of `back`."""
-        return (z * self.back_cos).addcmul_(z.flip(-2), self.back_sin, value=-1)
+    def back(self, z: Tensor) -> Tensor:
+        """B·z, likewise."""
+        return _turned(z, self.back_cos, self.back_sin, 1)
 
-    def add_back(self, z: Tensor, turned: Tensor) -> None:
-        """z + back(turned) in place of z, back = α/(c² + s²)·Rᵀ; the sum is rounded once."""
-        if z.dtype == turned.dtype:
-            z.addcmul_(turned, self.back_cos).addcmul_(turned.flip(-2), self.back_sin)
-        else:
-            z += (turned * self.back_cos).addcmul_(turned.flip(-2), self.back_sin)
+    def there_transposed(self, z: Tensor) -> Tensor:
+        """Aᵀ·z, likewise."""
+        return _turned(z, self.cos, self.sin, -1)
+
+    def back_transposed(self, z: Tensor) -> Tensor:
+        """Bᵀ·z, likewise."""
+        return _turned(z, self.back_cos, self.back_sin, -1)
+
+
+def _turned(z: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    return (z * cos).addcmul_(_swapped(z), sin, value=sign)
+
+
+def _swapped(z: Tensor) -> Tensor:
+    """(b, a) of each pair (a, b). A roll copies rows, a flip single elements but with less ado."""
+    return z.flip(-2) if z.numel() < _FEW else z.roll(1, -2)
 
 
 def turning_of(

@@ -30,9 +30,13 @@ class AnswerFilter(Protocol):
     """How one kind of benchmark is answered; `answers` are its labels, where it has a fixed set."""
 
     needs_answers: bool
+    decides_early: bool  # whether `decided` is ever true
 
     def parse(self, response: str, answers: Sequence[str]) -> str | None:
         """The answer that `response` gives, or None where it gives none."""
+
+    def decided(self, response: str, answers: Sequence[str]) -> bool:
+        """Whether `parse` finds the same in every text that begins with `response`."""
 
     def is_label(self, label: str, answers: Sequence[str]) -> bool:
         """Whether `label` is one that a response can match."""
@@ -49,10 +53,20 @@ class FirstLabel:
     """
 
     needs_answers = True
+    decides_early = True
 
     def parse(self, response: str, answers: Sequence[str]) -> str | None:
         match = re.search(_any_of(answers), response)
         return match.group() if match else None
+
+    def decided(self, response: str, answers: Sequence[str]) -> bool:
+        match = re.search(_any_of(answers), response)
+        if match is None:
+            return False
+        # What would win over the match: a label that has begun before it, or a longer one with it.
+        first = max(0, len(response) - max(map(len, answers)))
+        begun = [response[i:] for i in range(first, match.start() + 1)]
+        return not any(a.startswith(text) and a != text for a in answers for text in begun)
 
     def is_label(self, label: str, answers: Sequence[str]) -> bool:
         return label in answers
@@ -73,6 +87,11 @@ class OnlyLabel(FirstLabel):
     True
     """
 
+    decides_early = False
+
+    def decided(self, response: str, answers: Sequence[str]) -> bool:
+        return False  # another label may come, or a statement
+
     def parse(self, response: str, answers: Sequence[str]) -> str | None:
         option = rf"(?:(?i:option|choice)\b{_OPENING})?"
         stated = rf"{_STATEMENT}{_OPENING}{option}({_any_of(answers)})(?!\w)"
@@ -91,6 +110,10 @@ class LastNumber:
     """
 
     needs_answers = False
+    decides_early = False
+
+    def decided(self, response: str, answers: Sequence[str]) -> bool:
+        return False
 
     def parse(self, response: str, answers: Sequence[str]) -> str | None:
         numbers = re.findall(r"-?[0-9]+\.?[0-9]*", response.replace(",", ""))

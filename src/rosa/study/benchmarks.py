@@ -86,6 +86,14 @@ class Task:
         """The answer in `response` by the rules of `protocol`, or None."""
         return PROTOCOLS[protocol][self.filter].parse(response, self.answers)
 
+    def decided(self, response: str, protocol: str = PUBLISHED) -> bool:
+        """Whether `parse` finds the same in every text that begins with `response`."""
+        return PROTOCOLS[protocol][self.filter].decided(response, self.answers)
+
+    def decides_early(self, protocol: str = PUBLISHED) -> bool:
+        """Whether an answer may be decided before its response is whole."""
+        return PROTOCOLS[protocol][self.filter].decides_early
+
     def is_correct(self, answer: str | None, label: str) -> bool:
         """Whether a parsed answer is the label; no answer never is."""
         return answer is not None and FILTERS[self.filter].equal(answer, label)

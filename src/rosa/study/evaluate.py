@@ -10,6 +10,7 @@ from the whole task, never from what is left, so the answers are those of an uni
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +50,7 @@ def evaluate(
     seed: int = 0,
     num_beams: int = 1,
     protocol: str = PUBLISHED,
+    full_responses: bool = False,
     run: dict[str, Any] | None = None,
     trained_on: Sequence[str] = (),
     progress: bool = False,
@@ -65,6 +67,8 @@ def evaluate(
         seed: of the sample and of the worked examples, likewise.
         num_beams: 1 is greedy; the published suite used 4.
         protocol: whose rules read the answers, a key of `PROTOCOLS`.
+        full_responses: let a response go on to its end where its answer is decided; scores are
+            the same, and another protocol can read the responses (`rosa.study.rescore`).
         run: what identifies the model (its name, adapter, ...); a folder with another is refused.
         trained_on: names of the training sets, where they are known.
         progress: show a progress bar with tokens per second.
@@ -83,11 +87,12 @@ def evaluate(
     work = [w.rendered(tokenizer) for w in work]
     identity = {"protocol": protocol, **(run or {})}
     identity |= {"dtype": str(model.dtype).removeprefix("torch."), "num_beams": num_beams}
-    identity |= {"limit": limit, "seed": seed, **departures(work)}
+    whole = full_responses or not may_cut(protocol, num_beams)
+    identity |= {"limit": limit, "seed": seed, "full_responses": whole, **departures(work)}
     folder = EvaluationFolder(Path(out)) if out is not None else None
     if folder:
         folder.claim(identity, {w.task.name: fingerprint(w.task, w.examples) for w in work})
-    bench = _Bench(model, tokenizer, batch_size, num_beams, protocol, folder)
+    bench = _Bench(model, tokenizer, batch_size, num_beams, protocol, whole, folder)
     with _held(folder), quiet(), _evaluating(model), _progress_bar(work, progress) as report:
         scores = [bench.score(w, report) for w in work]
     settings = {**identity, "batch_size": batch_size, **bench.speed()}
@@ -120,6 +125,11 @@ def check_options(batch_size: int, num_beams: int, protocol: str) -> None:
         raise RosaError(f"unknown protocol {protocol!r}; say one of {', '.join(PROTOCOLS)}")
 
 
+def may_cut(protocol: str, num_beams: int) -> bool:
+    """Whether a response may end before its end of text because its answer is decided."""
+    return num_beams == 1 and any(rule.decides_early for rule in PROTOCOLS[protocol].values())
+
+
 @dataclass
 class _Bench:
     """A model and the way it is asked; counts tokens and seconds as it goes."""
@@ -129,7 +139,9 @@ class _Bench:
     batch_size: int
     num_beams: int
     protocol: str
+    full_responses: bool
     folder: EvaluationFolder | None
+    responses: int = 0
     tokens: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -162,6 +174,7 @@ class _Bench:
         return tally(work, list(done.values()))
 
     def _ask(self, prompts: list[list[int]], work: Workload) -> list[Response]:
+        cuts = not self.full_responses and work.task.decides_early(self.protocol)
         start = time.perf_counter()
         responses = generate(
             self.model,
@@ -170,8 +183,10 @@ class _Bench:
             max_new_tokens=work.task.max_new_tokens,
             num_beams=self.num_beams,
             until=NEXT_EXAMPLE.get(work.task.prompt) if work.shots else None,
+            decided=functools.partial(work.task.decided, protocol=self.protocol) if cuts else None,
         )
         self.seconds += time.perf_counter() - start
+        self.responses += len(responses)
         self.tokens += sum(response.tokens for response in responses)
         return responses
 
@@ -193,7 +208,10 @@ class _Bench:
 
     def speed(self) -> dict[str, float]:
         """What goes into the results; nothing where every answer was there already."""
-        return {"tokens_per_second": round(self.rate, 1)} if self.tokens else {}
+        if not self.tokens:
+            return {}
+        mean = self.tokens / self.responses
+        return {"tokens_per_second": round(self.rate, 1), "tokens_per_response": round(mean, 2)}
 
 
 def judge(task: Task, example: Example, response: str, protocol: str = PUBLISHED) -> dict[str, Any]:

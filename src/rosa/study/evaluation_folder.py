@@ -21,6 +21,7 @@ from rosa.study.lock import LOCK
 from rosa.study.scores import Results
 
 FORGETTING = "forgetting.json"
+BEFORE_ITS_TIME = {"full_responses": True}  # of runs that are older than the key
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,11 @@ class EvaluationFolder:
 
     def _compare(self, before: dict[str, Any], run: dict[str, Any]) -> None:
         for key in [*run, *before]:
-            if before.get(key) != run.get(key):
+            was, now = (each.get(key, BEFORE_ITS_TIME.get(key)) for each in (before, run))
+            if was != now:
                 raise RosaError(
-                    f"{self.path} holds another run: its {key} is {before.get(key)!r}, now "
-                    f"{run.get(key)!r}; name another folder with --out"
+                    f"{self.path} holds another run: its {key} is {was!r}, now {now!r}; name "
+                    "another folder with --out"
                 )
 
     def read_lines(self, task: str) -> dict[int, dict[str, Any]]:

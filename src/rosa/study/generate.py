@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rosa.errors import RosaError
+from rosa.study.stopping import RowEnds
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Response:
-    """The text that a model added to one prompt, and how many tokens that took."""
+    """The text that a model added to one prompt, and how many tokens that took, padding aside."""
 
     text: str
     tokens: int
@@ -60,10 +61,12 @@ def generate(
     max_new_tokens: int,
     num_beams: int = 1,
     until: str | None = None,
+    decided: Callable[[str], bool] | None = None,
 ) -> list[Response]:
     """The responses to a batch of tokenised prompts, padded on the left, without sampling.
 
-    A response ends before the text `until`, where that is given.
+    A response ends before the text `until`, where that is given, and in greedy decoding with the
+    token after which `decided` is true of its text. Of beams, the best is known only in the end.
 
     The penalties that some models' generation settings carry are turned off: the protocol is
     plain greedy or beam search, the same for every model.
@@ -72,7 +75,8 @@ def generate(
 
     ids = left_padded(prompts, tokenizer.pad_token_id).to(model.device)
     real = left_padded([[1] * len(prompt) for prompt in prompts], 0).to(model.device)
-    stops = end_tokens(model, tokenizer)
+    stops, start = end_tokens(model, tokenizer), ids.shape[1]
+    ends = RowEnds(tokenizer, start, stops, until, decided, greedy=num_beams == 1)
     try:
         with torch.inference_mode():
             output = model.generate(
@@ -91,15 +95,14 @@ def generate(
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=stops,
                 logits_processor=[_AreNumbers()],
-                stopping_criteria=[_has_said(until, tokenizer, ids.shape[1])] if until else None,
+                stopping_criteria=[ends] if until or decided else None,
             )
     except torch.OutOfMemoryError as error:
         raise RosaError(
-            f"out of memory with {len(prompts)} prompts of up to {ids.shape[1]} "
-            "tokens; lower --batch_size"
+            f"out of memory with {len(prompts)} prompts of up to {start} tokens; lower --batch_size"
         ) from error
-    new = output[:, ids.shape[1] :].tolist()
-    return [_response(tokenizer, ids, stops, until) for ids in new]
+    rows = enumerate(output[:, start:].tolist())
+    return [_response(tokenizer, ids[: ends.lengths.get(i)], stops, until) for i, ids in rows]
 
 
 class _AreNumbers:
@@ -122,21 +125,6 @@ class _AreNumbers:
         return scores
 
 
-def _has_said(text: str, tokenizer: Any, start: int) -> Callable[..., torch.Tensor]:
-    """A stopping criterion: which rows hold `text` in what they generated, from `start` on.
-
-    Transformers' own stop strings fail on tokenizers whose words are not joined from pieces.
-    """
-    import torch
-
-    def criterion(ids: torch.Tensor, scores: Any, **_more: Any) -> torch.Tensor:
-        # As many tokens as `text` has letters: it is in them if the last token completed it.
-        tails = tokenizer.batch_decode(ids[:, start:][:, -len(text) :])
-        return torch.tensor([text in tail for tail in tails], device=ids.device)
-
-    return criterion
-
-
 def left_padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     """Rows of ids as one (rows, longest) int64 tensor; short ones get `value` on the left."""
     import torch
@@ -154,6 +142,7 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 def _response(tokenizer: Any, ids: list[int], stops: list[int], until: str | None) -> Response:
+    """Of the `ids` up to an end token; tokens count that one too."""
     length = next((i for i, token in enumerate(ids) if token in stops), len(ids))
     text = tokenizer.decode(ids[:length], skip_special_tokens=True)
     if until:

@@ -28,7 +28,8 @@ def rescore(
     `tasks` names the YAML files of tasks that are not built in.
 
     Raises RosaError where `folder` holds no finished evaluation, or was read by these rules
-    already, a task is unknown, or `out` holds something else.
+    already, or has responses cut where the old rules found their answer, a task is unknown, or
+    `out` holds something else.
     """
     if protocol not in PROTOCOLS:
         raise RosaError(f"unknown protocol {protocol!r}; say one of {', '.join(PROTOCOLS)}")
@@ -40,6 +41,7 @@ def rescore(
     read = {}
     for entry in before["tasks"]:
         task = _known_task(known, entry["name"])
+        _refuse_cut(task, run, source.path)
         records = list(source.read_lines(task.name).values())
         if len(records) != entry["scored"]:
             raise RosaError(
@@ -48,7 +50,7 @@ def rescore(
             )
         read[task.name] = [_judged(task, record, protocol) for record in records]
     hashes = {name: run["tasks"][name] for name in read}
-    target.claim({**_without(run, "tasks"), "protocol": protocol}, hashes)
+    target.claim({**_without(run, "tasks"), "protocol": protocol, "full_responses": True}, hashes)
     results = _results(before, read, protocol)
     with folder_in_use(target.path):
         for name, records in read.items():
@@ -75,6 +77,15 @@ def _known_task(known: dict[str, Task], name: str) -> Task:
     return known[name]
 
 
+def _refuse_cut(task: Task, run: dict[str, Any], folder: Path) -> None:
+    if not run.get("full_responses", True) and task.decides_early(run["protocol"]):
+        raise RosaError(
+            f"the responses to {task.name} in {folder} end where the protocol {run['protocol']} "
+            "found their answer, and other rules need them whole; evaluate with --full_responses "
+            "and another --out, and rescore that"
+        )
+
+
 def _judged(task: Task, record: Record, protocol: str) -> Record:
     prediction = task.parse(record["response"], protocol)
     correct = task.is_correct(prediction, record["label"])
@@ -84,7 +95,8 @@ def _judged(task: Task, record: Record, protocol: str) -> Record:
 def _results(before: dict[str, Any], read: dict[str, list[Record]], protocol: str) -> Results:
     """The old results with new counts; what they say about speed no longer holds."""
     scores = [_score(entry, read[entry["name"]]) for entry in before["tasks"]]
-    settings = {**_without(before["settings"], "tokens_per_second"), "protocol": protocol}
+    settings = _without(before["settings"], "tokens_per_second", "tokens_per_response")
+    settings |= {"protocol": protocol, "full_responses": True}
     # Footnotes that follow from the scores are made anew; the rest are kept.
     old = {protocol_note(before["settings"]["protocol"]), *Results(scores, settings).footnotes()}
     kept = [note for note in before["notes"] if note not in old]
@@ -102,5 +114,5 @@ def _score(entry: dict[str, Any], records: Sequence[Record]) -> TaskScore:
     )
 
 
-def _without(values: dict[str, Any], key: str) -> dict[str, Any]:
-    return {k: v for k, v in values.items() if k != key}
+def _without(values: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys}

@@ -80,6 +80,7 @@ class Evaluation:
         num_beams: 1 is greedy; the published suite used 4.
         max_new_tokens: null is the task's own.
         protocol: whose rules read the answers, `llm-adapters` or `strict`.
+        full_responses: false ends a response where its answer is decided; the scores are the same.
         prompt: how a question is put; null is the task's own.
         num_fewshot: worked examples before each question, drawn from `fewshot_data`.
         fewshot_data: a file of training rows; null is `train.json` beside the test set.
@@ -93,6 +94,7 @@ class Evaluation:
     num_beams: int = 1
     max_new_tokens: int | None = None
     protocol: str = "llm-adapters"
+    full_responses: bool = True
     prompt: str | None = None
     num_fewshot: int = 0
     fewshot_data: str | None = None

@@ -141,6 +141,7 @@ def _evaluate(job: Job, options: Evaluation, adapter: Path) -> None:
         limit=options.limit,
         num_beams=options.num_beams,
         protocol=options.protocol,
+        full_responses=options.full_responses,
         run=identity,
         trained_on=provenance.trained_on(str(adapter)),
     )
