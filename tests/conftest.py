@@ -18,7 +18,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 
-from tests.op_variants import VARIANTS, waits
+from tests.op_variants import waits
 
 
 @pytest.fixture(scope="session")
@@ -31,21 +31,22 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture
 def ops_variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Runs a test, and threads and processes that it starts, with each variant of the modulation.
+    """The variant that a test runs with, and threads and processes that it starts.
 
     Triton is there on Linux.
     """
     if request.param == "triton" and importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
     monkeypatch.setenv("ROSA_OPS", request.param)
+    monkeypatch.setattr("rosa.ops.variants._in_environment", request.param, raising=False)
     return request.param
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as slow what only the nightly run tries over every variant."""
+    """Marks as slow the models that only the nightly run tries with every variant."""
     for item in items:
         if waits(item.callspec.params if hasattr(item, "callspec") else {}):
             item.add_marker(pytest.mark.slow)

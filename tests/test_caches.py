@@ -24,7 +24,7 @@ from transformers import (
 
 from rosa import tiny_model_path
 from tests.adapters import SMALL, adapted, adapter_state
-from tests.op_variants import each_variant
+from tests.op_variants import each_variant_nightly
 from tests.reference import Reference, relative_error
 from tests.tiny_models import random_tokens, tiny_model
 
@@ -64,7 +64,7 @@ def recomputed(model: PeftModel, sequences: Tensor) -> Tensor:
     return model(input_ids=sequences, use_cache=False).logits[:, -NEW - 1 : -1]
 
 
-@each_variant
+@each_variant_nightly
 @pytest.mark.parametrize(
     "options",
     [{}, {"cache_implementation": "static"}, {"prefill_chunk_size": 5}],
@@ -80,7 +80,7 @@ def test_a_cache_equals_recomputation(name: str, stage: str, options: dict[str, 
     assert relative_error(out.logits, recomputed(model, out.sequences)) <= 1e-6
 
 
-@each_variant
+@each_variant_nightly
 @pytest.mark.parametrize("backend", QUANTISED)
 @each_stage
 @pytest.mark.parametrize("name", ["llama-gqa", "qwen3"])
@@ -103,7 +103,7 @@ def test_a_quantised_cache_holds_the_modulated_keys(name: str, stage: str, backe
     assert relative_error(actual.logits, expected.logits) < lost / 4
 
 
-@each_variant
+@each_variant_nightly
 @pytest.mark.parametrize("static", [False, True])
 @each_stage
 @torch.no_grad()
@@ -124,7 +124,7 @@ def test_a_cache_is_cropped_and_another_text_goes_on(stage: str, static: bool) -
     assert relative_error(on, whole[:, 7:]) <= 1e-6
 
 
-@each_variant
+@each_variant_nightly
 @each_stage
 @torch.no_grad()
 def test_the_cache_of_a_prompt_serves_several_generations(stage: str) -> None:
@@ -154,7 +154,7 @@ def test_sampling_equals_a_loop_that_recomputes(stage: str) -> None:
     assert not torch.equal(by_hand[0], by_hand[1])
 
 
-@each_variant
+@each_variant_nightly
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @each_stage
 @torch.no_grad()
@@ -220,7 +220,7 @@ def test_the_pipeline_takes_an_adapted_model() -> None:
         assert found["generated_text"] == text
 
 
-@each_variant
+@each_variant_nightly
 @pytest.mark.parametrize("kernel", ["eager", pytest.param("flex_attention", marks=slow)])
 @each_stage
 @pytest.mark.parametrize("name", ["llama-gqa", "qwen3", "gemma3"])

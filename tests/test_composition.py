@@ -26,7 +26,7 @@ from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 from rosa.errors import RosaError
 from rosa.roae import load_adapter_checked
 from tests.adapters import SMALL
-from tests.op_variants import each_variant
+from tests.op_variants import each_variant_nightly
 from tests.reference import relative_error
 from tests.test_docs import ROOT, blocks
 from tests.tiny_models import random_tokens, tiny_model
@@ -175,7 +175,7 @@ def test_disabled_and_unloaded(other: str) -> None:
         assert torch.equal(logits(plain), logits(tiny_model("llama-gqa")))
 
 
-@each_variant
+@each_variant_nightly
 @pytest.mark.parametrize("stage", ["post", "pre"])
 @pytest.mark.parametrize("model_name", ["llama-gqa", "qwen3", "gemma3"])
 def test_what_is_modulated_is_what_lora_gives(model_name: str, stage: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rosa import RosaConfig
 from rosa.roae.norms import NormWrapper
 from tests.adapters import SMALL, randomise
-from tests.op_variants import each_variant
+from tests.op_variants import each_variant, each_variant_nightly
 from tests.reference import relative_error
 from tests.tiny_models import VARIANTS, random_tokens, tiny_model
 
@@ -79,6 +79,7 @@ def gradient(name: str, precision: Any) -> Tensor:
     return torch.cat(found)
 
 
+@each_variant
 @each_precision
 @pytest.mark.parametrize(
     ("name", "rope_stage"),
@@ -95,7 +96,7 @@ def test_the_adapter_adds_little_to_what_the_base_loses(
     assert 0 < lost[1] < 2 * lost[0]
 
 
-@each_variant
+@each_variant_nightly
 @each_precision
 @pytest.mark.parametrize("name", ["llama-gqa", "llama-yarn", "qwen3-mha", "gemma3"])
 def test_gradients_point_where_those_of_float32_do(name: str, precision: str) -> None:

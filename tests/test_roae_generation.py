@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from tests.adapters import adapted
-from tests.op_variants import each_variant
+from tests.op_variants import each_variant, each_variant_nightly
 from tests.reference import relative_error
 from tests.tiny_models import random_tokens
 
@@ -44,7 +44,7 @@ def test_generation_with_a_cache_equals_recomputation(name: str, stage: str) -> 
     assert relative_error(logits, whole[:, tokens.shape[1] - 1 : -1]) <= 1e-6
 
 
-@each_variant
+@each_variant_nightly
 @each_stage
 @each_model
 @torch.no_grad()

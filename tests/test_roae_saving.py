@@ -24,7 +24,7 @@ from rosa import RosaConfig
 from rosa.errors import RosaError
 from rosa.roae import check_adapter, load_adapter_checked
 from tests.adapters import SMALL, adapted, adapter_state
-from tests.op_variants import each_variant
+from tests.op_variants import each_variant_nightly
 from tests.tiny_models import COMMON, GQA, VARIANTS, random_tokens, tiny_model
 
 TOKENS = random_tokens()
@@ -36,7 +36,7 @@ def logits_of(model: nn.Module) -> torch.Tensor:
     return model(input_ids=TOKENS).logits
 
 
-@each_variant
+@each_variant_nightly
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_round_trip_through_peft(name: str, low_cpu_mem_usage: bool, tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_round_trip_through_peft(name: str, low_cpu_mem_usage: bool, tmp_path: P
     assert not any(p.is_meta for p in loaded.parameters())
 
 
-@each_variant
+@each_variant_nightly
 @pytest.mark.parametrize("name", VARIANTS)
 def test_round_trip_through_transformers(name: str, tmp_path: Path) -> None:
     model = adapted(name)

@@ -88,6 +88,7 @@ def test_only_adapter_parameters_learn_and_every_one_does(name: str) -> None:
     assert adapter
 
 
+@each_variant
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("name", ["llama-gqa", "gemma3"])
 def test_gradient_checkpointing_gives_equal_gradients(
