@@ -90,9 +90,11 @@ def upper(share: float) -> Choose:
 def drawn(share: float, round_: int) -> Choose:
     """What DLS draws where it explores: the same for all who ask, another in each round."""
     step = DlsConfig().interval * (round_ + 1)
-    return lambda count: policy.choose(
-        [0.0] * count, range(count), policy.how_many(share, count), 0.0, DRAWS, step
-    ).selected
+    return lambda count: (
+        policy.choose(
+            [0.0] * count, range(count), policy.how_many(share, count), 0.0, DRAWS, step
+        ).selected
+    )
 
 
 def rosa(**changes: Any) -> Callable[[], RosaConfig]:
