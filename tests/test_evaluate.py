@@ -94,9 +94,10 @@ def test_every_example_leaves_one_line_and_the_counts_follow_from_them(whole):
     assert 0 < results["boolq"].correct < ROWS  # the tiny model's answers vary: the test can tell
 
 
-def test_answers_are_those_of_plain_greedy_decoding(whole, model, tokenizer):
+def test_answers_are_those_of_plain_greedy_decoding(score, tmp_path, model, tokenizer):
     """An independent loop: one prompt at a time, no cache, no padding."""
-    for record in lines(whole[0], "boolq")[:6]:
+    score(["boolq"], out=tmp_path / "out", full_responses=True)
+    for record in lines(tmp_path / "out", "boolq")[:6]:
         ids = tokenizer(record["prompt"], return_tensors="pt")["input_ids"]
         new: list[int] = []
         while len(new) < NEW_TOKENS:
@@ -180,6 +181,7 @@ def test_more_tasks_may_join_a_run(score, tmp_path):
         ({"limit": 5}, "its limit is 3, now 5"),
         ({"seed": 1}, "its seed is 0, now 1"),
         ({"num_beams": 2}, "its num_beams is 1, now 2"),
+        ({"full_responses": True}, "its full_responses is False, now True"),
         ({"run": {"model": "b"}}, "its model is 'a', now 'b'"),
         ({"max_new_tokens": 3}, "other questions of the task boolq"),
     ],

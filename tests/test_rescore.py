@@ -43,7 +43,7 @@ def score(data, monkeypatch):
     model, tokenizer = tiny_llama(), word_tokenizer()
 
     def run(out, protocol="llm-adapters", tasks=tuple(LABELS), **options):
-        options = {"data": data, "limit": 9, "seed": 2, **options}
+        options = {"data": data, "limit": 9, "seed": 2, "full_responses": True, **options}
         options |= {"run": {"model": "m"}, "trained_on": ["math_10k"]}
         return evaluate(model, tokenizer, list(tasks), out=out, protocol=protocol, **options)
 
@@ -59,7 +59,7 @@ def files(folder):
 
 
 def without_speed(text):
-    return [line for line in text.splitlines() if "tokens_per_second" not in line]
+    return [line for line in text.splitlines() if "tokens_per_" not in line]
 
 
 def test_the_folder_is_that_of_a_run_under_the_other_protocol(score, tmp_path):

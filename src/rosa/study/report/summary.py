@@ -87,6 +87,7 @@ def protocol(study: StudyResults) -> str:
         f"{asked['prompt']} prompts" if asked.get("prompt") else None,
         f"{_count(shots, 'example')} before each question" if shots else None,
         "greedy" if beams == 1 else f"{beams} beams",
+        None if asked.get("full_responses", True) else "responses up to their answer",
         f"a sample of {limit} questions per task" if limit else "all questions",
         asked.get("dtype"),
     ]
