@@ -62,6 +62,27 @@ The first is set in the suite's instruction template. `train_on_prompt: true` pu
 prompt too, as the published suite does. Rows longer than `max_length` tokens are cut, and dropped
 where nothing of the response would be left; the run prints how many.
 
+## Tokenised rows are kept
+
+The token ids of a training or validation set of 1,000 rows or more are kept, and a later run with
+the same rows reads them instead of tokenising again. Smaller sets are tokenised each time, which is
+as quick, and so are those of a tokenizer without the fast backend, which does not tell what it does.
+
+- **Where:** in the folder `ROSA_CACHE`, else in `rosa` inside `HF_DATASETS_CACHE`, else in
+  `~/.cache/rosa`; a `.safetensors` file per set, 8 bytes a token. Where nothing can be written, nothing is kept and nothing else changes.
+- **What a file belongs to:** its name is a hash of the rows in their order, after `limit` and
+  `validation` have taken theirs (so `seed` counts); of the tokenizer with its special tokens and
+  chat template (and of the date, where a template may write it); of `max_length`, `overlong` and
+  `train_on_prompt`; and of the versions of Transformers and tokenizers. Paths are no part of it.
+- **When it is made again:** where any of these changed, the file is missing, or its checksum is not
+  that of its content. Files of earlier settings stay and are never read.
+- **Clearing it:** delete the folder, at any time; nothing in it is needed by a run or a checkpoint.
+- **How many tokenise:** each process that trains, for itself. Where a launcher starts several, or
+  `rosa compare` several runs, and the file is not there yet, all of them tokenise the same rows at
+  the same time, and each puts a whole file in its place. Inside a process the tokenizer takes 1,000
+  rows at a time in threads, as many as there are cores (`RAYON_NUM_THREADS` says otherwise,
+  `TOKENIZERS_PARALLELISM=false` is one).
+
 ## What a run leaves
 
 | file | |

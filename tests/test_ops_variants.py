@@ -238,9 +238,9 @@ def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
         with use("autograd"):
             assert chosen(x) == "autograd"
         assert chosen(x) == "reference"
-    monkeypatch.setenv("ROSA_OPS", "reference")
+    monkeypatch.setattr("rosa.ops.variants._in_environment", "reference")
     assert chosen(x) == "reference"
-    monkeypatch.setenv("ROSA_OPS", "fast")
+    monkeypatch.setattr("rosa.ops.variants._in_environment", "fast")
     with pytest.raises(RosaError, match=r"ROSA_OPS names 'fast'; it must be one of reference"):
         chosen(x)
     with pytest.raises(RosaError, match=r"rosa.ops.use names 'cuda'"), use("cuda"):  # type: ignore[arg-type]

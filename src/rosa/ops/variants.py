@@ -18,6 +18,8 @@ from rosa.errors import RosaError
 Variant = Literal["reference", "autograd", "triton"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 _SWITCH, _INTERPRETER = "ROSA_OPS", "TRITON_INTERPRET"
+# Read once: os.environ is slow for what every layer asks at every token.
+_in_environment = os.environ.get(_SWITCH, "")
 _asked: ContextVar[Variant | None] = ContextVar("rosa_ops", default=None)
 
 
@@ -41,14 +43,12 @@ def chosen(hidden_states: Tensor, *rotation: Tensor) -> Variant:
     """The variant for an attention module with this input, and this cos and sin."""
     # A compiler fuses the plain formulas; a tensor of another kind (sharded, traced) has its own;
     # and the others give no gradients to the angles.
-    if (
-        torch.compiler.is_compiling()
-        or _watched()
-        or type(hidden_states) is not Tensor
-        or any(turn.requires_grad for turn in rotation)
-    ):
+    if torch.compiler.is_compiling() or type(hidden_states) is not Tensor or _watched():
         return "reference"
-    asked = _asked.get() or _from_environment(os.environ.get(_SWITCH, ""))
+    for turn in rotation:
+        if turn.requires_grad:
+            return "reference"
+    asked = _asked.get() or _from_environment(_in_environment)
     if asked == "triton" and not (hidden_states.is_cuda or os.environ.get(_INTERPRETER) == "1"):
         raise RosaError(
             f"rosa.ops is told to use triton, which runs on a GPU, on {hidden_states.device}; "

@@ -27,7 +27,10 @@ _UNCHECKED = "_disable_side_effect_safety_checks_for_current_subtracer"
 
 def hand_over(module: nn.Module, item: Any) -> None:
     """Adds what the module's hook shall find in `handed_over(module)` until `take_back`."""
-    _unchecked(_append, module, item)
+    if torch.compiler.is_compiling():
+        _unchecked(_append, module, item)
+    else:
+        module.__dict__.setdefault(_BY_THREAD, {}).setdefault(get_ident(), []).append(item)
 
 
 def handed_over(module: nn.Module) -> Iterable[Any]:
@@ -42,7 +45,11 @@ def handed_over(module: nn.Module) -> Iterable[Any]:
 
 def take_back(modules: Iterable[nn.Module]) -> None:
     """Removes from each module what lies there, if anything."""
-    _unchecked(_clear, modules)
+    if torch.compiler.is_compiling():
+        _unchecked(_clear, modules)
+    else:
+        for module in modules:
+            module.__dict__.get(_BY_THREAD, {}).pop(get_ident(), None)
 
 
 def forget(module: nn.Module) -> None:
@@ -52,22 +59,16 @@ def forget(module: nn.Module) -> None:
 
 
 def _append(module: nn.Module, item: Any) -> None:
-    if torch.compiler.is_compiling():
-        module.__dict__.setdefault(_PENDING, []).append(item)
-    else:
-        module.__dict__.setdefault(_BY_THREAD, {}).setdefault(get_ident(), []).append(item)
+    module.__dict__.setdefault(_PENDING, []).append(item)
 
 
 def _clear(modules: Iterable[nn.Module]) -> None:
     for module in modules:
-        if torch.compiler.is_compiling():
-            module.__dict__.pop(_PENDING, None)
-        else:
-            module.__dict__.get(_BY_THREAD, {}).pop(get_ident(), None)
+        module.__dict__.pop(_PENDING, None)
 
 
 def _unchecked(change: Callable[..., None], *args: Any) -> None:
-    if torch.compiler.is_compiling() and hasattr(torch._dynamo.utils, _UNCHECKED):
+    if hasattr(torch._dynamo.utils, _UNCHECKED):
         getattr(torch._dynamo.utils, _UNCHECKED)(change, *args)
     else:
         change(*args)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -57,10 +56,17 @@ def _modulate_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
 
 def _dtype_of(stages: list[nn.Module]) -> torch.dtype:
     """Of the first weight; by its usual name if it can be, since decoding asks for each token."""
-    weight = getattr(stages[0], "weight", None)
+    weight = stages[0]._parameters.get("weight")
     if weight is None:
         weight = next(weight for stage in stages for weight in stage.parameters())
     return weight.dtype
+
+
+def _submodule(module: nn.Module, name: str) -> nn.Module:
+    """`module.get_submodule(name)`, quickly: decoding asks for several at each token."""
+    for part in name.split("."):
+        module = module._modules[part]  # type: ignore[assignment]
+    return module
 
 
 class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
@@ -89,7 +95,7 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         self.stages_for_keys: dict[str, tuple[str, ...]] = {}  # of W_GQA; none where h_kv = h_q
         self.alpha: dict[str, float] = {}
         self.rope_stage: dict[str, str] = {}
-        self.low_pairs: dict[str, tuple[slice, slice]] = {}
+        self.low_pairs: dict[str, tuple[LowPairs, LowPairs]] = {}  # of queries, of keys
         self._folded: dict[str, Folded] = {}  # W_GQA, while prepared for inference
         self.norms: list[NormWrapper] = []  # of the same decoder layer; a list owns no modules
         self._disable_adapters = False
@@ -97,7 +103,7 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         parameters = inspect.signature(type(base_layer).forward).parameters
         self._parameters_of_forward = list(parameters)[1:]  # without self
-        self._tap()
+        self._tap(base_layer)
 
     def update_layer(self, adapter_name: str, config: RosaConfig) -> None:
         """Adds an adapter's weights. Raises RosaError where r_low is too small for the head."""
@@ -114,7 +120,11 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         self.stages_for_keys[adapter_name] = self._keep(adapter_name, weights)
         self.alpha[adapter_name] = config.alpha
         self.rope_stage[adapter_name] = config.rope_stage
-        self.low_pairs[adapter_name] = layout.last_pairs(pairs)
+        slices = layout.last_pairs(pairs)
+        self.low_pairs[adapter_name] = (
+            LowPairs(layout.query, layout.head_dim, slices),
+            LowPairs(layout.key, layout.head_dim, slices),
+        )
         self.cast_as_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -154,35 +164,43 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The attention's own forward, with its queries and keys modulated on the way."""
-        name = next((name for name in self.active_adapters if name in self.stages), None)
-        if self.disable_adapters or name is None:
-            return self.base_layer(*args, **kwargs)
+        base = _submodule(self, "base_layer")
+        name = self._in_effect()
+        if name is None:
+            return base(*args, **kwargs)
         arguments = dict(zip(self._parameters_of_forward, args, strict=False)) | kwargs
-        modulations = self._modulations(name, arguments)
-        self._tap()
+        tapped = self._tap(base)
         try:
-            for modulation in modulations:
-                hand_over(attrgetter(modulation.low.tap.module)(self.base_layer), modulation)
-            return self.base_layer(*args, **kwargs)
+            modulations = self._modulations(name, base, arguments)
+            for module, modulation in zip(tapped, modulations, strict=True):
+                hand_over(module, modulation)
+            return base(*args, **kwargs)
         finally:
-            take_back(self._tapped())
+            take_back(tapped)
 
-    def _modulations(self, name: str, arguments: Mapping[str, Any]) -> Iterator[Modulation]:
-        """What the active adapter does to the queries and to the keys of a call."""
-        layout, alpha, pairs = self.layout, self.alpha[name], self.low_pairs[name]
+    def _in_effect(self) -> str | None:
+        """The adapter that modulates, if any."""
+        if self._disable_adapters:
+            return None
+        return next((name for name in self.active_adapters if name in self.stages), None)
+
+    def _modulations(
+        self, name: str, base: nn.Module, arguments: Mapping[str, Any]
+    ) -> Iterator[Modulation]:
+        """What an adapter does to the queries and to the keys of a call."""
+        layout, alpha, low_pairs = self.layout, self.alpha[name], self.low_pairs[name]
         hidden_states = arguments["hidden_states"]
         given: Rotation | None = None
         if self.rope_stage[name] == "post":
-            given = turns_of(layout, self.base_layer, arguments)
+            given = turns_of(layout, base, arguments)
         else:
-            check_turns(layout, self.base_layer, arguments)
+            check_turns(layout, base, arguments)
         variant = chosen(hidden_states, *(given or ()))
         rotation: Rotation | Turning | None = given
         if given is not None and variant != "reference":
-            rotation = turning_of(*given, pairs, alpha, hidden_states.dtype)
+            rotation = turning_of(*given, low_pairs[0].pairs, alpha, hidden_states.dtype)
         sources = self._sources(name, hidden_states, variant)
-        for tap, source in zip((layout.query, layout.key), sources, strict=True):
-            low = LowPairs(tap, layout.head_dim, pairs)
+        for low, source in zip(low_pairs, sources, strict=True):
             yield Modulation(low, source, alpha, rotation, variant)
 
     def _sources(self, name: str, hidden_states: Tensor, variant: Variant) -> Iterator[Source]:
@@ -193,23 +211,28 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         p = self.pre_activation(name, hidden_states)
         if variant != "reference" and p.requires_grad:
             yield Source(p, True)
-            for_keys = [getattr(self, s)[name] for s in self.stages_for_keys[name]]
+            for_keys = self._stages(name, self.stages_for_keys)
             yield Source(recomputed((_SILU, *for_keys), p), False) if for_keys else Source(p, True)
         else:
             for_queries = nn.functional.silu(p)
             yield Source(for_queries, False)
             yield Source(self.key_signal(name, for_queries), False)
 
-    def _tap(self) -> None:
-        """Hooks onto the tapped modules: at first, and where another adapter wraps one since."""
-        for module in self._tapped():
+    def _tap(self, base: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """The modules whose outputs hold the queries and the keys, which may be one, with a hook.
+
+        They get theirs when they are first seen: another adapter may wrap one at any time.
+        """
+        query = _submodule(base, self.layout.query.module)
+        key = _submodule(base, self.layout.key.module)
+        for module in (query, key):
             if _modulate_output not in module._forward_hooks.values():
                 module.register_forward_hook(_modulate_output)
+        return query, key
 
-    def _tapped(self) -> list[nn.Module]:
-        """The modules whose outputs are modulated: one, where queries and keys come from one."""
-        names = dict.fromkeys((self.layout.query.module, self.layout.key.module))
-        return [attrgetter(name)(self.base_layer) for name in names]
+    def _stages(self, name: str, stages: Mapping[str, tuple[str, ...]]) -> list[nn.Module]:
+        """An adapter's modules of W_proj (`stages`) or of W_GQA (`stages_for_keys`)."""
+        return [self._modules[stage][name] for stage in stages[name]]  # type: ignore[index]
 
     def signals(self, adapter_name: str, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """S_q (b, l, h_q, d_low) and S_k (b, l, h_kv, d_low) of input (b, l, d)."""
@@ -225,8 +248,9 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
 
         Computed in the dtype of the adapter's weights (autocast, where it is on, decides instead).
         """
-        stages = [getattr(self, stage)[adapter_name] for stage in self.stages[adapter_name]]
-        p = self._cast_input_dtype(hidden_states, _dtype_of(stages))
+        stages, p = self._stages(adapter_name, self.stages), hidden_states
+        if p.dtype != (dtype := _dtype_of(stages)):
+            p = self._cast_input_dtype(p, dtype)
         for stage in stages:
             p = stage(p)
         return p
@@ -239,14 +263,14 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
             if mapped is not None:
                 return mapped
         signal = for_queries
-        for stage in self.stages_for_keys[adapter_name]:
-            signal = getattr(self, stage)[adapter_name](signal)
+        for stage in self._stages(adapter_name, self.stages_for_keys):
+            signal = stage(signal)
         return signal
 
     def prepare_for_inference(self) -> None:
         """Folds W_GQA of each adapter where that is cheaper; `train()` takes it back."""
-        for name, stages in self.stages_for_keys.items():
-            folded = fold([getattr(self, stage)[name] for stage in stages])
+        for name in self.stages_for_keys:
+            folded = fold(self._stages(name, self.stages_for_keys))
             if folded is not None:
                 self._folded[name] = folded
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from rosa.rope import Tap
@@ -18,23 +17,30 @@ class LowPairs:
     head_dim: int
     pairs: tuple[slice, slice]  # real and imaginary dimensions of a head, of one step
 
+    def __post_init__(self) -> None:
+        tap, (real, imaginary) = self.tap, self.pairs
+        self._step = real.step or 1
+        self._first, self._apart = tap.offset + real.start, imaginary.start - real.start
+        count = len(range(real.start, real.stop, self._step))
+        self._sizes = (tap.groups, tap.heads // tap.groups, 2, count)
+
     def __call__(self, output: Tensor) -> Tensor:
         """Them alone, (b, l, groups, heads/groups, 2, n): a view, of any layout of the output."""
-        tap, (real, imaginary) = self.tap, self.pairs
-        count = len(range(real.start, real.stop, real.step or 1))
-        if tap.axes == "heads_first":
-            output = output.transpose(1, 2)
-        shape, strides, one = output.shape[:-1], output.stride()[:-1], output.stride(-1)
-        if tap.axes == "flat":
-            heads = output.shape[-1] // tap.groups * one, self.head_dim * one
+        axes = self.tap.axes
+        if axes == "flat":
+            b, length, width = output.shape
+            of_b, of_l, one = output.stride()
+            of_group, of_head = width // self._sizes[0] * one, self.head_dim * one
         else:
-            shape, heads = shape[:-1], (0, strides[-1])
-            strides = strides[:-1]
-        return torch.as_strided(
-            output,
-            (*shape, tap.groups, tap.heads // tap.groups, 2, count),
-            (*strides, *heads, (imaginary.start - real.start) * one, (real.step or 1) * one),
-            output.storage_offset() + (tap.offset + real.start) * one,
+            if axes == "heads_first":
+                output = output.transpose(1, 2)
+            b, length, _, _ = output.shape
+            of_b, of_l, of_head, one = output.stride()
+            of_group = 0
+        return output.as_strided(
+            (b, length, *self._sizes),
+            (of_b, of_l, of_group, of_head, self._apart * one, self._step * one),
+            output.storage_offset() + self._first * one,
         )
 
 

@@ -7,6 +7,7 @@ nothing is wrong and is counted as unparsable.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -161,6 +162,11 @@ def _written_numbers(text: str) -> list[str]:
 
 
 def _any_of(answers: Sequence[str]) -> str:
+    return _alternatives(tuple(answers))
+
+
+@functools.cache  # asked after every token
+def _alternatives(answers: tuple[str, ...]) -> str:
     # Longest first, so that `option10` is not read as `option1`.
     return "|".join(re.escape(a) for a in sorted(answers, key=len, reverse=True))
 

@@ -89,8 +89,8 @@ class SignalWatcher:
 
     def effect(self, tokens: int) -> LayerEffect:
         """The statistics, over the number of real tokens that went by."""
-        pairs = self.layer.low_pairs[self.adapter]
-        dimensions = dimensions_of(pairs, self.layer.layout)
+        low, _ = self.layer.low_pairs[self.adapter]
+        dimensions = dimensions_of(low.pairs, self.layer.layout)
         query, key = (
             Distribution(
                 {p: histogram.percentile(p) for p in PERCENTILES},
