@@ -11,14 +11,12 @@ from __future__ import annotations
 import copy
 import datetime
 import json
-import os
 import socket
-import subprocess
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +33,8 @@ from rosa import DlsConfig, DynamicLayerSelection
 from rosa.errors import RosaError
 from tests import dls_models
 from tests.dls_models import EVERY_THIRD, adamw, batch, decoder_layers, optimizer_state, same
+from tests.processes import PATIENCE, running, wait_for
 
-ROOT = Path(__file__).parents[1]
 STEPS = 10
 SAVED, RESUMED = 5, 7  # where one process stops and two go on, and the other way round
 CLIP = 0.01
@@ -293,9 +291,19 @@ SLOW = [
 # ---- running them
 
 
+def meet() -> None:
+    """Joins the other process; a collective that hangs says where before the tests give it up."""
+    distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=PATIENCE / 2))
+
+
+def told(name: str) -> None:
+    """Says that a scenario is over: a sign of life."""
+    sys.stdout.write(f"{name}\n")
+
+
 def main(folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=20))
+    meet()
     rank = distributed.get_rank()
     results: dict[str, Any] = {}
     for name in names:
@@ -304,10 +312,11 @@ def main(folder: Path, names: list[str]) -> None:
         except BaseException:  # as torch.distributed.checkpoint raises
             results[name] = {"raised": traceback.format_exc()}
         (folder / f"{rank}.json").write_text(json.dumps(results))
+        told(name)
     distributed.destroy_process_group()
 
 
-def start(command: list[str], seconds: float = 120, **environment: str) -> list[str]:
+def start(command: list[str], **environment: str) -> list[str]:
     """Runs `command` in two processes that find each other, and returns what they print.
 
     Raises:
@@ -316,34 +325,17 @@ def start(command: list[str], seconds: float = 120, **environment: str) -> list[
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    ranks = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={
-                **os.environ,
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-                "WORLD_SIZE": "2",
-                "LOCAL_WORLD_SIZE": "2",
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                **environment,
-            },
-        )
-        for rank in range(2)
-    ]
-    try:
-        printed = [process.communicate(timeout=seconds)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    for process, text in zip(ranks, printed, strict=True):
-        assert process.returncode == 0, text
-    return printed
+    team = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    team |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", **environment}
+    with ExitStack() as stack:
+        ranks = [
+            stack.enter_context(running(command, RANK=rank, LOCAL_RANK=rank, **team))
+            for rank in "01"
+        ]
+        wait_for(*ranks)
+        for rank in ranks:
+            assert rank.process.returncode == 0, rank.said()
+        return [rank.said() for rank in ranks]
 
 
 if __name__ == "__main__":

@@ -6,9 +6,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from rosa.study.compare.grid import read_entry
 from rosa.study.compare.plan import Group, Job
 from rosa.study.compare.results import StudyResults
 from rosa.study.recipe import Recipe
+from tests.processes import marked, output_of, running, wait_for
 
 GRID: dict[str, Any] = {
     "models": ["rosa-tiny"],
@@ -56,9 +55,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study with one method that cannot work."""
     folder = tmp_path_factory.mktemp("compare")
     grid = write_grid(folder, tune={"learning_rates": [1.0e-3, 1.0e-2, 1.0e8]})
-    done = subprocess.run(command(str(grid), "--workers", "2"), capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr  # something failed
-    assert "`r` should be a positive integer" in done.stdout.replace("\n", " ")
+    said = output_of(command(str(grid), "--workers", "2"), code=1)  # something failed
+    assert "`r` should be a positive integer" in said.replace("\n", " ")
     return folder / "study"
 
 
@@ -120,16 +118,16 @@ def test_ctrl_c_and_the_same_command_again_give_the_uninterrupted_study(tmp_path
     for folder in (whole, cut):
         folder.mkdir()
         write_grid(folder, methods=["lora"], recipe=recipe)
-    subprocess.run(command(str(whole / "grid.yaml")), check=True)
-    process = subprocess.Popen(command(str(cut / "grid.yaml")))
+    output_of(command(str(whole / "grid.yaml")))
     metrics = cut / "study/runs/rosa-tiny/toy/lora/seed-1/metrics.jsonl"
-    while process.poll() is None and not metrics.is_file():
-        time.sleep(0.1)
-    os.kill(process.pid, signal.SIGINT)
-    assert process.wait(120) == 130
+    with running(command(str(cut / "grid.yaml"))) as compare:
+        wait_for(compare, until=metrics.is_file)
+        os.kill(compare.process.pid, signal.SIGINT)
+        wait_for(compare)
+        assert compare.process.returncode == 130, compare.said()
     status = cut / "study/status/runs/rosa-tiny/toy/lora/seed-1.json"
     assert json.loads(status.read_text())["state"] == "stopped"
-    subprocess.run(command(str(cut / "grid.yaml")), check=True)
+    output_of(command(str(cut / "grid.yaml")))
     weights = "study/runs/rosa-tiny/toy/lora/seed-1/adapter_model.safetensors"
     assert (whole / weights).read_bytes() == (cut / weights).read_bytes()
 
@@ -137,16 +135,15 @@ def test_ctrl_c_and_the_same_command_again_give_the_uninterrupted_study(tmp_path
 @pytest.mark.slow
 def test_runs_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
     recipe = {**GRID["recipe"], "max_steps": 5000, "save_steps": 5000}
-    process = subprocess.Popen(command(str(write_grid(tmp_path, methods=["lora"], recipe=recipe))))
-    status = tmp_path / "study/status/runs/rosa-tiny/toy/lora/seed-1.json"
-    metrics = tmp_path / "study/runs/rosa-tiny/toy/lora/seed-1/metrics.jsonl"
-    while process.poll() is None and not metrics.is_file():
-        time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while json.loads(status.read_text())["state"] != "stopped" and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert json.loads(status.read_text())["state"] == "stopped"
+    run = "runs/rosa-tiny/toy/lora/seed-1"
+    status = tmp_path / f"study/status/{run}.json"
+    metrics = tmp_path / f"study/{run}/metrics.jsonl"
+    grid = write_grid(tmp_path, methods=["lora"], recipe=recipe)
+    with running(command(str(grid))) as compare:
+        wait_for(compare, until=metrics.is_file)
+        compare.process.kill()
+        wait_for(until=lambda: json.loads(status.read_text())["state"] == "stopped")
+        wait_for(until=lambda: not marked(compare.mark))
 
 
 @pytest.mark.slow
@@ -154,8 +151,7 @@ def test_runs_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
 def test_several_workers_of_a_ray_cluster(tmp_path: Path) -> None:
     grid = write_grid(tmp_path, seeds=[1, 2])
     words = [str(grid), "--engine", "ray", "--workers", "2"]
-    done = subprocess.run(command(*words), capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
+    output_of(command(*words), code=1)
     results = StudyResults.load(tmp_path / "study")
     assert [(run.method, run.seed) for run in results.runs] == [("lora", 1), ("lora", 2)]
     assert len(results.failures) == 2

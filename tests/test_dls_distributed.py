@@ -18,13 +18,12 @@ from rosa import DynamicLayerSelection
 from tests import dls_models, dls_processes
 from tests.dls_models import EVERY_THIRD, LAYERS, adamw, batch
 from tests.dls_processes import CLIP, FAST, RESUMED, SAVED, SLOW, STEPS, start
-
-SECONDS = 400  # a hang ends here, or by the time-out of one collective
+from tests.processes import ROOT
 
 
 def run(folder: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
     """For each scenario what the two processes returned or raised."""
-    start([sys.executable, "-m", "tests.dls_processes", str(folder), *names], SECONDS)
+    start([sys.executable, "-m", "tests.dls_processes", str(folder), *names])
     ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     return {name: [rank[name] for rank in ranks] for name in names}
 
@@ -142,7 +141,7 @@ def test_every_scenario_is_run_by_a_test() -> None:
 def test_the_page_s_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/distributed.md, in one process: the loop is the same."""
     monkeypatch.chdir(tmp_path)
-    page = (dls_processes.ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
     model = dls_models.tiny_llama(torch.float32)
     rows = [{key: value[0] for key, value in batch(seed).items()} for seed in range(2)]
     names = {

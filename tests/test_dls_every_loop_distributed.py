@@ -7,7 +7,6 @@ is what each of the two processes runs.
 
 from __future__ import annotations
 
-import datetime
 import functools
 import json
 import os
@@ -22,11 +21,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
-from tests.dls_processes import start
+from tests.dls_processes import meet, start, told
 from tests.test_dls_every_loop import LOOPS, PARTS, loader, made, plain
 
 METHODS = ("full fine-tuning", "RoSA", "LoRA")
-SECONDS = 400
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
     """What two processes did in every loop, one after the other."""
     folder = tmp_path_factory.mktemp("loops")
     module = "tests.test_dls_every_loop_distributed"
-    start([sys.executable, "-m", module, str(folder)], SECONDS)
+    start([sys.executable, "-m", module, str(folder)])
     return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -77,7 +75,7 @@ def test_two_processes_are_one(loop: str, method: str, run: Any) -> None:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    meet()
     rank, results = distributed.get_rank(), {}
     for loop, train in LOOPS.items():
         for method in METHODS:
@@ -91,6 +89,7 @@ def main(folder: Path) -> None:
                 weights = {key: p.detach().clone() for key, p in model.named_parameters()}
                 save_file(weights, folder / f"{name}.safetensors")
             (folder / f"{rank}.json").write_text(json.dumps(results))
+            told(name)
     distributed.destroy_process_group()
 
 

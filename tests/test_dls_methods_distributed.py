@@ -7,7 +7,6 @@ is what each of the two processes runs.
 
 from __future__ import annotations
 
-import datetime
 import functools
 import json
 import sys
@@ -23,7 +22,7 @@ from torch import distributed
 
 from rosa import DynamicLayerSelection
 from tests.dls_models import EVERY_THIRD, batch, decoder_layers, same
-from tests.dls_processes import CLIP, local, my_part, start, unwrapped, whole, wrap
+from tests.dls_processes import CLIP, local, meet, my_part, start, told, unwrapped, whole, wrap
 from tests.test_dls_every_loop import made, optimizer_of
 from tests.test_dls_methods import METHODS
 
@@ -32,7 +31,6 @@ ENGINES = {"ddp-unused": "DDP", "fsdp2": "FSDP2"}
 # What FSDP2 does not take, and where it or PEFT stops: one parameter in several layers, and a
 # regulariser that looks at parameters outside the modules that gather them.
 NOT_SHARDED = {"VB-LoRA": "in fully_shard", "AdaLoRA": "regu_loss"}
-SECONDS = 540
 EVERY = ("full fine-tuning", "AdaLoRA", *METHODS)
 
 
@@ -94,7 +92,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def run(engine: str) -> tuple[Path, list[dict[str, Any]]]:
         folder = tmp_path_factory.mktemp(engine)
         module = "tests.test_dls_methods_distributed"
-        start([sys.executable, "-m", module, str(folder), engine, *EVERY], SECONDS)
+        start([sys.executable, "-m", module, str(folder), engine, *EVERY])
         return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
     return run
@@ -141,7 +139,7 @@ def test_what_fsdp2_does_not_take(method: str, two_processes: Any) -> None:
 
 def main(folder: Path, engine: str, methods: list[str]) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    meet()
     results: dict[str, Any] = {}
     for method in methods:
         try:
@@ -149,6 +147,7 @@ def main(folder: Path, engine: str, methods: list[str]) -> None:
         except Exception:
             results[method] = {"raised": traceback.format_exc()}
         (folder / f"{distributed.get_rank()}.json").write_text(json.dumps(results))
+        told(method)
     distributed.destroy_process_group()
 
 

@@ -7,9 +7,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,12 +15,18 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from rosa import DlsConfig
 from rosa.cli.main import main
 from rosa.errors import RosaError
+from rosa.study.examples import Examples
+from rosa.study.recipe import Recipe
 from rosa.study.shards import is_sharded
 from rosa.study.team import Share, share_of
+from rosa.study.train import build_model
+from rosa.study.trainer import PreparedRun, try_selection
 from tests import fsdp_on_cpu
-from tests.dls_processes import ROOT, start
+from tests.dls_processes import start
+from tests.processes import ROOT, marked, output_of, running, wait_for
 
 RECIPE = {
     "model": "rosa-tiny",
@@ -39,7 +43,6 @@ RECIPE = {
     "log_steps": 1,
     "report_to": [],
 }
-SECONDS = 240.0
 PAGE = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
 
 
@@ -82,7 +85,7 @@ def same_run(left: Path, right: Path) -> None:
 @pytest.mark.dls_cell(method="RoSA", loop="SFTTrainer", engine="DDP")
 def test_two_processes_are_one(recipe: Path, tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
-    first, second = start(rosa_train(recipe, two), SECONDS)
+    first, second = start(rosa_train(recipe, two))
     assert main(["train", str(recipe), "--output_dir", str(one)]) == 0
     same_run(two, one)
     assert [step for step, *_ in history(one)] == [2, 4, 6, 8]
@@ -92,12 +95,24 @@ def test_two_processes_are_one(recipe: Path, tmp_path: Path) -> None:
     assert "adapter" not in second
 
 
+def test_layers_are_not_chosen_on_trial_before_fsdp_has_sharded_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = Recipe("rosa-tiny", "tiny-choice", "unused", dls=DlsConfig(layers=[99]))
+    nothing = Examples([])
+    run = PreparedRun(recipe, build_model(recipe, 8), None, nothing, nothing, 8)
+    with pytest.raises(RosaError, match="names 99"):
+        try_selection(run)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    try_selection(run)
+
+
 @pytest.mark.slow
 @pytest.mark.dls_cell(method="RoSA", loop="SFTTrainer", engine="FSDP2")
 def test_under_fsdp2(recipe: Path, tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
     command = rosa_train(recipe, two, module="tests.fsdp_on_cpu")
-    start(command, SECONDS, **fsdp_on_cpu.ENVIRONMENT)
+    start(command, **fsdp_on_cpu.ENVIRONMENT)
     assert main(["train", str(recipe), "--output_dir", str(one)]) == 0
     same_run(two, one)
 
@@ -107,7 +122,7 @@ def test_under_fsdp2(recipe: Path, tmp_path: Path) -> None:
     for name in ("adapter_model.safetensors", "adapter_config.json", "costs.json", "README.md"):
         (two / name).unlink()
     once_more = Path(shutil.copytree(two, tmp_path / "once more"))
-    start([*command, "--resume"], SECONDS, **fsdp_on_cpu.ENVIRONMENT)
+    start([*command, "--resume"], **fsdp_on_cpu.ENVIRONMENT)
     same_run(two, one)
     assert main(["train", str(recipe), "--output_dir", str(once_more), "--resume"]) == 0
     same_run(once_more, one)
@@ -141,17 +156,20 @@ def test_by_the_page_s_commands(launcher: str, recipe: Path, tmp_path: Path) -> 
     port = {"torchrun": "--standalone", "accelerate launch": "--main_process_port 0"}[launcher]
     command = command.replace(launcher, f"{launcher} {port}")  # tests run side by side
     command = command.replace("recipes/tiny.yaml", f"{recipe} --output_dir {two}")
-    done = subprocess.run(
-        command.split(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    output_of(command.split(), PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert main(["train", str(recipe), "--output_dir", str(one)]) == 0
     same_run(two, one)
+
+
+def torchrun(recipe: Path, folder: Path, *flags: str) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    return [*launcher, "--standalone", "-m", *rosa_train(recipe, folder, *flags)[2:]]
+
+
+def has_steps(folder: Path) -> bool:
+    """Whether a run that goes on has taken its first steps."""
+    metrics = folder / "metrics.jsonl"
+    return metrics.is_file() and metrics.read_text().count("\n") >= 2
 
 
 @pytest.mark.slow
@@ -159,32 +177,31 @@ def test_ctrl_c_stops_all_after_one_step_and_one_process_goes_on(
     recipe: Path, tmp_path: Path
 ) -> None:
     folder, one = tmp_path / "two", tmp_path / "one"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launcher = subprocess.Popen(
-        [*torchrun, "--standalone", "-m", *rosa_train(recipe, folder)[2:]],
-        cwd=ROOT,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        metrics, deadline = folder / "metrics.jsonl", time.monotonic() + SECONDS
-        while not (metrics.is_file() and metrics.read_text().count("\n") >= 2):
-            assert launcher.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does: launcher and processes
-        said = launcher.communicate(timeout=SECONDS)[0]
-    finally:
-        if launcher.poll() is None:
-            os.killpg(launcher.pid, signal.SIGKILL)
+    with running(torchrun(recipe, folder)) as launcher:
+        wait_for(launcher, until=lambda: has_steps(folder))
+        os.killpg(launcher.process.pid, signal.SIGINT)  # as a terminal does
+        wait_for(launcher)
+        said = launcher.said()
     assert "the same command with --resume goes on" in said, said
     assert not (folder / "adapter_model.safetensors").exists()
     assert main(["train", str(recipe), "--output_dir", str(folder), "--resume"]) == 0
     assert main(["train", str(recipe), "--output_dir", str(one)]) == 0
     assert history(folder) == history(one)
     assert losses(folder) == pytest.approx(losses(one), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_processes_save_and_end_when_their_launcher_was_killed(
+    recipe: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "two"
+    long = ("--max_steps", "100000", "--save_steps", "100000")
+    with running(torchrun(recipe, folder, *long)) as launcher:
+        wait_for(launcher, until=lambda: has_steps(folder))
+        launcher.process.kill()
+        wait_for(until=lambda: not marked(launcher.mark))
+        assert "the same command with --resume goes on" in launcher.said()
+    assert len(list(folder.glob("checkpoint-*"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def run(args: tuple[Recipe, dict[str, bool]]) -> int:
     from rich.console import Console
 
     from rosa.study.recipe import dump_recipe
-    from rosa.study.team import is_first
+    from rosa.study.team import is_first, stop_with_launcher
 
     recipe, flags = args
     # Of several processes the first one speaks.
@@ -32,6 +32,7 @@ def run(args: tuple[Recipe, dict[str, bool]]) -> int:
     console.print(dump_recipe(recipe), end="")
     if flags["dry_run"]:
         return 0
+    stop_with_launcher()
     from rosa.study.train import train
 
     result = train(recipe, resume=flags["resume"], say=console.print)

@@ -9,12 +9,18 @@ first one writes files and talks to the person. In one process nothing here does
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from rosa.errors import RosaError
 
 Result = TypeVar("Result")
+# How long a step and a checkpoint may take once the launcher is gone. A process that waits for
+# another one then hears no other signal.
+STOP_SECONDS = 600.0
 
 
 class Share(NamedTuple):
@@ -61,6 +67,26 @@ def connect(use_cpu: bool) -> None:
         from accelerate import PartialState
 
         PartialState(cpu=use_cpu)
+
+
+def stop_with_launcher() -> None:
+    """Saves and ends this process once torchrun, which started it, was killed.
+
+    torchrun, which `accelerate launch` uses too, ends its processes itself where it still can; else
+    they would train on with nobody to stop them. Does nothing under other launchers.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(STOP_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def by_the_first(act: Callable[[], Result]) -> Result:

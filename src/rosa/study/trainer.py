@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
@@ -55,8 +56,11 @@ class PreparedRun:
 
 
 def try_selection(run: PreparedRun) -> None:
-    """Raises RosaError where DLS would refuse this run, while nothing of it is on disk yet."""
-    if run.recipe.dls is None:
+    """Raises RosaError where DLS would refuse this run, while nothing of it is on disk yet.
+
+    Under FSDP that cannot be told so early: the Trainer shards the model, and DLS comes after that.
+    """
+    if run.recipe.dls is None or parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return
     trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
     with warnings.catch_warnings():
