@@ -66,10 +66,11 @@ where nothing of the response would be left; the run prints how many.
 
 The token ids of a training or validation set of 1,000 rows or more are kept, and a later run with
 the same rows reads them instead of tokenising again. Smaller sets are tokenised each time, which is
-as quick, and so are those of a tokenizer without the fast backend, which does not tell what it does.
+as quick, and so are those of a tokenizer without the fast backend.
 
 - **Where:** in the folder `ROSA_CACHE`, else in `rosa` inside `HF_DATASETS_CACHE`, else in
-  `~/.cache/rosa`; a `.safetensors` file per set, 8 bytes a token. Where nothing can be written, nothing is kept and nothing else changes.
+  `~/.cache/rosa`; a `.safetensors` file per set, 8 bytes a token. Where nothing can be written,
+  nothing is kept, and nothing else is different.
 - **What a file belongs to:** its name is a hash of the rows in their order, after `limit` and
   `validation` have taken theirs (so `seed` counts); of the tokenizer with its special tokens and
   chat template (and of the date, where a template may write it); of `max_length`, `overlong` and
