@@ -13,20 +13,26 @@ import pytest
 import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rosa import tiny_model_path
+from rosa.cli.main import main
 from rosa.errors import RosaError
 from rosa.study.answers import FILTERS, PROTOCOLS
 from rosa.study.benchmarks import built_in_tasks, load_examples
+from rosa.study.compare.grid import Evaluation
+from rosa.study.compare.job import _evaluate as evaluate_job
+from rosa.study.compare.plan import Group, Job
 from rosa.study.evaluate import evaluate
 from rosa.study.generate import generate
 from rosa.study.models import load
+from rosa.study.recipe import Recipe
 from rosa.study.rescore import rescore
 from rosa.study.stopping import RowEnds, settled_text
 from rosa.study.workload import Workload
-from tests.tiny_folder import WORDS, tiny_llama, word_tokenizer
+from tests.tiny_folder import WORDS, tiny_llama, word_tokenizer, write_model_folder
 
 first_label = FILTERS["first_label"]
 TASKS = list(built_in_tasks().values())
@@ -389,3 +395,54 @@ def test_the_example_of_a_rule_that_reads_on(text):
     ends = next((n for n in range(len(text) + 1) if aqua.decided(text[:n])), None)
     assume(ends is not None and aqua.parse(text, "strict") is None)
     assert aqua.parse(text[:ends]) == aqua.parse(text) is not None
+
+
+# --- commands ---
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of a model that answers BoolQ with many words."""
+    folder = tmp_path_factory.mktemp("adapter")
+    model = tiny_llama(seed=6)
+    model.name_or_path = str(write_model_folder(folder / "model", seed=6))
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(model, config).save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+def test_the_command_cuts_unless_told_and_rescoring_says_what_to_do(
+    adapter, data, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["--tasks", "boolq", "--data", str(data), "--max_new_tokens", "12"]
+    assert main(["evaluate", str(adapter), *words, "--out", "cut"]) == 0
+    assert main(["evaluate", str(adapter), *words, "--out", "whole", "--full_responses"]) == 0
+    assert assert_same_answers(Path("whole"), Path("cut"), "boolq")
+    capsys.readouterr()
+    assert main(["evaluate", "cut", "--rescore", "--protocol", "strict"]) == 2
+    said = capsys.readouterr().err
+    assert "the responses to boolq in cut end where" in said
+    assert "evaluate with --full_responses and another --out" in said
+    assert said.count("\n") == 1
+    assert main(["evaluate", "whole", "--rescore", "--protocol", "strict"]) == 0
+    words = ["evaluate", "whole", "--rescore", "--protocol", "strict", "--full_responses"]
+    assert main(words) == 2
+    assert "makes no use of --full_responses" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_a_study_keeps_responses_whole_unless_its_grid_says_otherwise(
+    adapter, data, tmp_path, asked
+):
+    told = {} if asked is None else {"full_responses": asked}
+    options = Evaluation(data=str(data), max_new_tokens=12, **told)
+    run = tmp_path / "run"
+    shutil.copytree(adapter, run)
+    recipe = Recipe("model", "rows", str(run))
+    evaluate_job(Job("run", Group("m", "t", "lora"), recipe, ("boolq",), options), options, run)
+    results = json.loads((run / "evaluation" / "results.json").read_text())
+    assert results["settings"]["full_responses"] is (asked is not False)
+    responses = [record["response"].split() for record in lines(run / "evaluation", "boolq")]
+    goes_on = [{"true", "false"} & set(said[:-1]) for said in responses]
+    assert any(goes_on) is (asked is not False)
