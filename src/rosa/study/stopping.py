@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 # The end of a text that the next token may still change: a character of which bytes are missing,
-# and a space that `clean_up_tokenization_spaces` takes out before what follows ("n't", "'re").
-_UNSETTLED = re.compile(r"( (n?'?|'[rv]))?\ufffd*\Z")
+# and spaces that `clean_up_tokenization_spaces` takes out once more is there (" n't", " 're").
+_UNSETTLED = re.compile(r"( [ n'rv]*)?\ufffd*\Z")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
