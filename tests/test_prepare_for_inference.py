@@ -33,10 +33,35 @@ def test_logits_and_what_is_saved_stay(name: str) -> None:
     assert all(torch.equal(saved[key], after[key]) for key in saved)
 
 
-def test_only_where_it_is_cheaper() -> None:
-    model = adapted("llama-gqa", r=2)  # 2·(32 + 16) products instead of 32·16
+@pytest.mark.parametrize(("r", "folded"), [(2, []), (12, ["gqa_A"]), (64, ["A", "gqa_A"])])
+def test_only_where_it_is_cheaper(r: int, folded: list[str]) -> None:
+    """W_GQA: 32·16 products instead of r·(32 + 16); W_proj: 64·32 instead of r·(64 + 32)."""
+    model = adapted("llama-gqa", dtype=torch.float64, r=r)
+    with torch.no_grad():
+        expected = model(input_ids=TOKENS).logits
+        model.prepare_for_inference()
+        torch.testing.assert_close(model(input_ids=TOKENS).logits, expected)
+    for layer in layers(model):
+        assert [stages[0] for _, stages in layer._folded] == [f"rosa_{name}" for name in folded]
+
+
+@torch.no_grad()
+def test_another_adapter_of_the_same_name_is_not_taken_for_the_one_folded() -> None:
+    model = adapted("llama-gqa", dtype=torch.float64, r=12)
     model.prepare_for_inference()
-    assert not any(layer._folded for layer in layers(model))
+    config = model.peft_config["default"]
+    model.add_adapter("other", config)
+    model.set_adapter("other")
+    model.delete_adapter("default")
+    model.add_adapter("default", config)
+    model.set_adapter("default")
+    for name, parameter in model.named_parameters():
+        if "rosa_" in name and ".default" in name:
+            parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
+    actual = model(input_ids=TOKENS).logits
+    for layer in layers(model):
+        layer._folded.clear()
+    assert torch.equal(actual, model(input_ids=TOKENS).logits)
 
 
 def test_training_undoes_it_and_gets_every_gradient() -> None:

@@ -1,8 +1,9 @@
-"""W_GQA as one matrix, for inference: a copy beside the two factors, which stay what is saved."""
+"""A chain of linear maps as one matrix, for inference: a copy beside the maps, which are saved."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,8 @@ class Folded:
     """The product of linear maps, valid as long as their weights are what they were."""
 
     def __init__(self, factors: Sequence[nn.Linear]) -> None:
-        self._weights = [factor.weight for factor in factors]
-        self._state = self._now()
+        self._weights = [factor.weight for factor in factors]  # holds on to them, and their ids
+        self._state = _state(factors)
         with torch.no_grad():
             wide = [
                 weight.to(torch.promote_types(weight.dtype, torch.float32))
@@ -24,16 +25,16 @@ class Folded:
                 product = weight @ product
             self.matrix = product.to(self._weights[0].dtype)
 
-    def _now(self) -> list[tuple[int, int, torch.dtype]]:
-        return [
-            (w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype) for w in self._weights
-        ]
-
-    def __call__(self, signal: Tensor) -> Tensor | None:
-        """The mapped signal; None where a weight has changed since."""
-        if self._state != self._now():
+    def __call__(self, factors: Sequence[nn.Module], x: Tensor) -> Tensor | None:
+        """What the factors map x to; None where they, or their weights, are others than before."""
+        if self._state != _state(factors):
             return None
-        return nn.functional.linear(signal, self.matrix)
+        return nn.functional.linear(x, self.matrix)
+
+
+def _state(factors: Sequence[nn.Module]) -> list[tuple[int, int, int]]:
+    weights: list[Any] = [factor._parameters["weight"] for factor in factors]
+    return [(id(w), w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
 
 
 def fold(factors: Sequence[nn.Module]) -> Folded | None:

@@ -96,7 +96,8 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         self.alpha: dict[str, float] = {}
         self.rope_stage: dict[str, str] = {}
         self.low_pairs: dict[str, tuple[LowPairs, LowPairs]] = {}  # of queries, of keys
-        self._folded: dict[str, Folded] = {}  # W_GQA, while prepared for inference
+        # By adapter and stages, while prepared for inference.
+        self._folded: dict[tuple[str, tuple[str, ...]], Folded] = {}
         self.norms: list[NormWrapper] = []  # of the same decoder layer; a list owns no modules
         self._disable_adapters = False
         self._active_adapter: list[str] = []
@@ -248,31 +249,34 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
 
         Computed in the dtype of the adapter's weights (autocast, where it is on, decides instead).
         """
-        stages, p = self._stages(adapter_name, self.stages), hidden_states
-        if p.dtype != (dtype := _dtype_of(stages)):
+        p, dtype = hidden_states, _dtype_of(self._stages(adapter_name, self.stages))
+        if p.dtype != dtype:
             p = self._cast_input_dtype(p, dtype)
-        for stage in stages:
-            p = stage(p)
-        return p
+        return self._through(adapter_name, self.stages, p)
 
     def key_signal(self, adapter_name: str, for_queries: Tensor) -> Tensor:
         """S_k (b, l, h_kv·d_low) of S_q (b, l, h_q·d_low); the same tensor where h_kv = h_q."""
-        folded = self._folded.get(adapter_name)
+        return self._through(adapter_name, self.stages_for_keys, for_queries)
+
+    def _through(self, name: str, stages: Mapping[str, tuple[str, ...]], x: Tensor) -> Tensor:
+        """x after an adapter's modules, one after another, or after their product if there is."""
+        modules = self._stages(name, stages)
+        folded = self._folded.get((name, stages[name]))
         if folded and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-            mapped = folded(for_queries)
+            mapped = folded(modules, x)
             if mapped is not None:
                 return mapped
-        signal = for_queries
-        for stage in self._stages(adapter_name, self.stages_for_keys):
-            signal = stage(signal)
-        return signal
+        for module in modules:
+            x = module(x)
+        return x
 
     def prepare_for_inference(self) -> None:
-        """Folds W_GQA of each adapter where that is cheaper; `train()` takes it back."""
-        for name in self.stages_for_keys:
-            folded = fold(self._stages(name, self.stages_for_keys))
-            if folded is not None:
-                self._folded[name] = folded
+        """Folds W_proj and W_GQA of each adapter where that is cheaper; `train()` takes it back."""
+        for stages in (self.stages, self.stages_for_keys):
+            for name, of_adapter in stages.items():
+                folded = fold(self._stages(name, stages))
+                if folded is not None:
+                    self._folded[name, of_adapter] = folded
 
     def train(self, mode: bool = True) -> RosaLayer:
         """PyTorch's; to train ends what `prepare_for_inference` began."""

@@ -145,7 +145,9 @@ class RosaModel(KeepsPrecision, BaseTuner):
         raise RosaError(NO_SUM)
 
     def prepare_for_inference(self) -> None:
-        """Folds what can be computed beforehand: W_GQA's factors into one matrix where cheaper.
+        """Folds what can be computed beforehand: two factors into one matrix where that is cheaper.
+
+        That is W_GQA nearly always, and W_proj of a narrow model or a high rank.
 
         For models in eval mode without gradients; results change by rounding only. Weights stay as
         they are, and so does what is saved. `train()` undoes it, and a weight that is changed or
