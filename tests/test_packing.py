@@ -25,7 +25,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from rosa import RosaConfig, tiny_model_path
 from tests.adapters import SMALL, randomise
 from tests.architectures import BY_NAME
-from tests.op_variants import each_variant
+from tests.op_variants import each_variant, each_variant_nightly
 from tests.reference import relative_error
 from tests.tiny_models import random_tokens
 
@@ -111,7 +111,7 @@ def test_positions_that_restart(name: str, stage: str) -> None:
     assert_as_alone(adapted(name, stage), flattened())
 
 
-@each_variant
+@each_variant_nightly
 @each_stage
 @each_model
 def test_boundaries_without_a_mask(name: str, stage: str, varlen: str) -> None:
