@@ -63,7 +63,7 @@ def _at(bench: Bench, size: str, batch: int) -> Iterator[Row]:
     }
     titles = {name: f"{DECODING[name].title}, compiled" for name in COMPILED}
     titles["eager"] = f"{DECODING['floor'].title}, not compiled, cache that grows"
-    timings = bench.timed({**work, "eager": eager["floor"].decode}, 3)
+    timings = bench.timed({**work, "eager": eager["floor"].decode}, 2)
     for name, timing in timings.items():
         yield {
             "contender": name,

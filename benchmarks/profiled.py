@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.arithmetic import Arithmetic
-from benchmarks.bench import SHAPES, TOKENS, Bench, Row
+from benchmarks.bench import SHAPES, Bench, Row
 from benchmarks.contenders import CONTENDERS, DECODING, SIZES, Inference
 from benchmarks.pages import by_place, table
 
 WARMUP = 2
-PROMPT = 128
+PROMPT, TOKENS = 128, 4
 COMPARED = ("floor", "rosa")
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "matmul", "linear")
 COPIES = ("clone", "copy_", "contiguous", "_to_copy", "to")
@@ -138,7 +139,7 @@ def profiled(bench: Bench) -> Iterator[Row]:
     yield from _rows(bench, runs, {"what": "training", "size": small}, shape)
     for size in dict.fromkeys((bench.small, bench.large)):
         models = [Inference(DECODING[name], bench.model(size), 1, PROMPT) for name in COMPARED]
-        work = [model.decode for model in models]
+        work = [partial(model.decode, TOKENS) for model in models]
         yield from _rows(bench, work, {"what": "decoding", "size": size}, (1, PROMPT), TOKENS)
 
 
@@ -152,10 +153,11 @@ def _rows(
     """One per kind; seconds are those of one of `times` repetitions in `work`."""
     width = SIZES[where["size"]].width
     rounds = []
-    for round_ in range(-WARMUP, bench.repeats):
+    for run in [*work] * WARMUP:
+        run()
+    for _ in range(bench.repeats):
         frozen, adapted = (profile_of(run, bench) for run in work)
-        if round_ >= 0:
-            rounds.append(by_kind(frozen, adapted, width))
+        rounds.append(by_kind(frozen, adapted, width))
     before, after = middle(rounds)
     for kind in KINDS:
         yield {
@@ -189,7 +191,8 @@ def profile_table(rows: Sequence[Row]) -> str:
     for what, unit in (("training", "step"), ("decoding", "token")):
         for where, here in by_place([row for row in rows if row["what"] == what]):
             step = sum(row["frozen_seconds"] for row in here)
-            cells = [_cells(row["kind"], row, step) for row in here]
+            seen = [row for row in here if row["frozen_seconds"] or row["rosa_seconds"]]
+            cells = [_cells(row["kind"], row, step) for row in seen]
             whole = {
                 key: sum(row[key] for row in here) for key in ("frozen_seconds", "rosa_seconds")
             }
