@@ -472,6 +472,9 @@ def test_the_protocol_is_that_of_the_evaluation(study: StudyResults) -> None:
     file.write_text(json.dumps(asked))
     try:
         assert protocol(study) == ("strict, 4 beams, a sample of 50 questions per task, float32")
+        file.write_text(json.dumps({"protocol": "llm-adapters", "full_responses": False}))
+        told = "llm-adapters, greedy, responses up to their answer, all questions"
+        assert protocol(study) == told
     finally:
         file.unlink()
 
