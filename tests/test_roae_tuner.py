@@ -103,7 +103,7 @@ def test_gradient_checkpointing_gives_equal_gradients(
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     actual = gradients(model)
     assert actual.keys() == expected.keys()
-    allowed = 1e-6 if ops_variant == "triton" and reentrant else 0.0
+    allowed = 1e-5 if ops_variant == "triton" and reentrant else 0.0
     for key, gradient in expected.items():
         assert relative_error(actual[key], gradient) <= allowed, key
 
