@@ -25,12 +25,15 @@ _BY_THREAD = "_rosa_pending_by_thread"
 _UNCHECKED = "_disable_side_effect_safety_checks_for_current_subtracer"
 
 
-def hand_over(module: nn.Module, item: Any) -> None:
-    """Adds what the module's hook shall find in `handed_over(module)` until `take_back`."""
+def hand_over(modules: Iterable[nn.Module], items: Iterable[Any]) -> None:
+    """Lays an item on each module, which its hook finds in `handed_over` until `take_back`."""
     if torch.compiler.is_compiling():
-        _unchecked(_append, module, item)
-    else:
-        module.__dict__.setdefault(_BY_THREAD, {}).setdefault(get_ident(), []).append(item)
+        for module, item in zip(modules, items, strict=True):
+            _unchecked(_append, module, item)
+        return
+    thread = get_ident()
+    for module, item in zip(modules, items, strict=True):
+        module.__dict__.setdefault(_BY_THREAD, {}).setdefault(thread, []).append(item)
 
 
 def handed_over(module: nn.Module) -> Iterable[Any]:
@@ -48,8 +51,9 @@ def take_back(modules: Iterable[nn.Module]) -> None:
     if torch.compiler.is_compiling():
         _unchecked(_clear, modules)
     else:
+        thread = get_ident()
         for module in modules:
-            module.__dict__.get(_BY_THREAD, {}).pop(get_ident(), None)
+            module.__dict__.get(_BY_THREAD, {}).pop(thread, None)
 
 
 def forget(module: nn.Module) -> None:

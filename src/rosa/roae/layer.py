@@ -64,9 +64,7 @@ def _dtype_of(stages: list[nn.Module]) -> torch.dtype:
 
 def _submodule(module: nn.Module, name: str) -> nn.Module:
     """`module.get_submodule(name)`, quickly: decoding asks for several at each token."""
-    for part in name.split("."):
-        module = module._modules[part]  # type: ignore[assignment]
-    return module
+    return module._modules.get(name) or module.get_submodule(name)
 
 
 class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
@@ -172,9 +170,7 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         arguments = dict(zip(self._parameters_of_forward, args, strict=False)) | kwargs
         tapped = self._tap(base)
         try:
-            modulations = self._modulations(name, base, arguments)
-            for module, modulation in zip(tapped, modulations, strict=True):
-                hand_over(module, modulation)
+            hand_over(tapped, self._modulations(name, base, arguments))
             return base(*args, **kwargs)
         finally:
             take_back(tapped)
