@@ -7,15 +7,28 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
+from rosa import RosaConfig
 from tests.architectures import BY_NAME
 from tests.tiny_folder import word_tokenizer
 
 BITSANDBYTES = ("nf4", "int8")
 # torchao is no part of `make test`: once installed, each import of Transformers loads it.
 QUANTIZERS = (*BITSANDBYTES, pytest.param("torchao-int8", marks=pytest.mark.slow))
+SMALL: dict[str, Any] = {"r": 6, "alpha": 0.5, "r_low": 0.5}
+TOKENS = torch.randint(3, 70, (2, 12), generator=torch.Generator().manual_seed(0))
+each_quantizer = pytest.mark.parametrize("bits", QUANTIZERS)
+each_of_bitsandbytes = pytest.mark.parametrize("bits", BITSANDBYTES)
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+def portable_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on every machine: where a CPU computes in bfloat16, 4-bit layers are otherwise packed anew
+    at their first evaluation, and pass no gradients from there on."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
 
 
 def write_folder(
@@ -65,3 +78,18 @@ def stored(model: nn.Module) -> dict[str, Tensor]:
         elif type(weight.data if weight is not None else None).__name__ == "Int8Tensor":
             parts[name], parts[f"{name}.scale"] = weight.qdata.clone(), weight.scale.clone()
     return parts
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> Tensor:
+    return model.eval()(input_ids=TOKENS).logits
+
+
+def adapted(
+    folder: Path, bits: str, dtype: torch.dtype = torch.float32, **config: Any
+) -> PeftModel:
+    return get_peft_model(quantized(folder, bits, dtype), RosaConfig(**{**SMALL, **config}))
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
