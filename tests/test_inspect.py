@@ -312,6 +312,10 @@ def test_other_ways_to_rotate(name: str) -> None:
         np.testing.assert_allclose(layer.key, key, rtol=1e-5)
 
 
+# Of the first pair, where its rotation is slowed: by `factor`, or by the first of `long_factor`.
+SLOWED = {"llama-linear": 1 / 4, "llama-llama3": 1 / 8, "llama-longrope": 1 / 1.5}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_architecture(name: str) -> None:
@@ -319,12 +323,13 @@ def test_every_architecture(name: str) -> None:
     found = inspect_model(loaded(get_peft_model(model, RosaConfig(r=4, r_low=0.5))), TEXTS)
     assert tuple(found.layers) == BY_NAME[name].layers
     for layer, base, low in zip(found.states, found.base_states, found.low, strict=True):
-        assert len(low) == BY_NAME[name].rotary_dim // 2
+        rotated, _ = BY_NAME[name].rotated(layer.index)
+        assert len(low) == 2 * (rotated // 4)  # half of the pairs, rounded down
         assert (layer.query == base.query).all()
         assert (layer.query > 0).all()
         assert (layer.key > 0).all()
         assert (np.diff(layer.frequencies) < 0).all()
-        assert layer.frequencies[0] == pytest.approx(1, rel=1e-4)
+        assert layer.frequencies[0] == pytest.approx(SLOWED.get(name, 1), rel=1e-4)
 
 
 def test_states_that_are_not_finite_are_refused() -> None:
