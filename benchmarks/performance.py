@@ -134,12 +134,16 @@ PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.performance", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=7, help="rounds that count")
     parser.add_argument("--render", action="store_true", help="only write the page anew")
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no GPU that PyTorch can use; leave --device out to measure the CPU")
     if not args.render:
         measure(Bench(args.device, args.repeats), args.parts)
     render()

@@ -171,3 +171,36 @@ def test_gradient_of_a_gradient_is_refused() -> None:
     (first,) = torch.autograd.grad((trained_norm(norm, x) ** 2).sum(), x, create_graph=True)
     with pytest.raises(RosaError, match="second derivatives"):
         first.sum().backward()
+
+
+def test_backward_inside_autocast_is_in_full_precision() -> None:
+    """As where a step runs wholly inside `torch.autocast`; half precision would overflow."""
+    norm, x = norm_of("llama"), states()
+    gradient = 1e5 * (x.detach() + 1)
+    (expected,) = torch.autograd.grad(trained_norm(norm, x), x, gradient)
+    with torch.autocast("cpu", dtype=torch.float16):
+        (actual,) = torch.autograd.grad(trained_norm(norm, x), x, gradient)
+    assert torch.equal(actual, expected)
+
+
+def test_one_row_without_a_batch() -> None:
+    norm, x = norm_of("llama"), states()
+    row = x[0, 0].detach().requires_grad_()
+    trained_norm(norm, row).sum().backward()
+    (expected,) = torch.autograd.grad(norm(x)[0, 0].sum(), x)
+    torch.testing.assert_close(row.grad, expected[0, 0])
+
+
+@pytest.mark.parametrize(
+    "clamp", [lambda x, w: w * x.clamp(-100, 100), lambda x, w: (w * x).clamp(-5, 5)]
+)
+def test_a_norm_that_clamps_is_not_taken_for_one_that_does_not(clamp: Any) -> None:
+    class Clamping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.eps = nn.Parameter(torch.ones(WIDTH)), 1e-6
+
+        def forward(self, x: Tensor) -> Tensor:
+            return clamp(x, self.weight) * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+
+    assert rms_form(Clamping()) is None

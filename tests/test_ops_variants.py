@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import importlib.util
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from rosa.cli.main import main
 from rosa.errors import RosaError
 from rosa.ops import Variant, chosen, modulate, turning_of, use
 from rosa.roae.modulation import Modulation, Source
@@ -251,3 +253,22 @@ def test_a_variant_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rosa.ops.variants.has_triton", lambda: False)
     with pytest.raises(RosaError, match="pip install triton"), use("triton"):
         pass
+
+
+def test_angles_seen_under_inference_mode_first_can_be_trained_with() -> None:
+    cos, sin = draw(1, 3, 8).cos(), draw(1, 3, 8).sin()
+    pairs = low_pair_slices(8, "halves", 2)
+    with torch.inference_mode():
+        turning_of(cos, sin, pairs, 0.1, torch.float32)
+    assert not turning_of(cos, sin, pairs, 0.1, torch.float32).cos.is_inference()
+
+
+def test_the_command_line_refuses_a_wrong_switch_before_it_does_anything(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ROSA_OPS", "nonsense")
+    monkeypatch.setattr("rosa.ops.variants._in_environment", "nonsense")
+    folder = tmp_path / "run"
+    assert main(["demo", "--output_dir", str(folder)]) == 2
+    assert "ROSA_OPS names 'nonsense'" in capsys.readouterr().err
+    assert not folder.exists()

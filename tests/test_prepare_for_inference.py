@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.prune import l1_unstructured
 
 from rosa.errors import RosaError
 from rosa.roae.layer import RosaLayer
@@ -91,3 +95,32 @@ def test_a_weight_that_changes_is_heeded() -> None:
     model.prepare_for_inference()
     model.float()
     assert model(input_ids=TOKENS).logits.dtype == torch.float32
+
+
+def _hook(layer: RosaLayer) -> None:
+    layer.rosa_gqa_B["default"].register_forward_pre_hook(lambda _, inputs: (inputs[0] * 2,))
+
+
+def _prune(layer: RosaLayer) -> None:
+    l1_unstructured(layer.rosa_gqa_B["default"], "weight", 0.3)
+
+
+def _parametrize(layer: RosaLayer) -> None:
+    weight_norm(layer.rosa_gqa_B["default"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", [_hook, _prune, _parametrize])
+@pytest.mark.parametrize("first", ["prepared", "changed"])
+def test_a_factor_that_does_more_than_multiply_is_not_folded(change: Any, first: str) -> None:
+    model = adapted("llama-gqa", dtype=torch.float64, r=12)
+    if first == "prepared":
+        model.prepare_for_inference()
+    for layer in layers(model):
+        change(layer)
+    if first == "changed":
+        model.prepare_for_inference()
+    actual = model(input_ids=TOKENS).logits
+    for layer in layers(model):
+        layer._folded.clear()
+    assert torch.equal(actual, model(input_ids=TOKENS).logits)

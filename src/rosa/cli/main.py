@@ -93,6 +93,10 @@ def _run(command: str, rest: list[str]) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     module = importlib.import_module(f"rosa.cli.{command}")
     args = module.build_parser().parse_args(rest)
+    if os.environ.get("ROSA_OPS"):  # before a model is loaded or a folder is taken
+        from rosa.ops.variants import check_environment
+
+        check_environment()
     return module.run(args) or 0
 
 

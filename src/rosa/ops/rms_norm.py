@@ -43,9 +43,10 @@ def rms_form(norm: nn.Module) -> RmsForm | None:
     if not epsilons or not isinstance(epsilons[0], float):
         return None
     generator = torch.Generator().manual_seed(0)
-    # Rows about as small as √ε and much larger.
-    size = torch.tensor([[epsilons[0] ** 0.5], [1.0]], dtype=torch.float64)
-    x, w = (torch.randn(n, width, generator=generator).double() for n in (2, 1))
+    # Rows about as small as √ε and much larger, and large outputs: a clamp would show.
+    size = torch.tensor([[epsilons[0] ** 0.5], [1.0], [1e3]], dtype=torch.float64)
+    x, w = (torch.randn(n, width, generator=generator).double() for n in (3, 1))
+    w *= 100
     with torch.no_grad():
         y = functional_call(norm, {"weight": w[0]}, (x * size,))
     for form in (RmsForm(epsilons[0], 0.0), RmsForm(epsilons[0], 1.0)):
@@ -103,10 +104,11 @@ class _RmsNorm(torch.autograd.Function):
         g, w = gradient.to(wide), weight.to(wide) + ctx.form.offset
         rho = _rho(x.to(wide), ctx.form.epsilon)
         normed = x * rho
-        product = (g * normed).flatten(0, -2)
+        product = (g * normed).reshape(-1, len(w))
         to_x = to_weight = None
         if ctx.needs_input_grad[2]:
-            mean = (product @ w).div_(len(w)).view(rho.shape)
+            with torch.autocast(x.device.type, enabled=False):  # which may be on, in half precision
+                mean = torch.mv(product, w).div_(len(w)).view(rho.shape)
             to_x = (g * w).addcmul_(normed, mean, value=-1).mul_(rho).to(x.dtype)
         if ctx.needs_input_grad[3]:
             to_weight = product.sum(0).to(weight.dtype)

@@ -65,7 +65,9 @@ def turning_of(
     It is kept on `cos` itself, which all layers of a forward pass share: the next layers find it
     there, and it goes when `cos` goes.
     """
-    key = (_version(cos), _version(sin), pairs[0].start, pairs[0].stop, alpha, dtype)
+    inference = torch.is_inference_mode_enabled()  # what is made then, nobody can train with
+    versions = _version(cos), _version(sin)
+    key = (versions, inference, pairs[0].start, pairs[0].stop, alpha, dtype)
     known = getattr(cos, "_rosa_turning", None)
     if known is None or known[0] is not sin or known[1] != key:
         known = sin, key, _turning(cos, sin, pairs, alpha, dtype)
@@ -74,7 +76,7 @@ def turning_of(
 
 
 def _version(turn: Tensor) -> int:
-    """Grows when the tensor is written again, as a buffer may be."""
+    """Grows when the tensor is written again, as a buffer may be, but not one of inference mode."""
     return 0 if turn.is_inference() else turn._version
 
 

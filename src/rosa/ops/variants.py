@@ -49,11 +49,8 @@ def chosen(hidden_states: Tensor, *rotation: Tensor) -> Variant:
         if turn.requires_grad:
             return "reference"
     asked = _asked.get() or _from_environment(_in_environment)
-    if asked == "triton" and not (hidden_states.is_cuda or os.environ.get(_INTERPRETER) == "1"):
-        raise RosaError(
-            f"rosa.ops is told to use triton, which runs on a GPU, on {hidden_states.device}; "
-            f"use autograd there, or set {_INTERPRETER}=1 before Python starts to try it slowly"
-        )
+    if asked == "triton" and not hidden_states.is_cuda:
+        _check_interpreter(hidden_states.device)
     if asked is not None:
         return asked
     return "triton" if hidden_states.is_cuda and has_triton() else "autograd"
@@ -76,6 +73,20 @@ def _watched() -> bool:
 def has_triton() -> bool:
     """Whether the package is there."""
     return importlib.util.find_spec("triton") is not None
+
+
+def check_environment() -> None:
+    """Raises RosaError where the environment asks for a variant that cannot run here."""
+    if _from_environment(_in_environment) == "triton" and not torch.cuda.is_available():
+        _check_interpreter("cpu")
+
+
+def _check_interpreter(device: object) -> None:
+    if os.environ.get(_INTERPRETER) != "1":
+        raise RosaError(
+            f"rosa.ops is told to use triton, which runs on a GPU, on {device}; "
+            f"use autograd there, or set {_INTERPRETER}=1 before Python starts to try it slowly"
+        )
 
 
 @cache

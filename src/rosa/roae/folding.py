@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rosa.ops.recompute import has_hooks
+
 
 class Folded:
     """The product of linear maps, valid as long as their weights are what they were."""
@@ -32,21 +34,30 @@ class Folded:
         return nn.functional.linear(x, self.matrix)
 
 
-def _state(factors: Sequence[nn.Module]) -> list[tuple[int, int, int]]:
-    weights: list[Any] = [factor._parameters["weight"] for factor in factors]
-    return [(id(w), w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
-
-
 def fold(factors: Sequence[nn.Module]) -> Folded | None:
     """None where the factors are no plain linear maps, or two products are cheaper than one."""
-    linear = [factor for factor in factors if isinstance(factor, nn.Linear) and _is_plain(factor)]
-    if len(linear) < max(2, len(factors)):
+    if len(factors) < 2 or _state(factors) is None:
         return None
+    linear: Any = factors
     separate = sum(factor.weight.numel() for factor in linear)
     together = linear[-1].out_features * linear[0].in_features
     return Folded(linear) if together <= separate else None
 
 
-def _is_plain(factor: nn.Linear) -> bool:
-    as_pytorch = type(factor) is nn.Linear and not factor._forward_hooks
-    return as_pytorch and factor.bias is None and not factor.weight.is_meta
+def _state(factors: Sequence[nn.Module]) -> list[tuple[int, int, int]] | None:
+    """Which weights the maps have, and how often each was written; None where that is not all that
+    they do, or cannot be told."""
+    state: list[tuple[int, int, int]] = []
+    for factor in factors:
+        weight = factor._parameters.get("weight")
+        if (
+            type(factor) is not nn.Linear
+            or factor.bias is not None
+            or weight is None
+            or weight.is_meta
+            or weight.is_inference()  # has no count of its changes
+            or has_hooks(factor)
+        ):
+            return None
+        state.append((id(weight), weight.data_ptr(), weight._version))
+    return state

@@ -151,7 +151,7 @@ class RosaModel(KeepsPrecision, BaseTuner):
 
         For models in eval mode without gradients; results change by rounding only. Weights stay as
         they are, and so does what is saved. `train()` undoes it, and a weight that is changed or
-        moved is no longer used folded.
+        moved is no longer used folded (one written through `.data` goes unnoticed: call it again).
 
         Raises RosaError for a model in training mode.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 
@@ -17,6 +18,9 @@ from rosa.ops import (
 )
 from rosa.roae.taps import LowPairs, as_heads, with_heads
 from rosa.rope.turns import Rotation
+
+# AOTAutograd gives wrong numbers for a write through `as_strided` after a graph break.
+_modulate_uncompiled = torch.compiler.disable(modulate)
 
 
 class Source(NamedTuple):
@@ -39,7 +43,9 @@ class Modulation(NamedTuple):
         """The output of the tapped module, modulated, in its own shape and dtype."""
         rotation = self.rotation
         if isinstance(rotation, Turning) or (rotation is None and self.variant != "reference"):
-            return modulate(
+            # Compiled alone, within a layer that is not: what that has prepared is for eager code.
+            act = _modulate_uncompiled if torch.compiler.is_compiling() else modulate
+            return act(
                 output,
                 self.source.tensor,
                 self.low,

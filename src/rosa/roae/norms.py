@@ -22,17 +22,25 @@ class NormWrapper(KeepsTrainability, ModulesToSaveWrapper):
     back, not the trained copy, which is of no use without the rest of the adapter.
     """
 
-    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """PEFT's, by a shorter way: decoding calls it twice in each layer for each token."""
-        active = self.active_adapters
-        if kwargs or self._disable_adapters or not active or active[0] not in self._adapters:
-            return super().forward(x, **kwargs)
-        copy = self._modules["modules_to_save"][active[0]]  # type: ignore[index]
-        output = trained_norm(copy, x)
-        return output if output.dtype == x.dtype else output.to(x.dtype)
+        if kwargs or len(args) != 1 or self._disable_adapters:
+            return super().forward(*args, **kwargs)
+        return self._forward_wrapped(*args)
 
-    def _forward_wrapped(self, x: Tensor) -> Tensor:
-        return self._forward_wrapped_passthrough(x)  # no adapter is active
+    def _forward_wrapped(self, *args: Any, **kwargs: Any) -> Any:
+        active, copies = self.active_adapters, self._modules["modules_to_save"]
+        if not active or active[0] not in copies:  # type: ignore[operator]
+            return self._forward_wrapped_passthrough(*args, **kwargs)
+        norm: Any = copies[active[0]]  # type: ignore[index]
+        if kwargs or len(args) != 1:
+            return norm(*args, **kwargs)
+        (x,) = args
+        if isinstance(norm, nn.LayerNorm) and norm.weight is not None:
+            given = x.to(norm.weight.dtype)  # on a GPU both must be of one dtype
+            return trained_norm(norm, given).to(x.dtype)
+        output = trained_norm(norm, x)
+        return output if output.dtype == x.dtype else output.to(x.dtype)
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
