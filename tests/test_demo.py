@@ -27,7 +27,7 @@ def test_fine_tuning_teaches_both_tasks(tmp_path: Path) -> None:
     record = json.loads((folder / "demo.json").read_text())
     for before, after in zip(record["before"]["tasks"], record["after"]["tasks"], strict=True):
         assert before["accuracy"] <= CHANCE[before["name"]] + 20
-        assert after["accuracy"] >= 80
+        assert after["accuracy"] >= before["accuracy"] + 40  # of the sums it learns half, or more
         assert after["scored"] == 250
     for picture in ("loss.png", "layers.png"):
         assert (folder / picture).stat().st_size > 0
