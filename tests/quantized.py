@@ -25,6 +25,7 @@ each_of_bitsandbytes = pytest.mark.parametrize("bits", BITSANDBYTES)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
+@pytest.fixture(autouse=True)
 def portable_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on every machine: where a CPU computes in bfloat16, 4-bit layers are otherwise packed anew
     at their first evaluation, and pass no gradients from there on."""
@@ -38,6 +39,11 @@ def write_folder(
     BY_NAME[architecture].build().to(dtype).save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def written_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("llama"))
 
 
 def quantized(folder: Path, quantizer: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -9,7 +9,11 @@ from collections import Counter
 from html.parser import HTMLParser
 from typing import Any
 
+import pytest
+
 from rosa.study.compare.results import RunResult, StudyResults
+from rosa.study.report.page import render
+from tests.report_study import rich_study
 
 VOID = {"meta", "link", "br", "input", "img", "hr"}
 
@@ -92,3 +96,13 @@ def on_disk(study: StudyResults, run: RunResult, task: str) -> list[tuple[Any, .
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
     keys = ("index", "prompt", "label", "prediction", "response", "correct")
     return sorted(tuple(line[key] for key in keys) for line in lines)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
+    return rich_study(tmp_path_factory.mktemp("study"), failed=[("lora", 2)], examples=12)
+
+
+@pytest.fixture(scope="module")
+def html(study: StudyResults) -> str:
+    return render(study)

@@ -28,15 +28,11 @@ from tests.quantized import (
     stored,
     trainable,
     write_folder,
+    written_folder,
 )
 from tests.reference import relative_error
 
-_kernels = pytest.fixture(autouse=True)(portable_kernels)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("llama"))
+_kernels, folder = portable_kernels, written_folder
 
 
 def losses(model: nn.Module, steps: int = 20) -> list[float]:

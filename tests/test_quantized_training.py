@@ -39,16 +39,11 @@ from tests.quantized import (
     quantized,
     stored,
     trainable,
-    write_folder,
+    written_folder,
 )
 from tests.test_docs import blocks
 
-_kernels = pytest.fixture(autouse=True)(portable_kernels)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("llama"))
+_kernels, folder = portable_kernels, written_folder
 
 
 def copies(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:

@@ -20,18 +20,11 @@ from rosa.study.compare.results import RESULTS, StudyResults
 from rosa.study.report import write_report
 from rosa.study.report.page import render, visible
 from rosa.study.report.summary import protocol, sentence
+from tests import report_page
 from tests.report_page import Reader, answers, on_disk, unpack
 from tests.report_study import NASTY, rich_study, spoil
 
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
-    return rich_study(tmp_path_factory.mktemp("study"), failed=[("lora", 2)], examples=12)
-
-
-@pytest.fixture(scope="module")
-def html(study: StudyResults) -> str:
-    return render(study)
+study, html = report_page.study, report_page.html
 
 
 def test_the_page_is_sound_and_asks_for_nothing(html: str) -> None:

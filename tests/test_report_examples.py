@@ -19,18 +19,11 @@ from rosa.errors import RosaError
 from rosa.study.compare.results import StudyResults
 from rosa.study.report import examples, write_report
 from rosa.study.report.page import PLAIN_BYTES, pack_data, render
+from tests import report_page
 from tests.report_page import answers, on_disk, unpack
 from tests.report_study import rich_study
 
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
-    return rich_study(tmp_path_factory.mktemp("study"), failed=[("lora", 2)], examples=12)
-
-
-@pytest.fixture(scope="module")
-def html(study: StudyResults) -> str:
-    return render(study)
+study, html = report_page.study, report_page.html
 
 
 def test_the_page_holds_every_answer(study: StudyResults, html: str) -> None:

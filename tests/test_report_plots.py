@@ -15,21 +15,13 @@ from rosa.study.compare.results import StudyResults
 from rosa.study.report import training
 from rosa.study.report.axes import Axis, fit, fit_percent, short
 from rosa.study.report.costs import digits, duration, size
-from rosa.study.report.page import render
 from rosa.study.report.scatter import label_box, overlap, place_labels
-from tests.report_study import rich_study
+from tests import report_page
 
 finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
-    return rich_study(tmp_path_factory.mktemp("study"), failed=[("lora", 2)], examples=12)
-
-
-@pytest.fixture(scope="module")
-def html(study: StudyResults) -> str:
-    return render(study)
+study, html = report_page.study, report_page.html
 
 
 @given(st.lists(finite, min_size=1, max_size=20))

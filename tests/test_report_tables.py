@@ -14,18 +14,11 @@ from rosa.study.report.page import render
 from rosa.study.report.tables import chapters
 from rosa.study.tables import captions
 from rosa.study.tables.parts import parts
+from tests import report_page
 from tests.report_page import Reader
 from tests.report_study import rich_study
 
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
-    return rich_study(tmp_path_factory.mktemp("study"), failed=[("lora", 2)], examples=12)
-
-
-@pytest.fixture(scope="module")
-def html(study: StudyResults) -> str:
-    return render(study)
+study, html = report_page.study, report_page.html
 
 
 def test_a_cell_is_the_mean_and_sample_deviation_over_seeds(study: StudyResults) -> None:

@@ -19,7 +19,8 @@ from rosa.ops import (
 from rosa.roae.taps import LowPairs, as_heads, with_heads
 from rosa.rope.turns import Rotation
 
-# AOTAutograd gives wrong numbers for a write through `as_strided` after a graph break.
+# Traced after a graph break, the write through `as_strided` was seen to give wrong numbers
+# (PyTorch 2.13, backend aot_eager; tests/test_compile.py).
 _modulate_uncompiled = torch.compiler.disable(modulate)
 
 
