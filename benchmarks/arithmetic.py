@@ -5,7 +5,8 @@ elements of queries and keys; `rosa.study.roae_costs`), a layer of RoSA costs
 
     forward         F + G
     to the inputs   F + G
-    of the weights  F + 2·G, as S_k is computed again; nothing in a layer that does not train
+    of the weights  F + G + 2·r·Q, as what its second factor reads is computed again; nothing in a
+                    layer that does not train
 
 and LoRA three times its forward products. The frozen model's step is a forward pass and one to its
 inputs, of which attention (two products forward) takes five. The ratio would be that of times if
@@ -37,6 +38,7 @@ class Arithmetic:
         self._project = 2 * RANK * (shape.hidden + queries) * shape.layers
         grouped = shape.heads != shape.key_heads
         self._to_keys = 2 * RANK * (queries + keys) * shape.layers * grouped
+        self._again = 2 * RANK * queries * shape.layers * grouped
 
     @property
     def frozen(self) -> float:
@@ -46,7 +48,7 @@ class Arithmetic:
     def rosa(self, trained: float = 1.0) -> float:
         """Those of the adapter, of whose layers a share is trained and all get a gradient."""
         once = self._project + self._to_keys
-        return 2 * once + trained * (once + self._to_keys)
+        return 2 * once + trained * (once + self._again)
 
     def lora(self) -> float:
         """Those of LoRA on all linears."""

@@ -160,7 +160,7 @@ class Training:
             self.model = peft.get_peft_model(model, contender.config())
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.trainable = sum(p.numel() for p in trained)
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True) if trained else None
         if self.optimizer is None:  # the least that any adapter of the first layer needs
             model.get_input_embeddings().register_forward_hook(_ask_gradient)
         self.dls: DynamicLayerSelection | None = None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rosa.cli.main import main
 from rosa.errors import RosaError
 from rosa.ops import Variant, chosen, modulate, turning_of, use
-from rosa.roae.modulation import Modulation, Source
+from rosa.roae.modulation import Modulation
 from rosa.roae.taps import LowPairs
 from rosa.rope import Tap, low_pair_slices
 from rosa.rope.layout import Pairing
@@ -69,7 +69,7 @@ class Case:
     ) -> Tensor:
         if variant == "reference":
             rotation = self.rotation
-            modulation = Modulation(self.low, Source(source, activate), ALPHA, rotation, variant)
+            modulation = Modulation(self.low, (source, activate), ALPHA, rotation, variant)
             return modulation(nn.Identity(), (), output)
         turning = None
         if self.rotation is not None:

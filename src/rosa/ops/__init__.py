@@ -2,8 +2,8 @@
 
 `reference` has the formulas as they are read, `autograd` what keeps little for the backward pass,
 done by the operations of `plain` or by the kernels of `triton_kernels`; `variants` chooses.
-`rms_norm` and `recompute` do for the trained norms and for W_GQA what `autograd` does for the
-modulation.
+`rms_norm`, `silu_linear` and `recompute` do for the trained norms and for W_GQA what `autograd`
+does for the modulation.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from rosa.ops.plain import signal_of
 from rosa.ops.recompute import recomputed
 from rosa.ops.reference import modulate_post_rotation, modulate_pre_rotation
 from rosa.ops.rms_norm import trained_norm
+from rosa.ops.silu_linear import linear_of_silu
 from rosa.ops.turning import Turning, turning_of
 from rosa.ops.variants import VARIANTS, Variant, chosen, use
 
@@ -21,6 +22,7 @@ __all__ = [
     "Turning",
     "Variant",
     "chosen",
+    "linear_of_silu",
     "modulate",
     "modulate_post_rotation",
     "modulate_pre_rotation",

@@ -31,7 +31,7 @@ def correct(
         return kept
     turned = turning.there(z)
     kept = turned.to(z.dtype) if keep else None
-    z += turning.back(turned * signal)
+    z += turning.back_(_product(signal, turned, activate))
     return kept
 
 
@@ -62,5 +62,10 @@ def propagate(
         if turning is None:
             g.addcmul_(g, signal, value=alpha)
         else:
-            g += turning.there_transposed(turned * signal)
+            g += turning.there_transposed_(_product(signal, turned, activate))
     return to_source
+
+
+def _product(signal: Tensor, turned: Tensor, own: bool) -> Tensor:
+    """S ⊙ what is turned, in the wider dtype; in the signal's place where nobody else has it."""
+    return signal.mul_(turned) if own and signal.dtype == turned.dtype else turned * signal

@@ -13,6 +13,8 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from rosa.ops.first_order import first_order
 
+Autocast = tuple[str, torch.dtype | None]  # type of a device, and None where it is off
+
 
 def recomputed(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
     """What the modules give, one after another, bit for bit; in backward they run again.
@@ -60,9 +62,9 @@ def has_hooks(module: nn.Module) -> bool:
 class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, modules: Sequence[nn.Module], x: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.modules, ctx.autocast = modules, _autocast(x.device.type)
+        ctx.modules, ctx.autocast = modules, autocast_of(x)
         ctx.save_for_backward(x, *parameters)
-        with _same_autocast(ctx.autocast):
+        with same_autocast(ctx.autocast):
             result = _chain(modules, x)
         return result.detach() if result is x else result
 
@@ -76,7 +78,7 @@ class _Recomputed(torch.autograd.Function):
             for tensor, needs in zip(ctx.saved_tensors, needed, strict=True)
         ]
         x, parameters = inputs[0], iter(inputs[1:])
-        with torch.enable_grad(), _same_autocast(ctx.autocast):
+        with torch.enable_grad(), same_autocast(ctx.autocast):
             for module in ctx.modules:
                 x = _with_parameters(module, parameters, x)
         wanted = [tensor for tensor in inputs if tensor.requires_grad]
@@ -92,15 +94,18 @@ def _with_parameters(module: nn.Module, parameters: Iterator[Tensor], x: Tensor)
     return functional_call(module, own, (x,)) if own else module(x)
 
 
-def _autocast(device: str) -> tuple[str, torch.dtype] | None:
-    """(device type, dtype) of the autocast that is on, None where it is off."""
-    if not torch.is_autocast_enabled(device):
-        return None
-    return device, torch.get_autocast_dtype(device)
+def autocast_of(x: Tensor) -> Autocast:
+    """What is on for tensors like this one."""
+    device = x.device.type
+    on = torch.is_autocast_enabled(device)
+    return device, torch.get_autocast_dtype(device) if on else None
 
 
-def _same_autocast(state: tuple[str, torch.dtype] | None) -> AbstractContextManager[Any]:
+def same_autocast(state: Autocast) -> AbstractContextManager[Any]:
     """Without the cache of cast weights: one filled here would have no gradient for others."""
-    if state is None:
-        return nullcontext()
-    return torch.autocast(state[0], dtype=state[1], cache_enabled=False)
+    device, dtype = state
+    if dtype is not None:
+        return torch.autocast(device, dtype=dtype, cache_enabled=False)
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()

@@ -31,23 +31,21 @@ class Turning(NamedTuple):
 
     def there(self, z: Tensor) -> Tensor:
         """A·z, in the wider of both dtypes."""
-        return _turned(z, self.cos, self.sin, 1)
+        return (z * self.cos).addcmul_(_swapped(z), self.sin)
 
-    def back(self, z: Tensor) -> Tensor:
-        """B·z, likewise."""
-        return _turned(z, self.back_cos, self.back_sin, 1)
+    def back_(self, x: Tensor) -> Tensor:
+        """B·x in place of x, of a dtype that is not narrower."""
+        swapped = _swapped(x)
+        return x.mul_(self.back_cos).addcmul_(swapped, self.back_sin)
 
-    def there_transposed(self, z: Tensor) -> Tensor:
-        """Aᵀ·z, likewise."""
-        return _turned(z, self.cos, self.sin, -1)
+    def there_transposed_(self, x: Tensor) -> Tensor:
+        """Aᵀ·x, likewise."""
+        swapped = _swapped(x)
+        return x.mul_(self.cos).addcmul_(swapped, self.sin, value=-1)
 
     def back_transposed(self, z: Tensor) -> Tensor:
-        """Bᵀ·z, likewise."""
-        return _turned(z, self.back_cos, self.back_sin, -1)
-
-
-def _turned(z: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    return (z * cos).addcmul_(_swapped(z), sin, value=sign)
+        """Bᵀ·z, in the wider of both dtypes."""
+        return (z * self.back_cos).addcmul_(_swapped(z), self.back_sin, value=-1)
 
 
 def _swapped(z: Tensor) -> Tensor:
@@ -66,8 +64,7 @@ def turning_of(
     there, and it goes when `cos` goes.
     """
     inference = torch.is_inference_mode_enabled()  # what is made then, nobody can train with
-    versions = _version(cos), _version(sin)
-    key = (versions, inference, pairs[0].start, pairs[0].stop, alpha, dtype)
+    key = (_version(cos), _version(sin), inference, pairs, alpha, dtype)
     known = getattr(cos, "_rosa_turning", None)
     if known is None or known[0] is not sin or known[1] != key:
         known = sin, key, _turning(cos, sin, pairs, alpha, dtype)

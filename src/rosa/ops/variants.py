@@ -49,11 +49,11 @@ def chosen(hidden_states: Tensor, *rotation: Tensor) -> Variant:
         if turn.requires_grad:
             return "reference"
     asked = _asked.get() or _from_environment(_in_environment)
+    if asked is None:
+        return "triton" if hidden_states.is_cuda and has_triton() else "autograd"
     if asked == "triton" and not hidden_states.is_cuda:
         _check_interpreter(hidden_states.device)
-    if asked is not None:
-        return asked
-    return "triton" if hidden_states.is_cuda and has_triton() else "autograd"
+    return asked
 
 
 def _watched() -> bool:
@@ -65,7 +65,7 @@ def _watched() -> bool:
     return bool(
         torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.maybe_current_level() is not None
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
     )
 
 

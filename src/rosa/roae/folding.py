@@ -12,52 +12,50 @@ from rosa.ops.recompute import has_hooks
 
 
 class Folded:
-    """The product of linear maps, valid as long as their weights are what they were."""
+    """The product of linear maps, valid as long as they and their weights are what they were."""
 
     def __init__(self, factors: Sequence[nn.Linear]) -> None:
-        self._weights = [factor.weight for factor in factors]  # holds on to them, and their ids
-        self._state = _state(factors)
+        self._known = [(f.weight, f.weight.data_ptr(), f.weight._version) for f in factors]
         with torch.no_grad():
-            wide = [
-                weight.to(torch.promote_types(weight.dtype, torch.float32))
-                for weight in self._weights
-            ]
-            product = wide[0]
-            for weight in wide[1:]:
-                product = weight @ product
-            self.matrix = product.to(self._weights[0].dtype)
+            first, *others = (
+                factor.weight.to(torch.promote_types(factor.weight.dtype, torch.float32))
+                for factor in factors
+            )
+            for weight in others:
+                first = weight @ first
+            self.matrix = first.to(factors[0].weight.dtype)
 
     def __call__(self, factors: Sequence[nn.Module], x: Tensor) -> Tensor | None:
         """What the factors map x to; None where they, or their weights, are others than before."""
-        if self._state != _state(factors):
-            return None
+        for factor, (weight, address, version) in zip(factors, self._known, strict=True):
+            if not (
+                factor._parameters.get("weight") is weight
+                and _only_multiplies(factor)
+                and weight.data_ptr() == address
+                and weight._version == version
+            ):
+                return None
         return nn.functional.linear(x, self.matrix)
 
 
 def fold(factors: Sequence[nn.Module]) -> Folded | None:
     """None where the factors are no plain linear maps, or two products are cheaper than one."""
-    if len(factors) < 2 or _state(factors) is None:
+    if len(factors) < 2 or not all(_only_multiplies(factor) for factor in factors):
         return None
     linear: Any = factors
+    if any(f.weight.is_meta or f.weight.is_inference() for f in linear):  # nor counts its changes
+        return None
     separate = sum(factor.weight.numel() for factor in linear)
     together = linear[-1].out_features * linear[0].in_features
     return Folded(linear) if together <= separate else None
 
 
-def _state(factors: Sequence[nn.Module]) -> list[tuple[int, int, int]] | None:
-    """Which weights the maps have, and how often each was written; None where that is not all that
-    they do, or cannot be told."""
-    state: list[tuple[int, int, int]] = []
-    for factor in factors:
-        weight = factor._parameters.get("weight")
-        if (
-            type(factor) is not nn.Linear
-            or factor.bias is not None
-            or weight is None
-            or weight.is_meta
-            or weight.is_inference()  # has no count of its changes
-            or has_hooks(factor)
-        ):
-            return None
-        state.append((id(weight), weight.data_ptr(), weight._version))
-    return state
+def _only_multiplies(factor: nn.Module) -> bool:
+    """Whether the map is a product with its weight; looked at for each token."""
+    parameters = factor._parameters
+    return (
+        type(factor) is nn.Linear
+        and parameters.get("weight") is not None
+        and parameters.get("bias") is None
+        and not has_hooks(factor)
+    )

@@ -43,7 +43,8 @@ def handed_over(module: nn.Module) -> Iterable[Any]:
         own = [item for items in by_thread.values() for item in items]
     else:
         own = by_thread.get(get_ident(), ())
-    return [*module.__dict__.get(_PENDING, ()), *own]
+    pending = module.__dict__.get(_PENDING)
+    return [*pending, *own] if pending else own
 
 
 def take_back(modules: Iterable[nn.Module]) -> None:

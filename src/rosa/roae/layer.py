@@ -15,7 +15,7 @@ replicas of a model stay independent.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from rosa.errors import RosaError
-from rosa.ops import Turning, Variant, chosen, recomputed, turning_of
+from rosa.ops import Turning, Variant, chosen, linear_of_silu, turning_of
 from rosa.roae.checks import check_one_adapter
 from rosa.roae.config import RosaConfig
 from rosa.roae.folding import Folded, fold
@@ -44,7 +44,6 @@ NO_ANGLES = (
     "this model computes its rotary angles where RoSA cannot get them, so that it can only be "
     "adapted before rotation: set rope_stage='pre'"
 )
-_SILU = nn.SiLU()
 
 
 def _modulate_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -56,10 +55,21 @@ def _modulate_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
 
 def _dtype_of(stages: list[nn.Module]) -> torch.dtype:
     """Of the first weight; by its usual name if it can be, since decoding asks for each token."""
-    weight = getattr(stages[0], "weight", None)
-    if not isinstance(weight, Tensor):
+    weight = stages[0]._parameters.get("weight")
+    if weight is None:
         weight = next(weight for stage in stages for weight in stage.parameters())
     return weight.dtype
+
+
+def _through(modules: list[nn.Module], folded: Folded | None, x: Tensor) -> Tensor:
+    """x after the modules, one after another, or after their product where there is a valid one."""
+    if folded and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        mapped = folded(modules, x)
+        if mapped is not None:
+            return mapped
+    for module in modules:
+        x = module(x)
+    return x
 
 
 def _submodule(module: nn.Module, name: str) -> nn.Module:
@@ -163,11 +173,14 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The attention's own forward, with its queries and keys modulated on the way."""
-        base = _submodule(self, "base_layer")
+        base = self._modules["base_layer"]
+        assert base is not None
         name = self._in_effect()
         if name is None:
             return base(*args, **kwargs)
-        arguments = dict(zip(self._parameters_of_forward, args, strict=False)) | kwargs
+        arguments = kwargs
+        if args:
+            arguments = dict(zip(self._parameters_of_forward, args, strict=False)) | kwargs
         tapped = self._tap(base)
         try:
             hand_over(tapped, self._modulations(name, base, arguments))
@@ -177,15 +190,18 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
 
     def _in_effect(self) -> str | None:
         """The adapter that modulates, if any."""
-        if self._disable_adapters:
-            return None
-        return next((name for name in self.active_adapters if name in self.stages), None)
+        if not self._disable_adapters:
+            for name in self.active_adapters:
+                if name in self.stages:
+                    return name
+        return None
 
     def _modulations(
         self, name: str, base: nn.Module, arguments: Mapping[str, Any]
-    ) -> Iterator[Modulation]:
+    ) -> tuple[Modulation, Modulation]:
         """What an adapter does to the queries and to the keys of a call."""
-        layout, alpha, low_pairs = self.layout, self.alpha[name], self.low_pairs[name]
+        layout, alpha = self.layout, self.alpha[name]
+        for_queries, for_keys = self.low_pairs[name]
         hidden_states = arguments["hidden_states"]
         given: Rotation | None = None
         if self.rope_stage[name] == "post":
@@ -195,25 +211,26 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         variant = chosen(hidden_states, *(given or ()))
         rotation: Rotation | Turning | None = given
         if given is not None and variant != "reference":
-            rotation = turning_of(*given, low_pairs[0].pairs, alpha, hidden_states.dtype)
-        sources = self._sources(name, hidden_states, variant)
-        for low, source in zip(low_pairs, sources, strict=True):
-            yield Modulation(low, source, alpha, rotation, variant)
+            rotation = turning_of(*given, for_queries.pairs, alpha, hidden_states.dtype)
+        s_q, s_k = self._sources(name, hidden_states, variant)
+        return (
+            Modulation(for_queries, s_q, alpha, rotation, variant),
+            Modulation(for_keys, s_k, alpha, rotation, variant),
+        )
 
-    def _sources(self, name: str, hidden_states: Tensor, variant: Variant) -> Iterator[Source]:
+    def _sources(self, name: str, hidden_states: Tensor, variant: Variant) -> tuple[Source, Source]:
         """What S_q and S_k are made of.
 
         For a backward pass that is P for both, as far as possible: S_q is not kept beside it.
         """
         p = self.pre_activation(name, hidden_states)
-        if variant != "reference" and p.requires_grad:
-            yield Source(p, True)
-            for_keys = self._stages(name, self.stages_for_keys)
-            yield Source(recomputed((_SILU, *for_keys), p), False) if for_keys else Source(p, True)
-        else:
+        if variant == "reference" or not p.requires_grad:
             for_queries = nn.functional.silu(p)
-            yield Source(for_queries, False)
-            yield Source(self.key_signal(name, for_queries), False)
+            return (for_queries, False), (self.key_signal(name, for_queries), False)
+        for_keys = self._of_adapter(name, self.stages_for_keys[name])
+        if not for_keys:
+            return (p, True), (p, True)
+        return (p, True), (linear_of_silu(for_keys, p), False)
 
     def _tap(self, base: nn.Module) -> tuple[nn.Module, nn.Module]:
         """The modules whose outputs hold the queries and the keys, which may be one, with a hook.
@@ -227,9 +244,9 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
                 module.register_forward_hook(_modulate_output)
         return query, key
 
-    def _stages(self, name: str, stages: Mapping[str, tuple[str, ...]]) -> list[nn.Module]:
-        """An adapter's modules of W_proj (`stages`) or of W_GQA (`stages_for_keys`)."""
-        return [self._modules[stage][name] for stage in stages[name]]  # type: ignore[index]
+    def _of_adapter(self, name: str, stages: tuple[str, ...]) -> list[nn.Module]:
+        """An adapter's modules of these stages."""
+        return [self._modules[stage]._modules[name] for stage in stages]  # type: ignore
 
     def signals(self, adapter_name: str, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """S_q (b, l, h_q, d_low) and S_k (b, l, h_kv, d_low) of input (b, l, d)."""
@@ -245,32 +262,24 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
 
         Computed in the dtype of the adapter's weights (autocast, where it is on, decides instead).
         """
-        p, dtype = hidden_states, _dtype_of(self._stages(adapter_name, self.stages))
+        stages = self.stages[adapter_name]
+        modules = self._of_adapter(adapter_name, stages)
+        p, dtype = hidden_states, _dtype_of(modules)
         if p.dtype != dtype:
             p = self._cast_input_dtype(p, dtype)
-        return self._through(adapter_name, self.stages, p)
+        return _through(modules, self._folded.get((adapter_name, stages)), p)
 
     def key_signal(self, adapter_name: str, for_queries: Tensor) -> Tensor:
         """S_k (b, l, h_kv·d_low) of S_q (b, l, h_q·d_low); the same tensor where h_kv = h_q."""
-        return self._through(adapter_name, self.stages_for_keys, for_queries)
-
-    def _through(self, name: str, stages: Mapping[str, tuple[str, ...]], x: Tensor) -> Tensor:
-        """x after an adapter's modules, one after another, or after their product if there is."""
-        modules = self._stages(name, stages)
-        folded = self._folded.get((name, stages[name]))
-        if folded and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-            mapped = folded(modules, x)
-            if mapped is not None:
-                return mapped
-        for module in modules:
-            x = module(x)
-        return x
+        stages = self.stages_for_keys[adapter_name]
+        modules = self._of_adapter(adapter_name, stages)
+        return _through(modules, self._folded.get((adapter_name, stages)), for_queries)
 
     def prepare_for_inference(self) -> None:
         """Folds W_proj and W_GQA of each adapter where that is cheaper; `train()` takes it back."""
         for stages in (self.stages, self.stages_for_keys):
             for name, of_adapter in stages.items():
-                folded = fold(self._stages(name, stages))
+                folded = fold(self._of_adapter(name, of_adapter))
                 if folded is not None:
                     self._folded[name, of_adapter] = folded
 

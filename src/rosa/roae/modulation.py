@@ -24,11 +24,8 @@ from rosa.rope.turns import Rotation
 _modulate_uncompiled = torch.compiler.disable(modulate)
 
 
-class Source(NamedTuple):
-    """What a signal is made of."""
-
-    tensor: Tensor  # (b, l, heads·d_low): S, or P
-    activate: bool  # whether it is P, of which S = SiLU(P)
+# What a signal is made of: S (b, l, heads·d_low), or P and True, of which S = SiLU(P).
+Source = tuple[Tensor, bool]
 
 
 class Modulation(NamedTuple):
@@ -46,13 +43,14 @@ class Modulation(NamedTuple):
         if isinstance(rotation, Turning) or (rotation is None and self.variant != "reference"):
             # Compiled alone, within a layer that is not: what that has prepared is for eager code.
             act = _modulate_uncompiled if torch.compiler.is_compiling() else modulate
+            source, activate = self.source
             return act(
                 output,
-                self.source.tensor,
+                source,
                 self.low,
                 self.alpha,
                 rotation,
-                activate=self.source.activate,
+                activate=activate,
                 in_place=_nobody_else_has(module, inputs, output),
                 variant=self.variant,
             )

@@ -30,9 +30,9 @@ class NormWrapper(KeepsTrainability, ModulesToSaveWrapper):
 
     def _forward_wrapped(self, *args: Any, **kwargs: Any) -> Any:
         active, copies = self.active_adapters, self._modules["modules_to_save"]
-        if not active or active[0] not in copies:  # type: ignore[operator]
+        norm: Any = copies._modules.get(active[0]) if active else None  # type: ignore[union-attr]
+        if norm is None:
             return self._forward_wrapped_passthrough(*args, **kwargs)
-        norm: Any = copies[active[0]]  # type: ignore[index]
         if kwargs or len(args) != 1:
             return norm(*args, **kwargs)
         (x,) = args

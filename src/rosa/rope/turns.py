@@ -28,11 +28,11 @@ def turns_of(layout: RopeLayout, module: nn.Module, arguments: Mapping[str, Any]
     turns = layout.turns
     if turns is None:
         raise LookupError("position_embeddings")
-    half = (layout.span or layout.rotary_dim) // 2
     cos, sin = _given(turns, module, arguments)
     _check_width(layout, turns, module, cos)
     if _as_laid_out(layout, turns):
         return cos, sin
+    half = (layout.span or layout.rotary_dim) // 2
     return tuple(  # type: ignore[return-value]
         _by_dimension(turn[..., : half * turns.stride : turns.stride], layout)
         for turn in (cos, sin if turns.sign == 1 else -sin)
@@ -61,18 +61,18 @@ def _check_width(layout: RopeLayout, turns: Turns, module: nn.Module, cos: Tenso
 
 
 def _given(turns: Turns, module: Any, arguments: Mapping[str, Any]) -> Rotation:
-    if turns.source == "embed_positions":
-        sin, cos = module.embed_positions[arguments["position_ids"]].chunk(2, dim=-1)
-        return cos, sin
+    if turns.source == "position_embeddings":
+        given = arguments["position_embeddings"]
+        return (given.real, given.imag) if isinstance(given, Tensor) else given
     if turns.source == "rotary_emb":
         return module.rotary_emb(arguments["hidden_states"], arguments["position_ids"])
-    given = arguments["position_embeddings"]
-    return (given.real, given.imag) if isinstance(given, Tensor) else given
+    sin, cos = module.embed_positions[arguments["position_ids"]].chunk(2, dim=-1)
+    return cos, sin
 
 
 def _as_laid_out(layout: RopeLayout, turns: Turns) -> bool:
     own_stride = 1 if layout.pairing == "halves" else 2
-    return not turns.by_pair and (turns.stride, turns.sign) == (own_stride, 1)
+    return turns.stride == own_stride and turns.sign == 1 and not turns.by_pair
 
 
 def _by_dimension(turn: Tensor, layout: RopeLayout) -> Tensor:

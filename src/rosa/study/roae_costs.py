@@ -4,8 +4,8 @@ With d the width, r the rank, Q = h·d_low and K = k·d_low the low-frequency el
 queries and keys, per token and layer, whatever the length of the sequence:
 
     forward   2·r·(d + Q) for P, 2·r·(Q + K) for S_k (none where k = h), 8·(Q + K) to modulate
-    backward  twice the matrix products, for weights and inputs; S_k's once more, which is computed
-              again; 16·(Q + K)
+    backward  twice the matrix products, for weights and inputs; 2·r·Q of S_k's, as what its second
+              factor reads is computed again; 16·(Q + K)
 
 Bytes: each operation reads its inputs and writes its outputs once, e bytes each (weights are left
 out, which all tokens of a batch share): forward e·(d + 4·r + 5·Q + 5·K), backward twice that.
@@ -50,11 +50,12 @@ def roae_cost(shape: Shape, tuning: Tuning, element: int = 2) -> RoaeCost:
     grouped = shape.key_heads != shape.heads
     project = 2 * rank * (shape.hidden + for_queries)
     to_keys = 2 * rank * low if grouped else 0
+    again = 2 * rank * for_queries if grouped else 0
     moved = element * (shape.hidden + 4 * rank + 5 * low)
     layers = shape.layers
     return RoaeCost(
         layers * (project + to_keys + MODULATE * low),
-        layers * (2 * project + 3 * to_keys + 2 * MODULATE * low),
+        layers * (2 * (project + to_keys) + again + 2 * MODULATE * low),
         layers * moved,
         layers * 2 * moved,
     )
