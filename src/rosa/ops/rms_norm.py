@@ -7,6 +7,8 @@ its weight is trained. Its forward stays its own here; the gradients of the form
 that of y, are
 
     ∂w = Σ g ⊙ x̂,     ∂x = ρ·(g ⊙ (w + offset) − x̂·mean(g ⊙ (w + offset) ⊙ x̂))
+
+for both of which g ⊙ x is all that is needed at full width.
 """
 
 from __future__ import annotations
@@ -103,13 +105,12 @@ class _RmsNorm(torch.autograd.Function):
         wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
         g, w = gradient.to(wide), weight.to(wide) + ctx.form.offset
         rho = _rho(x.to(wide), ctx.form.epsilon)
-        normed = x * rho
-        product = (g * normed).reshape(-1, len(w))
+        product = (g * x).reshape(-1, len(w))
         to_x = to_weight = None
-        if ctx.needs_input_grad[2]:
-            with torch.autocast(x.device.type, enabled=False):  # which may be on, in half precision
-                mean = torch.mv(product, w).div_(len(w)).view(rho.shape)
-            to_x = (g * w).addcmul_(normed, mean, value=-1).mul_(rho).to(x.dtype)
-        if ctx.needs_input_grad[3]:
-            to_weight = product.sum(0).to(weight.dtype)
+        with torch.autocast(x.device.type, enabled=False):  # which may be on, in half precision
+            if ctx.needs_input_grad[2]:
+                along = torch.mv(product, w).view(rho.shape).mul_(rho**3)
+                to_x = (g * w).mul_(rho).addcmul_(x, along, value=-1 / len(w)).to(x.dtype)
+            if ctx.needs_input_grad[3]:
+                to_weight = torch.mv(product.t(), rho.flatten()).to(weight.dtype)
         return None, None, to_x, to_weight
