@@ -10,15 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import Tensor, nn
 
+from rosa import RosaConfig
 from rosa.cli.main import main
 from rosa.errors import RosaError
-from rosa.ops import Variant, chosen, modulate, turning_of, use
+from rosa.ops import Part, Variant, chosen, modulate, turning_of, use
 from rosa.roae.modulation import Modulation
 from rosa.roae.taps import LowPairs
 from rosa.rope import Tap, low_pair_slices
 from rosa.rope.layout import Pairing
+from tests.architectures import BY_NAME
+from tests.tiny_models import random_tokens
 
 ALPHA, HEADS, N = 0.7, 4, 2
 # Heads of 12, of which 8 dimensions rotate and 2 pairs are adapted.
@@ -67,17 +71,15 @@ class Case:
     def run(
         self, variant: Variant, output: Tensor, source: Tensor, *, activate: bool, in_place: bool
     ) -> Tensor:
+        part = Part(self.low, source, activate)
         if variant == "reference":
             rotation = self.rotation
-            modulation = Modulation(self.low, (source, activate), ALPHA, rotation, variant)
+            modulation = Modulation((part,), ALPHA, rotation, variant)
             return modulation(nn.Identity(), (), output)
         turning = None
         if self.rotation is not None:
             turning = turning_of(*self.rotation, self.low.pairs, ALPHA, output.dtype)
-        return modulate(
-            output, source, self.low, ALPHA, turning,
-            activate=activate, in_place=in_place, variant=variant,
-        )  # fmt: skip
+        return modulate(output, [part], ALPHA, turning, in_place=in_place, variant=variant)
 
 
 CASES = [
@@ -127,6 +129,74 @@ def test_gradcheck(stage: str, variant: Variant, activate: bool) -> None:
     (first,) = torch.autograd.grad((run(z, source) ** 2).sum(), z, create_graph=True)
     with pytest.raises(RosaError, match="second derivatives"):
         first.sum().backward()
+
+
+def _fused(groups: int) -> tuple[list[LowPairs], tuple[int, ...]]:
+    """Four query heads, two key heads and two of values in one output, by so many groups."""
+    taps = (
+        Tap("qkv", "flat", HEADS, groups, 0),
+        Tap("qkv", "flat", HEADS // 2, groups, HEADS // groups * 12),
+    )
+    return [LowPairs(tap, 12, low_pair_slices(8, "halves", N)) for tap in taps], (2, 3, 8 * 12)
+
+
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("variant", FAST)
+@pytest.mark.parametrize("stage", ["post", "pre"])
+def test_queries_and_keys_of_one_output(
+    stage: str, variant: Variant, groups: int, needs: tuple[bool, bool]
+) -> None:
+    """Both at once are one after the other: P of the queries, S of the keys."""
+    lows, shape = _fused(groups)
+    rotation, turning = Case("flat", "halves", stage).rotation, None
+    if rotation is not None:
+        turning = turning_of(*rotation, lows[0].pairs, ALPHA, torch.float64)
+    results = []
+    for name in ("reference", variant):
+        z = draw(*shape).requires_grad_()
+        sources = [
+            draw(2, 3, low.tap.heads * 2 * N, seed=seed).requires_grad_(wanted)
+            for seed, (low, wanted) in enumerate(zip(lows, needs, strict=True))
+        ]
+        parts = tuple(
+            Part(low, source, low is lows[0]) for low, source in zip(lows, sources, strict=True)
+        )
+        if name == "reference":
+            out = Modulation(parts, ALPHA, rotation, "reference")(nn.Identity(), (), z * 1)
+        else:
+            out = modulate(z * 1, parts, ALPHA, turning, in_place=True, variant=variant)
+        (out * draw(*shape, seed=3)).sum().backward()
+        results.append((out, z.grad, *(source.grad for source in sources)))
+    for expected, actual in zip(*results, strict=True):
+        assert (actual is None) == (expected is None)
+        if actual is not None:
+            torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.skipif("triton" not in FAST, reason="Triton is not installed")
+@pytest.mark.parametrize(("name", "of_layer"), [("phi3", 1), ("gpt_neox", 1), ("llama", 2)])
+def test_launches(name: str, of_layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One each way for each tapped module, which a fused projection is for queries and keys."""
+    from rosa.ops import triton_kernels
+
+    launched = []
+
+    class Counted:
+        def __init__(self, kernel: str) -> None:
+            self.kernel, self.name = getattr(triton_kernels, kernel), kernel
+            monkeypatch.setattr(triton_kernels, kernel, self)
+
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            launched.append(self.name)
+            return self.kernel[grid]
+
+    kernels = [Counted(f"_{way}_kernel").name for way in ("forward", "backward")]
+    model = get_peft_model(BY_NAME[name].build(), RosaConfig(r=4, r_low=0.5))
+    with use("triton"):
+        model(input_ids=random_tokens(1, 3)).logits.sum().backward()
+    of_model = of_layer * model.config.num_hidden_layers
+    assert [launched.count(kernel) for kernel in kernels] == [of_model, of_model]
 
 
 @pytest.mark.parametrize("needs", [(True, False), (False, True)])

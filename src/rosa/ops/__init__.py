@@ -8,7 +8,7 @@ does for the modulation.
 
 from __future__ import annotations
 
-from rosa.ops.autograd import modulate
+from rosa.ops.autograd import Part, modulate
 from rosa.ops.plain import signal_of
 from rosa.ops.recompute import recomputed
 from rosa.ops.reference import modulate_post_rotation, modulate_pre_rotation
@@ -19,6 +19,7 @@ from rosa.ops.variants import VARIANTS, Variant, chosen, use
 
 __all__ = [
     "VARIANTS",
+    "Part",
     "Turning",
     "Variant",
     "chosen",

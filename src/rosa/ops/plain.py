@@ -5,10 +5,14 @@ The pairs are z (b, l, groups, heads/groups, 2, n), a view of a projection's out
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from rosa.ops.turning import Turning
+
+Sources = Sequence[tuple[Tensor, bool]]  # S, or P and True, of each part: queries, keys, or both
 
 
 def signal_of(source: Tensor, activate: bool) -> Tensor:
@@ -17,13 +21,26 @@ def signal_of(source: Tensor, activate: bool) -> Tensor:
 
 
 def correct(
-    z: Tensor, source: Tensor, alpha: float, turning: Turning | None, activate: bool, keep: bool
-) -> Tensor | None:
-    """z + B·(S ⊙ A·z) in place of z (`rosa.ops.turning`; α·S ⊙ z where nothing turns).
+    parts: Sequence[Tensor],
+    sources: Sources,
+    alpha: float,
+    turning: Turning | None,
+    keep: Sequence[bool] | None = None,
+) -> list[Tensor | None]:
+    """z + B·(S ⊙ A·z) in place of each part z (`rosa.ops.turning`; α·S ⊙ z where nothing turns).
 
-    Returns A·z where it is to `keep`: compact, since a slice would hold the memory of the whole
-    output, and of z's dtype.
+    Returns A·z of those to `keep`, None of the others: compact, since a slice would hold the
+    memory of the whole output, and of z's dtype.
     """
+    return [
+        _correct(z, *source, alpha, turning, keep is not None and keep[i])
+        for i, (z, source) in enumerate(zip(parts, sources, strict=True))
+    ]
+
+
+def _correct(
+    z: Tensor, source: Tensor, activate: bool, alpha: float, turning: Turning | None, keep: bool
+) -> Tensor | None:
     signal = signal_of(source, activate).reshape(z.shape)
     if turning is None:
         kept = z.clone(memory_format=torch.contiguous_format) if keep else None
@@ -36,20 +53,35 @@ def correct(
 
 
 def propagate(
-    g: Tensor,
-    kept: Tensor | None,
-    source: Tensor,
+    gradients: Sequence[Tensor],
+    kept: Sequence[Tensor | None],
+    sources: Sources,
     alpha: float,
     turning: Turning | None,
-    activate: bool,
     write: bool,
-) -> Tensor | None:
+) -> list[Tensor | None]:
     """The gradients of `correct`.
 
     Args:
-        g: the gradient to the new z; with `write`, that to the old one takes its place.
-        kept: what `correct` returned, where the gradient to `source` is wanted, which is returned.
+        gradients: of each part that to the new z; with `write`, that to the old one takes its
+            place.
+        kept: what `correct` returned, where the gradient to a source is wanted, which is returned.
     """
+    return [
+        _propagate(g, kept_, *source, alpha, turning, write)
+        for g, kept_, source in zip(gradients, kept, sources, strict=True)
+    ]
+
+
+def _propagate(
+    g: Tensor,
+    kept: Tensor | None,
+    source: Tensor,
+    activate: bool,
+    alpha: float,
+    turning: Turning | None,
+    write: bool,
+) -> Tensor | None:
     turned = g if turning is None else turning.back_transposed(g)
     to_source = None
     if kept is not None:

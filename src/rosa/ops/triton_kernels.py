@@ -1,4 +1,4 @@
-"""`rosa.ops.plain` as Triton kernels, one launch forward and one backward.
+"""`rosa.ops.plain` as Triton kernels, one launch forward and one backward, for all of an output.
 
 Both directions make the signal, turn, multiply and turn back; the functions that do so are written
 once and take part in both kernels. Imported only where Triton is there.
@@ -8,6 +8,7 @@ once and take part in both kernels. Imported only where Triton is there.
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,21 +16,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rosa.ops.plain import Sources
 from rosa.ops.turning import Turning
 
 _BLOCK = 256
 
 
 @triton.jit
-def _places(total, n, heads, in_group, length, angles, strides, BLOCK: tl.constexpr):
+def _places(program, heads, in_group, tokens, n, length, angles, strides, BLOCK: tl.constexpr):
     """Of BLOCK of all (token, head, pair): which exist, and where they are in z, in the signal and
     in the turning's cos."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    i = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     pair, head, token = i % n, i // n % heads, i // n // heads
     of_batch, of_length, of_group, of_head, of_pair = strides
     z = token // length * of_batch + token % length * of_length
     z += head // in_group * of_group + head % in_group * of_head + pair * of_pair
-    return i < total, z, i // n * 2 * n + pair, token % angles * n + pair
+    return token < tokens, z, i // n * 2 * n + pair, token % angles * n + pair
 
 
 @triton.jit
@@ -78,14 +80,14 @@ def _turned(a, b, c, s, TURNED: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(
-    z, source, kept, cos, sin, back_cos, back_sin,
-    total, n, heads, in_group, length, angles, strides, apart,
-    ALPHA: tl.constexpr, TURNED: tl.constexpr, ACTIVATE: tl.constexpr, KEEP: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK: tl.constexpr,
+def _forward(
+    program, z, source, kept, heads, in_group, strides,
+    cos, sin, back_cos, back_sin, tokens, n, length, angles, apart,
+    ACTIVATE: tl.constexpr, KEEP: tl.constexpr,
+    ALPHA: tl.constexpr, TURNED: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     mask, at, of_signal, of_turn = _places(
-        total, n, heads, in_group, length, angles, strides, BLOCK
+        program, heads, in_group, tokens, n, length, angles, strides, BLOCK
     )
     a, b = _load_pair(z, at, apart, mask, WIDE)
     p_1, p_2 = _load_pair(source, of_signal, n, mask, WIDE)
@@ -100,14 +102,14 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
-    g, source, kept, to_source, cos, sin, back_cos, back_sin,
-    total, n, heads, in_group, length, angles, strides, apart,
-    ALPHA: tl.constexpr, TURNED: tl.constexpr, ACTIVATE: tl.constexpr, KEEP: tl.constexpr,
-    WRITE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+def _backward(
+    program, g, source, kept, to_source, heads, in_group, strides,
+    cos, sin, back_cos, back_sin, tokens, n, length, angles, apart,
+    ACTIVATE: tl.constexpr, KEEP: tl.constexpr, WRITE: tl.constexpr,
+    ALPHA: tl.constexpr, TURNED: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     mask, at, of_signal, of_turn = _places(
-        total, n, heads, in_group, length, angles, strides, BLOCK
+        program, heads, in_group, tokens, n, length, angles, strides, BLOCK
     )
     a, b = _load_pair(g, at, apart, mask, WIDE)
     p_1, p_2 = _load_pair(source, of_signal, n, mask, WIDE)
@@ -125,59 +127,140 @@ def _backward_kernel(
         _store_pair(g, at, apart, a + scale * da, b + scale * db, mask)
 
 
-def correct(
-    z: Tensor, source: Tensor, alpha: float, turning: Turning | None, activate: bool, keep: bool
-) -> Tensor | None:
-    """`rosa.ops.plain.correct`."""
-    source = source.contiguous()
-    kept = torch.empty(z.shape, dtype=z.dtype, device=z.device) if keep else None
-    unused = z
-    if z.numel():
-        arguments, constants = _arguments(z, source, alpha, turning)
-        _forward_kernel[(triton.cdiv(z.numel() // 2, _BLOCK),)](
-            z, source, unused if kept is None else kept, *arguments,
-            ACTIVATE=activate, KEEP=keep, **constants,
+@triton.jit
+def _forward_kernel(
+    blocks, z, source, kept, heads, in_group, strides,
+    z_2, source_2, kept_2, heads_2, in_group_2, strides_2,
+    cos, sin, back_cos, back_sin, tokens, n, length, angles, apart,
+    ACTIVATE: tl.constexpr, KEEP: tl.constexpr, ACTIVATE_2: tl.constexpr, KEEP_2: tl.constexpr,
+    ALPHA: tl.constexpr, TURNED: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The first `blocks` programs do one part, those that follow the other, if there is one."""
+    program = tl.program_id(0)
+    if program < blocks:
+        _forward(
+            program, z, source, kept, heads, in_group, strides,
+            cos, sin, back_cos, back_sin, tokens, n, length, angles, apart,
+            ACTIVATE, KEEP, ALPHA, TURNED, WIDE, BLOCK,
         )  # fmt: skip
+    else:
+        _forward(
+            program - blocks, z_2, source_2, kept_2, heads_2, in_group_2, strides_2,
+            cos, sin, back_cos, back_sin, tokens, n, length, angles, apart,
+            ACTIVATE_2, KEEP_2, ALPHA, TURNED, WIDE, BLOCK,
+        )  # fmt: skip
+
+
+@triton.jit
+def _backward_kernel(
+    blocks, g, source, kept, to_source, heads, in_group, strides,
+    g_2, source_2, kept_2, to_source_2, heads_2, in_group_2, strides_2,
+    cos, sin, back_cos, back_sin, tokens, n, length, angles, apart,
+    ACTIVATE: tl.constexpr, KEEP: tl.constexpr, ACTIVATE_2: tl.constexpr, KEEP_2: tl.constexpr,
+    WRITE: tl.constexpr,
+    ALPHA: tl.constexpr, TURNED: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    if program < blocks:
+        _backward(
+            program, g, source, kept, to_source, heads, in_group, strides,
+            cos, sin, back_cos, back_sin, tokens, n, length, angles, apart,
+            ACTIVATE, KEEP, WRITE, ALPHA, TURNED, WIDE, BLOCK,
+        )  # fmt: skip
+    else:
+        _backward(
+            program - blocks, g_2, source_2, kept_2, to_source_2, heads_2, in_group_2, strides_2,
+            cos, sin, back_cos, back_sin, tokens, n, length, angles, apart,
+            ACTIVATE_2, KEEP_2, WRITE, ALPHA, TURNED, WIDE, BLOCK,
+        )  # fmt: skip
+
+
+def correct(
+    parts: Sequence[Tensor],
+    sources: Sources,
+    alpha: float,
+    turning: Turning | None,
+    keep: Sequence[bool] | None = None,
+) -> list[Tensor | None]:
+    """`rosa.ops.plain.correct`, for one part or two of one output."""
+    kept = [
+        torch.empty(z.shape, dtype=z.dtype, device=z.device) if keep and keep[i] else None
+        for i, z in enumerate(parts)
+    ]
+    if parts[0].numel():
+        tensors = [
+            (z, source.contiguous(), z if kept_ is None else kept_)
+            for z, (source, _), kept_ in zip(parts, sources, kept, strict=True)
+        ]
+        grid, arguments = _each_part(parts, tensors)
+        shared, constants = _shared(parts[0], sources, alpha, turning)
+        _forward_kernel[grid](*arguments, *shared, **_flags(sources, kept), **constants)
     return kept
 
 
 def propagate(
-    g: Tensor,
-    kept: Tensor | None,
-    source: Tensor,
+    gradients: Sequence[Tensor],
+    kept: Sequence[Tensor | None],
+    sources: Sources,
     alpha: float,
     turning: Turning | None,
-    activate: bool,
     write: bool,
-) -> Tensor | None:
-    """`rosa.ops.plain.propagate`."""
-    contiguous = source.contiguous()
-    to_source = None if kept is None else torch.empty_like(contiguous)
-    unused = g
-    if g.numel():
-        arguments, constants = _arguments(g, contiguous, alpha, turning)
-        _backward_kernel[(triton.cdiv(g.numel() // 2, _BLOCK),)](
-            g, contiguous, unused if kept is None else kept,
-            unused if to_source is None else to_source, *arguments,
-            ACTIVATE=activate, KEEP=kept is not None, WRITE=write, **constants,
-        )  # fmt: skip
-    return to_source
+) -> list[Tensor | None]:
+    """`rosa.ops.plain.propagate`, likewise."""
+    contiguous = [source.contiguous() for source, _ in sources]
+    to_sources = [
+        None if kept_ is None else torch.empty_like(source)
+        for source, kept_ in zip(contiguous, kept, strict=True)
+    ]
+    if gradients[0].numel():
+        tensors = [
+            (g, source, g if kept_ is None else kept_, g if to_source is None else to_source)
+            for g, source, kept_, to_source in zip(
+                gradients, contiguous, kept, to_sources, strict=True
+            )
+        ]
+        grid, arguments = _each_part(gradients, tensors)
+        shared, constants = _shared(gradients[0], sources, alpha, turning)
+        _backward_kernel[grid](
+            *arguments, *shared, WRITE=write, **_flags(sources, kept), **constants
+        )
+    return to_sources
 
 
-def _arguments(
-    z: Tensor, source: Tensor, alpha: float, turning: Turning | None
+def _each_part(
+    parts: Sequence[Tensor], tensors: Sequence[tuple[Tensor, ...]]
+) -> tuple[tuple[int], list[Any]]:
+    """The grid, and what a kernel takes of each part; one alone stands for a second, unused."""
+    blocks = [triton.cdiv(z.numel() // 2, _BLOCK) for z in parts]
+    own = []
+    for z, given in zip(parts, tensors, strict=True):
+        *strides, _, of_pair = z.stride()
+        own.append((*given, z.shape[2] * z.shape[3], z.shape[3], (*strides, of_pair)))
+    return (sum(blocks),), [blocks[0], *own[0], *own[-1]]
+
+
+def _flags(sources: Sources, kept: Sequence[Tensor | None]) -> dict[str, bool]:
+    activate = [activate for _, activate in sources]
+    return {
+        "ACTIVATE": activate[0],
+        "KEEP": kept[0] is not None,
+        "ACTIVATE_2": activate[-1],
+        "KEEP_2": kept[-1] is not None,
+    }
+
+
+def _shared(
+    z: Tensor, sources: Sources, alpha: float, turning: Turning | None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What both kernels take after their tensors, and their constants; z (b, l, g, h/g, 2, n)."""
-    batch, length, groups, in_group, _, n = z.shape
-    *strides, apart, of_pair = z.stride()
+    """What both kernels take for all parts, and their constants; z (b, l, g, h/g, 2, n)."""
+    batch, length, _, _, _, n = z.shape
     turns = turning or (z, z, z, z)
     angles = batch * length if turning is not None and len(turning.cos) == batch else length
-    wide = torch.promote_types(z.dtype, source.dtype)
+    wide = any(t.dtype == torch.float64 for t in (z, *(source for source, _ in sources)))
     constants = {
         "ALPHA": alpha,  # a constant: an argument would be rounded to float32
         "TURNED": turning is not None,
-        "WIDE": tl.float64 if wide == torch.float64 else tl.float32,
+        "WIDE": tl.float64 if wide else tl.float32,
         "BLOCK": _BLOCK,
     }
-    sizes = z.numel() // 2, n, groups * in_group, in_group, length, angles
-    return (*turns, *sizes, (*strides, of_pair), apart), constants
+    return (*turns, batch * length, n, length, angles, z.stride(-2)), constants

@@ -23,12 +23,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from rosa.errors import RosaError
-from rosa.ops import Turning, Variant, chosen, linear_of_silu, turning_of
+from rosa.ops import Part, Turning, Variant, chosen, linear_of_silu, turning_of
 from rosa.roae.checks import check_one_adapter
 from rosa.roae.config import RosaConfig
 from rosa.roae.folding import Folded, fold
 from rosa.roae.handover import forget, hand_over, handed_over, take_back
-from rosa.roae.modulation import Modulation, Source
+from rosa.roae.modulation import Modulation
 from rosa.roae.norms import NormWrapper
 from rosa.roae.projection import PREFIX, Stages, build_projection, low_rank_gqa
 from rosa.roae.taps import LowPairs
@@ -112,6 +112,8 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         parameters = inspect.signature(type(base_layer).forward).parameters
         self._parameters_of_forward = list(parameters)[1:]  # without self
+        # Names of the modules whose outputs hold the queries and the keys: one or two.
+        self._tapped = tuple(dict.fromkeys((layout.query.module, layout.key.module)))
         self._tap(base_layer)
 
     def update_layer(self, adapter_name: str, config: RosaConfig) -> None:
@@ -198,8 +200,8 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
 
     def _modulations(
         self, name: str, base: nn.Module, arguments: Mapping[str, Any]
-    ) -> tuple[Modulation, Modulation]:
-        """What an adapter does to the queries and to the keys of a call."""
+    ) -> tuple[Modulation, ...]:
+        """What an adapter does to the output of each tapped module in a call."""
         layout, alpha = self.layout, self.alpha[name]
         for_queries, for_keys = self.low_pairs[name]
         hidden_states = arguments["hidden_states"]
@@ -213,13 +215,15 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         if given is not None and variant != "reference":
             rotation = turning_of(*given, for_queries.pairs, alpha, hidden_states.dtype)
         s_q, s_k = self._sources(name, hidden_states, variant)
-        return (
-            Modulation(for_queries, s_q, alpha, rotation, variant),
-            Modulation(for_keys, s_k, alpha, rotation, variant),
-        )
+        parts = Part(for_queries, *s_q), Part(for_keys, *s_k)
+        if len(self._tapped) == 1:
+            return (Modulation(parts, alpha, rotation, variant),)
+        return tuple(Modulation((part,), alpha, rotation, variant) for part in parts)
 
-    def _sources(self, name: str, hidden_states: Tensor, variant: Variant) -> tuple[Source, Source]:
-        """What S_q and S_k are made of.
+    def _sources(
+        self, name: str, hidden_states: Tensor, variant: Variant
+    ) -> tuple[tuple[Tensor, bool], tuple[Tensor, bool]]:
+        """What S_q and S_k are made of: S and False, or P and True where S = SiLU(P).
 
         For a backward pass that is P for both, as far as possible: S_q is not kept beside it.
         """
@@ -232,17 +236,16 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
             return (p, True), (p, True)
         return (p, True), (linear_of_silu(for_keys, p), False)
 
-    def _tap(self, base: nn.Module) -> tuple[nn.Module, nn.Module]:
-        """The modules whose outputs hold the queries and the keys, which may be one, with a hook.
+    def _tap(self, base: nn.Module) -> tuple[nn.Module, ...]:
+        """The modules whose outputs hold the queries and the keys, or the one, with a hook.
 
         They get theirs when they are first seen: another adapter may wrap one at any time.
         """
-        query = _submodule(base, self.layout.query.module)
-        key = _submodule(base, self.layout.key.module)
-        for module in (query, key):
+        tapped = tuple(_submodule(base, name) for name in self._tapped)
+        for module in tapped:
             if _modulate_output not in module._forward_hooks.values():
                 module.register_forward_hook(_modulate_output)
-        return query, key
+        return tapped
 
     def _of_adapter(self, name: str, stages: tuple[str, ...]) -> list[nn.Module]:
         """An adapter's modules of these stages."""

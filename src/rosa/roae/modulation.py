@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 
 from rosa.ops import (
+    Part,
     Turning,
     Variant,
     modulate,
@@ -16,7 +17,7 @@ from rosa.ops import (
     modulate_pre_rotation,
     signal_of,
 )
-from rosa.roae.taps import LowPairs, as_heads, with_heads
+from rosa.roae.taps import as_heads, with_heads
 from rosa.rope.turns import Rotation
 
 # Traced after a graph break, the write through `as_strided` was seen to give wrong numbers
@@ -24,15 +25,10 @@ from rosa.rope.turns import Rotation
 _modulate_uncompiled = torch.compiler.disable(modulate)
 
 
-# What a signal is made of: S (b, l, heads·d_low), or P and True, of which S = SiLU(P).
-Source = tuple[Tensor, bool]
-
-
 class Modulation(NamedTuple):
     """What a hook needs to act on one output: everything but the output itself."""
 
-    low: LowPairs
-    source: Source
+    parts: tuple[Part, ...]  # whose `low` are `LowPairs`
     alpha: float
     rotation: Rotation | Turning | None  # that follows, for "post"; None for "pre"
     variant: Variant  # "reference" goes with a Rotation, the others with a Turning
@@ -43,26 +39,24 @@ class Modulation(NamedTuple):
         if isinstance(rotation, Turning) or (rotation is None and self.variant != "reference"):
             # Compiled alone, within a layer that is not: what that has prepared is for eager code.
             act = _modulate_uncompiled if torch.compiler.is_compiling() else modulate
-            source, activate = self.source
             return act(
                 output,
-                source,
-                self.low,
+                self.parts,
                 self.alpha,
                 rotation,
-                activate=activate,
                 in_place=_nobody_else_has(module, inputs, output),
                 variant=self.variant,
             )
-        tap, head_dim, pairs = self.low.tap, self.low.head_dim, self.low.pairs
-        signal = signal_of(*self.source).unflatten(-1, (tap.heads, -1))
-        z = as_heads(output, tap, head_dim)
-        if rotation is None:
-            z = modulate_pre_rotation(z, signal, self.alpha, pairs)
-        else:
-            cos, sin = (turn.unsqueeze(-2) for turn in rotation)
-            z = modulate_post_rotation(z, signal, self.alpha, pairs, cos, sin)
-        return with_heads(output, z, tap)
+        for low, source, activate in self.parts:
+            signal = signal_of(source, activate).unflatten(-1, (low.tap.heads, -1))
+            z = as_heads(output, low.tap, low.head_dim)
+            if rotation is None:
+                z = modulate_pre_rotation(z, signal, self.alpha, low.pairs)
+            else:
+                cos, sin = (turn.unsqueeze(-2) for turn in rotation)
+                z = modulate_post_rotation(z, signal, self.alpha, low.pairs, cos, sin)
+            output = with_heads(output, z, low.tap)
+        return output
 
 
 def _nobody_else_has(module: nn.Module, inputs: tuple, output: Tensor) -> bool:
