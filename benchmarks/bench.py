@@ -46,6 +46,7 @@ class Bench:
         shape: tuple[int, int],
         contenders: Mapping[str, Contender],
         dtype: str = "float32",
+        often: int = 1,
     ) -> list[Row]:
         """Time of a training step and bytes saved for backward, of each contender."""
         where = {"size": size, "batch": shape[0], "length": shape[1], "dtype": dtype}
@@ -54,6 +55,7 @@ class Bench:
         peaks = {name: self._peak(run) for name, run in runs.items()}
         timings = self.timed(
             {name: run.step for name, run in runs.items()},
+            often,
             before={name: run.begin for name, run in runs.items()},
         )
         return [
