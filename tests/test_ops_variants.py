@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -197,6 +200,23 @@ def test_launches(name: str, of_layer: int, monkeypatch: pytest.MonkeyPatch) -> 
         model(input_ids=random_tokens(1, 3)).logits.sum().backward()
     of_model = of_layer * model.config.num_hidden_layers
     assert [launched.count(kernel) for kernel in kernels] == [of_model, of_model]
+
+
+@pytest.mark.skipif("triton" not in FAST, reason="Triton is not installed")
+def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
+    """Triton's interpreter accepts more than its compiler does, which needs no GPU."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.compile_kernels"],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    lines = [line.split() for line in run.stdout.splitlines()]
+    assert len(lines) == 2 * 4 * 2
+    assert all(int(size) > 0 for *_, size in lines)
 
 
 @pytest.mark.parametrize("needs", [(True, False), (False, True)])

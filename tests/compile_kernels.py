@@ -1,0 +1,61 @@
+"""Compiles the Triton kernels for a GPU, without one: not all that the interpreter runs compiles.
+
+python -m tests.compile_kernels     # prints a line for each kernel and size of its machine code
+
+In a process of its own, since in Triton's interpreter there is nothing to compile.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from typing import Any
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from rosa.ops import triton_kernels
+
+H100 = GPUTarget("cuda", 90, 32)
+TENSORS = ("fp32", "bf16", "fp16", "fp64")
+STRIDES = ("i32",) * 5
+OF_TURNING = ("cos", "sin", "back_cos", "back_sin")
+
+
+def type_of(argument: str, tensors: str, turning: str) -> Any:
+    """Of an argument of a kernel, by its name."""
+    if argument in OF_TURNING:
+        return f"*{turning}"
+    name = argument.removesuffix("_2")
+    if name in ("z", "g", "source", "kept", "to_source"):
+        return f"*{tensors}"
+    return STRIDES if name == "strides" else "i32"
+
+
+def compiled(kernel: Any, tensors: str, constants: dict[str, Any]) -> bytes:
+    """The kernel's machine code."""
+    wide = "fp64" if tensors == "fp64" else "fp32"
+    constants = {**constants, "WIDE": getattr(tl, f"float{wide[2:]}"), "BLOCK": 256}
+    signature = {
+        name: "constexpr" if name in constants else type_of(name, tensors, wide)
+        for name in kernel.arg_names
+    }
+    of_places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    return triton.compile(ASTSource(kernel, signature, of_places), target=H100).asm["cubin"]
+
+
+def main() -> None:
+    for tensors, turned in itertools.product(TENSORS, (True, False)):
+        constants = {"ACTIVATE": True, "KEEP": True, "ACTIVATE_2": False, "KEEP_2": not turned}
+        constants |= {"ALPHA": 0.5, "TURNED": turned}
+        for way, more in (("forward", {}), ("backward", {"WRITE": True})):
+            kernel = getattr(triton_kernels, f"_{way}_kernel")
+            code = compiled(kernel, tensors, constants | more)
+            stage = "post" if turned else "pre"
+            sys.stdout.write(f"{way} {tensors} {stage} {len(code)}\n")
+
+
+if __name__ == "__main__":
+    main()
