@@ -103,7 +103,7 @@ class Bench:
         return Training(contender, self.model(size, dtype), batch)
 
     def _saved(self, run: Training) -> int:
-        """Bytes; where rounds differ, the median over those that count."""
+        """Bytes; where rounds differ, the median over the first `repeats` of them."""
         found = []
         for round_ in range(self.repeats if run.changes else 1):
             run.begin(round_)

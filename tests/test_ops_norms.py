@@ -91,6 +91,18 @@ def test_output_to_the_bit_and_gradients(
         assert error <= 1.5 * bound + 2 * step * wanted.abs().max()
 
 
+@pytest.mark.parametrize("size", [1e-14, 1.0, 1e17])
+def test_very_small_and_very_large_rows(size: float) -> None:
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        norm = LlamaRMSNorm(WIDTH, eps=1e-30 if size < 1 else 1e-6).to(dtype)
+        x = (size * states().detach()).to(dtype).requires_grad_()
+        upward = states().detach().to(dtype).flip(-1)
+        found.append(torch.autograd.grad(trained_norm(norm, x), [x, norm.weight], upward))
+    for single, double in zip(*found, strict=True):
+        assert (single - double).abs().max() <= 1e-5 * double.abs().max()
+
+
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("wanted", [True, False])
 def test_only_gradients_that_are_wanted(trained: bool, wanted: bool) -> None:

@@ -186,3 +186,29 @@ def test_several_threads_with_one_model(name: str) -> None:
     finally:
         sys.setswitchinterval(interval)
     assert all(map(torch.equal, found, expected))
+
+
+def _replica(model: nn.Module) -> nn.Module:
+    """As `nn.DataParallel` makes them: its weights are tensors that lead to the parameters."""
+    modules = list(model.modules())
+    replicas = {module: module._replicate_for_data_parallel() for module in modules}
+    for module, replica in replicas.items():
+        replica._former_parameters = {}
+        for key, child in module._modules.items():
+            if child is not None:
+                setattr(replica, key, replicas[child])
+        for key, parameter in module._parameters.items():
+            if parameter is None:
+                replica._parameters[key] = None
+            else:
+                setattr(replica, key, parameter * 1)
+    return replicas[model]
+
+
+@each_variant
+@pytest.mark.parametrize("name", ["llama-gqa", "llama-mha"])
+def test_replicas_of_data_parallel(name: str) -> None:
+    model = adapted(name, dtype=torch.float64)
+    own = gradients(model)
+    found = gradients(model, lambda model: loss_of(_replica(model)))
+    torch.testing.assert_close(found, own)

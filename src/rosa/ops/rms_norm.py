@@ -109,8 +109,8 @@ class _RmsNorm(torch.autograd.Function):
         to_x = to_weight = None
         with torch.autocast(x.device.type, enabled=False):  # which may be on, in half precision
             if ctx.needs_input_grad[2]:
-                along = torch.mv(product, w).view(rho.shape).mul_(rho**3)
-                to_x = (g * w).mul_(rho).addcmul_(x, along, value=-1 / len(w)).to(x.dtype)
+                along = torch.mv(product, w).view(rho.shape).mul_(rho).mul_(rho)  # ρ³ may overflow
+                to_x = (g * w).addcmul_(x, along, value=-1 / len(w)).mul_(rho).to(x.dtype)
             if ctx.needs_input_grad[3]:
                 to_weight = torch.mv(product.t(), rho.flatten()).to(weight.dtype)
         return None, None, to_x, to_weight

@@ -56,7 +56,9 @@ def _modulate_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
 def _dtype_of(stages: list[nn.Module]) -> torch.dtype:
     """Of the first weight; by its usual name if it can be, since decoding asks for each token."""
     weight = stages[0]._parameters.get("weight")
-    if weight is None:
+    if weight is None:  # a replica's weights are no parameters, a quantised one may be a buffer
+        weight = getattr(stages[0], "weight", None)
+    if not isinstance(weight, Tensor):
         weight = next(weight for stage in stages for weight in stage.parameters())
     return weight.dtype
 
