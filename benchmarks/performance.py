@@ -1,6 +1,6 @@
 """How much RoSA costs beside the frozen model and beside other methods: time, memory, decoding.
 
-python -m benchmarks.performance                   # measures on the CPU, 20 minutes
+python -m benchmarks.performance                   # measures on the CPU, half an hour
 python -m benchmarks.performance --device cuda     # the same on a GPU, with a larger model
 python -m benchmarks.performance --parts decode    # some parts anew, the others as they are
 python -m benchmarks.performance --render          # only the page anew, from the figures
