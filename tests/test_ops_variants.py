@@ -215,7 +215,7 @@ def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr[-2000:]
     lines = [line.split() for line in run.stdout.splitlines()]
-    assert len(lines) == 2 * 4 * 2
+    assert len(lines) == 2 * 5 * 2
     assert all(int(size) > 0 for *_, size in lines)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -25,15 +25,19 @@ def recomputed(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
     hooks, a compiler at work), they run as they are.
     """
     parameters = list(_parameters(modules))
-    if not (
-        torch.is_grad_enabled()
-        and any(parameter.requires_grad for parameter in parameters)
-        and not torch.compiler.is_compiling()
-        and not any(has_hooks(module) for module in modules)
-        and type(x) is Tensor
-    ):
+    if any(has_hooks(module) for module in modules) or not worth_recomputing(x, parameters):
         return _chain(modules, x)
     return _Recomputed.apply(modules, x, *parameters)
+
+
+def worth_recomputing(x: Tensor, parameters: Iterable[Tensor]) -> bool:
+    """Whether autograd, as it is in eager code, would keep more than x for these parameters."""
+    return (
+        torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and type(x) is Tensor
+        and any(parameter.requires_grad for parameter in parameters)
+    )
 
 
 def _chain(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
@@ -56,6 +60,17 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_pre_hooks
         or "forward" in module.__dict__  # Accelerate's hooks replace it
         or _has_any_global_hook()  # PyTorch's FlopCounterMode has some
+    )
+
+
+def only_multiplies(module: nn.Module) -> bool:
+    """Whether a module does no more than a product with its weight (out, in), which is its own."""
+    parameters = module._parameters
+    return (
+        type(module) is nn.Linear
+        and type(parameters.get("weight")) is nn.Parameter
+        and parameters.get("bias") is None
+        and not has_hooks(module)
     )
 
 
@@ -88,8 +103,6 @@ class _Recomputed(torch.autograd.Function):
 
 def _with_parameters(module: nn.Module, parameters: Iterator[Tensor], x: Tensor) -> Tensor:
     """The module's output with these for its own parameters; it takes as many as it has."""
-    if type(module) is nn.Linear and module.bias is None:  # what follows is slow
-        return nn.functional.linear(x, next(parameters))
     own = {name: next(parameters) for name, _ in module.named_parameters()}
     return functional_call(module, own, (x,)) if own else module(x)
 

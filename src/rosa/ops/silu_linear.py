@@ -17,27 +17,25 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from rosa.ops.first_order import first_order
-from rosa.ops.recompute import autocast_of, has_hooks, recomputed, same_autocast
+from rosa.ops.recompute import (
+    autocast_of,
+    only_multiplies,
+    recomputed,
+    same_autocast,
+    worth_recomputing,
+)
 
 _SILU = nn.SiLU()
 
 
 def linear_of_silu(modules: Sequence[nn.Module], p: Tensor) -> Tensor:
-    """What the modules make of SiLU(P), one after another; for backward only P (..., d) is kept."""
-    if not (
-        torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and type(p) is Tensor
-        and all(_only_multiplies(module) for module in modules)
-        and any(module.weight.requires_grad for module in modules)
-    ):
-        return recomputed((_SILU, *modules), p)
-    return _LinearOfSilu.apply(p, *(module.weight for module in modules))
-
-
-def _only_multiplies(module: nn.Module) -> bool:
-    plain = type(module) is nn.Linear and module.bias is None and not has_hooks(module)
-    return plain and type(module.weight) is nn.Parameter
+    """What the modules make of SiLU(P), one after another: (..., d') of P (..., d), which alone is
+    kept for the backward pass. Modules that do more than multiply are `recomputed`."""
+    if all(only_multiplies(module) for module in modules):
+        weights: list[Any] = [module.weight for module in modules]
+        if worth_recomputing(p, weights):
+            return _LinearOfSilu.apply(p, *weights)
+    return recomputed((_SILU, *modules), p)
 
 
 class _LinearOfSilu(torch.autograd.Function):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rosa.ops.recompute import has_hooks
+from rosa.ops.recompute import only_multiplies
 
 
 class Folded:
@@ -17,20 +17,20 @@ class Folded:
     def __init__(self, factors: Sequence[nn.Linear]) -> None:
         self._known = [(f.weight, f.weight.data_ptr(), f.weight._version) for f in factors]
         with torch.no_grad():
-            first, *others = (
+            product, *others = (
                 factor.weight.to(torch.promote_types(factor.weight.dtype, torch.float32))
                 for factor in factors
             )
             for weight in others:
-                first = weight @ first
-            self.matrix = first.to(factors[0].weight.dtype)
+                product = weight @ product
+            self.matrix = product.to(factors[0].weight.dtype)
 
     def __call__(self, factors: Sequence[nn.Module], x: Tensor) -> Tensor | None:
         """What the factors map x to; None where they, or their weights, are others than before."""
         for factor, (weight, address, version) in zip(factors, self._known, strict=True):
             if not (
                 factor._parameters.get("weight") is weight
-                and _only_multiplies(factor)
+                and only_multiplies(factor)
                 and weight.data_ptr() == address
                 and weight._version == version
             ):
@@ -40,7 +40,7 @@ class Folded:
 
 def fold(factors: Sequence[nn.Module]) -> Folded | None:
     """None where the factors are no plain linear maps, or two products are cheaper than one."""
-    if len(factors) < 2 or not all(_only_multiplies(factor) for factor in factors):
+    if len(factors) < 2 or not all(only_multiplies(factor) for factor in factors):
         return None
     linear: Any = factors
     if any(f.weight.is_meta or f.weight.is_inference() for f in linear):  # nor counts its changes
@@ -48,14 +48,3 @@ def fold(factors: Sequence[nn.Module]) -> Folded | None:
     separate = sum(factor.weight.numel() for factor in linear)
     together = linear[-1].out_features * linear[0].in_features
     return Folded(linear) if together <= separate else None
-
-
-def _only_multiplies(factor: nn.Module) -> bool:
-    """Whether the map is a product with its weight; looked at for each token."""
-    parameters = factor._parameters
-    return (
-        type(factor) is nn.Linear
-        and parameters.get("weight") is not None
-        and parameters.get("bias") is None
-        and not has_hooks(factor)
-    )

@@ -177,8 +177,7 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The attention's own forward, with its queries and keys modulated on the way."""
-        base = self._modules["base_layer"]
-        assert base is not None
+        base: Any = self._modules["base_layer"]
         name = self._in_effect()
         if name is None:
             return base(*args, **kwargs)
