@@ -46,7 +46,7 @@ nightly: install
 
 # The core tests on the oldest and the newest versions of what RoSA builds on; docs/versions.md.
 versions: install
-	$(BIN)/python -m tests.version_matrix
+	$(BIN)/python -m tests.support.version_matrix
 
 # Converts, trains and scores on real data: make real DATA=/path/to/data (docs/real_input.md)
 real: install

@@ -1,7 +1,7 @@
 """What an adapter costs in operations of matrix products, as a ratio to the frozen model's.
 
 Per token, with F = 2·r·(d + Q) for W_proj and G = 2·r·(Q + K) for W_GQA (Q and K the low-frequency
-elements of queries and keys; `rosa.study.roae_costs`), a layer of RoSA costs
+elements of queries and keys; `benchmarks.roae_costs`), a layer of RoSA costs
 
     forward         F + G
     to the inputs   F + G
@@ -17,8 +17,8 @@ two operations, so that it is the ratio of bytes as well.
 from __future__ import annotations
 
 from benchmarks.contenders import CONTENDERS, LORA, SIZES
-from rosa.study.activations import Shape, Tuning, low_elements
-from rosa.study.estimate import Adapted
+from rosa.budget.activations import Shape, Tuning, low_elements
+from rosa.budget.memory import Adapted
 
 RANK = CONTENDERS["rosa"].config().r
 BACKWARDS = 5 / 2  # of attention's products, as FlashAttention computes its scores again

@@ -19,8 +19,8 @@ from benchmarks.contenders import CONTENDERS, MANY_STEPS, Contender, Training
 from benchmarks.measure import Timing
 from benchmarks.pages import table
 from rosa import DlsConfig, DynamicLayerSelection
+from rosa.dls.foreign_steps import UnseenUpdates
 from rosa.dls.freezing import LayerParameters
-from rosa.dls.unseen import UnseenUpdates
 
 INTERVAL = 2  # so that every other step scores and chooses
 CHOOSING = DlsConfig(k_ratio=1.0, interval=INTERVAL, warmup=0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
-from rosa.dls import policy
+from rosa.dls import choice as policy
 
 ATTENTION = ["q_proj", "k_proj", "v_proj"]
 LINEARS = [*ATTENTION, "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -34,8 +34,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from benchmarks.pages import filled, table
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
+from rosa.dls.choice import best, how_many
 from rosa.dls.layers import active_copy, counted_norms, find_decoder_layers
-from rosa.dls.policy import best, how_many
 from rosa.dls.scores import layer_scores
 from rosa.rope import low_pair_count
 

@@ -29,7 +29,7 @@ from benchmarks.contenders import CONTENDERS, Contender, rosa, spread, upper
 from benchmarks.matmuls import matmuls
 from benchmarks.performance_page import RESULTS, render
 from benchmarks.profiled import profiled
-from rosa.study.environment import describe_environment
+from rosa.common.environment import describe_environment
 
 FEW = ("floor", "lora", "rosa", "rosa_pre", "rosa_dls")
 TARGETED = (*FEW, "rosa_dls_drawn")

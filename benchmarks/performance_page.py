@@ -13,7 +13,7 @@ from benchmarks.matmuls import matmuls_table
 from benchmarks.pages import by_place, filled, spread_of, table
 from benchmarks.profiled import profile_table
 from benchmarks.targets import SAVED, STEP, targets
-from rosa.study.canvas import canvas
+from rosa.common.plot_style import canvas
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RESULTS, PAGE = DOCS / "results", DOCS / "performance.md"

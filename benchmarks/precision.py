@@ -31,13 +31,13 @@ from transformers.models.llama import LlamaConfig
 from transformers.models.qwen3 import Qwen3Config
 
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig, tiny_model_path
+from rosa.common.environment import describe_environment
+from rosa.evaluate.run import evaluate
+from rosa.models.loading import load_tokenizer
+from rosa.models.quantization import keep_gradients, loading_options
 from rosa.roae.norms import NormWrapper
-from rosa.study.environment import describe_environment
-from rosa.study.evaluate import evaluate
-from rosa.study.models import load_tokenizer
-from rosa.study.quantization import keep_gradients, loading_options
-from rosa.study.recipe import Recipe
-from rosa.study.train import load_examples
+from rosa.train.recipe import Recipe
+from rosa.train.run import load_examples
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "precision.json"
 TASK, BATCH, LR, WARMUP = "tiny-choice", 16, 5e-3, 0.05

@@ -18,13 +18,13 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.measure import saved_bytes
-from rosa.study import activations
-from rosa.study.activations import Batch, Shape, Tuning
-from rosa.study.budget import model_shape
-from rosa.study.environment import describe_environment
-from rosa.study.estimate import Adapted
-from rosa.study.methods import method_config
-from rosa.study.quantization import loading_options
+from rosa.budget import activations
+from rosa.budget.activations import Batch, Shape, Tuning
+from rosa.budget.memory import Adapted
+from rosa.budget.parameters import model_shape
+from rosa.common.environment import describe_environment
+from rosa.methods.registry import method_config
+from rosa.models.quantization import loading_options
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "scale.json"
 DTYPES = {2: torch.bfloat16, 4: torch.float32}

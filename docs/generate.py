@@ -21,7 +21,7 @@ from generate_methods import methods_table, refused_table
 from generate_scale import check_table, cost_table, memory_table
 
 from rosa import DlsConfig, RosaConfig
-from rosa.study.recipe import MethodsOwn, Recipe
+from rosa.train.recipe import MethodsOwn, Recipe
 
 PAGE = Path(__file__).parent / "recipe.md"
 TINY_STUDY = Path(__file__).parent / "tiny_study.md"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rosa.study.methods import Group, Method, load_method, method_names
-from rosa.study.other_methods import REFUSED
+from rosa.methods.peft_methods import REFUSED
+from rosa.methods.registry import Group, Method, load_method, method_names
 
 HEAD = "| name | title | PEFT class | arguments | layers selected | remarks |"
 

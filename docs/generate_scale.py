@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rosa.study.activations import Batch, Shape, Tuning
-from rosa.study.budget import count, model_shape
-from rosa.study.estimate import CPU_CORE, H100, Adapted, training_memory
-from rosa.study.roae_costs import roae_cost
+from benchmarks.roae_costs import roae_cost
+from rosa.budget.activations import Batch, Shape, Tuning
+from rosa.budget.memory import CPU_CORE, H100, Adapted, training_memory
+from rosa.budget.parameters import count, model_shape
 
 CHECKED = Path(__file__).parent / "results" / "scale.json"
 MODELS = ("Qwen2.5-0.5B", "Qwen2.5-1.5B", "Llama-3.2-3B", "Qwen2.5-7B", "Qwen2.5-14B",

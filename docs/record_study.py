@@ -14,9 +14,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from rosa.study.compare.results import StudyResults
-from rosa.study.significance import stated
-from rosa.study.tables.differences import Difference, differences
+from rosa.compare.results import StudyResults
+from rosa.compare.statistics import stated
+from rosa.report.tables.differences import Difference, differences
 
 KEPT = ["results.json", "grid.yaml", "overlap.json", "tables/*", "figures/*"]
 QUESTIONS = [  # question, a method, the method it is compared with

@@ -23,7 +23,7 @@ from pretraining.documents import (
     question,
     questions,
 )
-from rosa.study.prompts import instruction_prompt
+from rosa.data.prompts import instruction_prompt
 
 
 def _prompted(rng: random.Random, request: str, story: str, answer: str) -> Document:

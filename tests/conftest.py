@@ -18,7 +18,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 
-from tests.op_variants import waits
+from tests.support.op_variants import waits
 
 
 @pytest.fixture(scope="session")

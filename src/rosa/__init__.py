@@ -13,8 +13,8 @@ from rosa._register import register_with_peft
 
 if TYPE_CHECKING:
     from rosa.dls import DlsCallback, DlsConfig, DynamicLayerSelection
+    from rosa.models.loading import tiny_model_path
     from rosa.roae import RosaConfig, RosaModel, register_projection
-    from rosa.study.models import tiny_model_path
 
 __version__ = "0.1.0"
 
@@ -25,7 +25,7 @@ _HOME = {
     "DlsCallback": "rosa.dls",
     "DynamicLayerSelection": "rosa.dls",
     "register_projection": "rosa.roae",
-    "tiny_model_path": "rosa.study.models",
+    "tiny_model_path": "rosa.models.loading",
 }
 __all__ = [
     "DlsCallback",

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from rosa.cli.parser import Parser
-from rosa.cli.recipe import read_recipe_file, resolve_recipe
+from rosa.cli.recipe_parser import read_recipe_file, resolve_recipe
+from rosa.compare.grid import Evaluation, Grid, TrainingSet, Tuning
 from rosa.errors import RosaError, did_you_mean
-from rosa.study.compare.grid import Evaluation, Grid, TrainingSet, Tuning
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rosa.study.compare.plan import Job
-    from rosa.study.compare.schedule import Engine
+    from rosa.compare.plan import Job
+    from rosa.compare.schedule import Engine
 
 
 class GridParser:
@@ -49,8 +49,8 @@ def run(args: tuple[Grid, Any]) -> int:
     """Plan, run, gather."""
     from rich.console import Console
 
-    from rosa.study.compare.plan import plan
-    from rosa.study.compare.run import compare
+    from rosa.compare.plan import plan
+    from rosa.compare.run import compare
 
     grid, options = args
     console = Console(markup=False, highlight=False)
@@ -132,10 +132,10 @@ def _refuse_unknown(mapping: dict[str, Any], kind: Any, path: str, prefix: str) 
 def engine(name: str, folder: Path, workers: int | None, threads: int) -> Engine:
     """The engine of that name."""
     if name == "ray":
-        from rosa.study.compare.ray_engine import RayEngine
+        from rosa.compare.ray import RayEngine
 
         return RayEngine(folder, workers, threads)
-    from rosa.study.compare.local import LocalEngine
+    from rosa.compare.local import LocalEngine
 
     return LocalEngine(folder, workers, threads)
 

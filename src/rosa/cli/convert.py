@@ -28,7 +28,7 @@ def run(args: Any) -> int:
     """Converts and says what was written; raises `RosaError` on bad input."""
     from transformers.utils import logging
 
-    from rosa.convert import convert_llama2c
+    from pretraining.llama2c import convert_llama2c
 
     logging.disable_progress_bar()
     model = convert_llama2c(Path(args.checkpoint), Path(args.tokenizer), Path(args.out))

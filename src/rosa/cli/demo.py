@@ -11,7 +11,7 @@ from rosa.cli.main import EXIT_INTERRUPTED
 from rosa.cli.parser import Parser
 
 if TYPE_CHECKING:
-    from rosa.study.scores import Results
+    from rosa.evaluate.results import Results
 
 RECIPE = Path(__file__).parent.parent / "assets" / "recipes" / "demo.yaml"
 
@@ -32,11 +32,11 @@ def run(args: Any) -> int:
     """Score the base, train, score again, and print the two side by side."""
     from rich.console import Console
 
-    from rosa.cli.recipe import load_recipe
-    from rosa.study import models
-    from rosa.study.environment import describe_environment
-    from rosa.study.evaluate import evaluate, prepare
-    from rosa.study.train import train
+    from rosa.cli.recipe_parser import load_recipe
+    from rosa.common.environment import describe_environment
+    from rosa.evaluate.run import evaluate, prepare
+    from rosa.models import loading as models
+    from rosa.train.run import train
 
     start = time.perf_counter()
     console = Console(markup=False, highlight=False, soft_wrap=True)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rosa.cli.parser import Parser
 from rosa.errors import RosaError
-from rosa.study.answers import PUBLISHED
-from rosa.study.quantization import Quantization
+from rosa.evaluate.answers import PUBLISHED
+from rosa.models.quantization import Quantization
 
 if TYPE_CHECKING:
-    from rosa.study.forgetting import Text
-    from rosa.study.models import Loaded
+    from rosa.evaluate.forgetting import Text
+    from rosa.models.loading import Loaded
 
 
 def build_parser() -> Parser:
@@ -115,8 +115,10 @@ def run(args: Any) -> None:
     """Prepare everything, load the model, ask, measure, print."""
     from rich.console import Console
 
-    from rosa.study import forgetting, models, provenance
-    from rosa.study.evaluate import evaluate, prepare
+    from rosa.evaluate import forgetting
+    from rosa.evaluate.run import evaluate, prepare
+    from rosa.models import identity as provenance
+    from rosa.models import loading as models
 
     if args.harness:
         return run_harness(args)
@@ -180,7 +182,9 @@ def run_harness(args: Any) -> None:
     """Hand the model to lm-evaluation-harness, write and print what it finds."""
     from rich.console import Console
 
-    from rosa.study import harness, models, provenance
+    from rosa.evaluate import lm_eval as harness
+    from rosa.models import identity as provenance
+    from rosa.models import loading as models
 
     loading = ("dtype", "device", "quantization", "trust_remote_code")
     asking = ("tasks", "task_dir", "batch_size", "limit", "num_fewshot", "prompt", "out")
@@ -210,7 +214,7 @@ def run_rescore(args: Any) -> None:
     """Read the answers of a finished evaluation by another protocol's rules."""
     from rich.console import Console
 
-    from rosa.study.rescore import rescore
+    from rosa.evaluate.rescore import rescore
 
     _refuse_others(args, "--rescore", ("rescore", "protocol", "tasks", "out"))
     source = Path(args.model)
@@ -231,8 +235,8 @@ def _refuse_others(args: Any, mode: str, used: tuple[str, ...]) -> None:
 
 def check(args: Any) -> Text | None:
     """Refuses what cannot work before a model is loaded; the text of --text, if it was named."""
-    from rosa.study.forgetting import text_for
-    from rosa.study.models import find_adapter_config
+    from rosa.evaluate.forgetting import text_for
+    from rosa.models.loading import find_adapter_config
 
     if not (args.tasks or args.forgetting):
         raise RosaError("nothing to do; name --tasks, or --forgetting, or both")
@@ -252,10 +256,10 @@ def check(args: Any) -> Text | None:
 
 def measure_forgetting(loaded: Loaded, text: Text, out: Path) -> str:
     """Writes `forgetting.json` in `out` and says what is in it."""
-    from rosa.study import provenance
-    from rosa.study.evaluation_folder import FORGETTING, EvaluationFolder
-    from rosa.study.forgetting import forgetting
-    from rosa.study.models import quiet
+    from rosa.evaluate.folder import FORGETTING, EvaluationFolder
+    from rosa.evaluate.forgetting import forgetting
+    from rosa.models import identity as provenance
+    from rosa.models.loading import quiet
 
     with quiet():
         found = forgetting(loaded.model, loaded.tokenizer, text)
@@ -271,7 +275,7 @@ def default_folder(
     name: str, inside: str = "evaluation", outside: str = "evaluate", suffix: str = ""
 ) -> Path:
     """`inside` a local adapter's own folder; else `outside`, with the model's name, in `runs`."""
-    from rosa.study.models import find_adapter_config, short_name
+    from rosa.models.loading import find_adapter_config, short_name
 
     if Path(name).is_dir() and find_adapter_config(name):
         return Path(name) / f"{inside}{suffix}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rosa.common.files import why_unwritable
 from rosa.errors import RosaError
-from rosa.study.files import why_unwritable
 
 
 def check_folder(path: Path, option: str = "--out") -> None:

@@ -47,9 +47,9 @@ def run(args: Any) -> None:
     _check(args)
     from rich.console import Console
 
-    from rosa.study import models
-    from rosa.study.inspect import as_texts, check_layer, inspect_model, read_source, read_texts
-    from rosa.study.inspect.report import summary, verdict, write_json
+    from rosa.inspect import as_texts, check_layer, inspect_model, read_source, read_texts
+    from rosa.inspect.summary import summary, verdict, write_json
+    from rosa.models import loading as models
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
     source = read_source(args.data)  # bad data is told before a model is loaded
@@ -78,7 +78,7 @@ def run(args: Any) -> None:
 
 def draw(inspection: Any, out: Path, layer: int | None) -> list[Path]:
     """Every picture that there is something for."""
-    from rosa.study.inspect import draw_adapter, draw_comparison, draw_figure1
+    from rosa.inspect import draw_adapter, draw_comparison, draw_figure1
 
     pictures = [out / "figure1.png"]
     draw_figure1(inspection, pictures[0], layer)
@@ -93,7 +93,7 @@ def draw(inspection: Any, out: Path, layer: int | None) -> list[Path]:
 
 def default_folder(name: str) -> Path:
     """Inside a local adapter's own folder, else under `runs`."""
-    from rosa.study.models import find_adapter_config, short_name
+    from rosa.models.loading import find_adapter_config, short_name
 
     if Path(name).is_dir() and find_adapter_config(name):
         return Path(name) / "inspect"

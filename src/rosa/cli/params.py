@@ -13,8 +13,8 @@ from rosa.cli.parser import Parser
 from rosa.errors import RosaError
 
 if TYPE_CHECKING:
-    from rosa.study.methods import Method
-    from rosa.study.tables.table import Table
+    from rosa.common.tables.model import Table
+    from rosa.methods.registry import Method
 
 Printed = tuple["Table", list[dict[str, Any]]]  # for people, for programs
 OF_MEMORY = ("batch_size", "max_length", "dtype", "gradient_checkpointing")
@@ -103,13 +103,13 @@ def run(args: Any) -> int:
     if args.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
     elif args.markdown:
-        from rosa.study.tables.render import markdown
+        from rosa.common.tables.render import markdown
 
         sys.stdout.write(markdown(table))
     else:
         from rich.console import Console
 
-        from rosa.study.tables.render import print_table
+        from rosa.common.tables.render import print_table
 
         print_table(table, Console())
     return 0
@@ -117,7 +117,7 @@ def run(args: Any) -> int:
 
 def chosen_methods(asked: str) -> list[Method]:
     """What `--methods` means: a group of methods, or names separated by commas."""
-    from rosa.study.methods import GROUPS, load_method, method_names
+    from rosa.methods.registry import GROUPS, load_method, method_names
 
     groups = {"paper": method_names(), "variants": method_names(["variant"])}
     groups["all"] = method_names(GROUPS)
@@ -156,9 +156,9 @@ def _check_memory(args: Any) -> None:
 
 
 def _memory(args: Any) -> Printed:
-    from rosa.study.activations import Batch
-    from rosa.study.budget import builtin_name, model_shape
-    from rosa.study.memory_table import PRECISIONS, memory_by_method, memory_table
+    from rosa.budget.activations import Batch
+    from rosa.budget.memory_table import PRECISIONS, memory_by_method, memory_table
+    from rosa.budget.parameters import builtin_name, model_shape
 
     methods = [(method, _overrides(method, args)) for method in chosen_methods(args.methods)]
     label = builtin_name(args.model) or args.model
@@ -176,7 +176,7 @@ def _memory(args: Any) -> Printed:
 
 def _overrides(method: Method, args: Any) -> dict[str, Any]:
     """What --r and --r_low mean for a method."""
-    from rosa.study.budget import rank_overrides
+    from rosa.budget.parameters import rank_overrides
 
     given = rank_overrides(method.name, args.r)
     if method.peft_config == "RosaConfig" and args.r_low is not None:
@@ -185,8 +185,8 @@ def _overrides(method: Method, args: Any) -> dict[str, Any]:
 
 
 def _counted(args: Any) -> Printed:
-    from rosa.study.budget import builtin_name, count, model_shape
-    from rosa.study.budget_tables import Counted, model_table
+    from rosa.budget.parameter_tables import Counted, model_table
+    from rosa.budget.parameters import builtin_name, count, model_shape
 
     methods = chosen_methods(args.methods)
     shape = model_shape(args.model)
@@ -204,9 +204,9 @@ def _counted(args: Any) -> Printed:
 
 
 def _matched(args: Any) -> Printed:
-    from rosa.study.budget import builtin_name, model_shape
-    from rosa.study.budget_tables import match_json, match_table
-    from rosa.study.match import nearest, wanted_parameters
+    from rosa.budget.matching import nearest, wanted_parameters
+    from rosa.budget.parameter_tables import match_json, match_table
+    from rosa.budget.parameters import builtin_name, model_shape
 
     methods = chosen_methods(args.methods)
     shape = model_shape(args.model)
@@ -217,7 +217,7 @@ def _matched(args: Any) -> Printed:
 
 
 def _table_1() -> Printed:
-    from rosa.study.budget_tables import count_table_1, table_1
+    from rosa.budget.parameter_tables import count_table_1, table_1
 
     counted = count_table_1()
     return table_1(counted), [{**c.to_json(), "differs": c.differs} for c in counted]

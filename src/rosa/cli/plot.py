@@ -29,7 +29,7 @@ def build_parser() -> Parser:
 
 def run(args: Any) -> None:
     """Reads the history, writes the picture and says what is on it."""
-    from rosa.study.layer_plot import draw_layers, read_history, summary
+    from rosa.train.layer_plot import draw_layers, read_history, summary
 
     place = Path(args.run).expanduser()
     records = read_history(place)

@@ -33,8 +33,8 @@ def build_parser() -> Parser:
 
 def run(args: Any) -> int:
     """Reads the study and writes its page; raises `RosaError` on bad input."""
-    from rosa.study.compare.results import StudyResults
-    from rosa.study.report import write_report
+    from rosa.compare.results import StudyResults
+    from rosa.report.html import write_report
 
     if not args.max_mb >= 0:
         raise RosaError(f"--max_mb must be at least 0, not {args.max_mb:g}")

@@ -13,11 +13,11 @@ from rosa.errors import RosaError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rosa.study.compare.results import StudyResults
-    from rosa.study.estimate import Device
-    from rosa.study.forecast import Forecast
-    from rosa.study.reproduce import Target
-    from rosa.study.tables.table import Table
+    from rosa.budget.memory import Device
+    from rosa.common.tables.model import Table
+    from rosa.compare.results import StudyResults
+    from rosa.reproduce.dry_run import Forecast
+    from rosa.reproduce.targets import Target
 
 FIGURES = {"figure3": ("figure3",), "figure4": ("figure4",), "table4": ("figure3", "figure4")}
 
@@ -76,7 +76,7 @@ def run(args: Any) -> int:
     """List the runs, or run them and write the target's tables and pictures."""
     from rich.console import Console
 
-    from rosa.study.reproduce import Changes, checked, load_target
+    from rosa.reproduce.targets import Changes, checked, load_target
 
     changes = Changes(**{field.name: getattr(args, field.name) for field in fields(Changes)})
     target = load_target(args.target, args.scale, changes)
@@ -98,8 +98,8 @@ def run(args: Any) -> int:
 def compare(target: Target, args: Any, console: Console) -> StudyResults:
     """Every run of the target that is not done yet."""
     from rosa.cli.compare import engine
-    from rosa.cli.recipe import resolve_recipe
-    from rosa.study.compare.run import compare
+    from rosa.cli.recipe_parser import resolve_recipe
+    from rosa.compare.run import compare
 
     grid = target.grid
     assert grid is not None
@@ -115,11 +115,11 @@ def compare(target: Target, args: Any, console: Console) -> StudyResults:
 
 def conclude(target: Target, study: StudyResults, console: Console) -> None:
     """The target's tables, the paper's, and its pictures, into its folder; tables printed too."""
-    from rosa.study import figures
-    from rosa.study.tables.build import main_table
-    from rosa.study.tables.parts import Options, parts
-    from rosa.study.tables.render import FORMATS, print_table
-    from rosa.study.tables.write import save, write_tables
+    from rosa.common.tables.render import FORMATS, print_table
+    from rosa.report.tables.build import main_table
+    from rosa.report.tables.sections import Options, parts
+    from rosa.report.tables.write import save, write_tables
+    from rosa.reproduce import figures
 
     tables = [main_table(part) for part in parts(study, Options())]
     printed = papers_own(target.name)
@@ -141,7 +141,7 @@ def conclude(target: Target, study: StudyResults, console: Console) -> None:
 
 def papers_own(target: str) -> list[Table]:
     """The paper's tables for a target; its figures 3 and 4 draw the two halves of Table 4."""
-    from rosa.study.tables.paper import paper_tables
+    from rosa.report.tables.paper import paper_tables
 
     half = {"figure3": "k_ratio", "figure4": "ablation"}.get(target)
     tables = paper_tables("table4" if half else target)
@@ -150,9 +150,9 @@ def papers_own(target: str) -> list[Table]:
 
 def list_runs(target: Target, device: Device, console: Console) -> None:
     """Every run with its budget, and what it will need on the device."""
-    from rosa.cli.recipe import resolve_recipe
-    from rosa.study.compare.plan import plan
-    from rosa.study.forecast import forecast
+    from rosa.cli.recipe_parser import resolve_recipe
+    from rosa.compare.plan import plan
+    from rosa.reproduce.dry_run import forecast
 
     grid = target.grid
     assert grid is not None
@@ -189,7 +189,7 @@ def run_lines(found: Iterable[Forecast]) -> list[str]:
 
 
 def _cells(run: Forecast) -> tuple[str, str, str, str, str, str, str, str, str]:
-    from rosa.study.models import short_name
+    from rosa.models.loading import short_name
 
     group, budget = run.job.group, run.budget
     return (
@@ -227,7 +227,7 @@ def duration(seconds: float) -> str:
 
 def assumed_device(args: Any) -> Device:
     """What the estimates assume: an H100 at full scale, a CPU core at tiny, or what was given."""
-    from rosa.study.estimate import CPU_CORE, H100
+    from rosa.budget.memory import CPU_CORE, H100
 
     device = H100 if args.scale == "full" else CPU_CORE
     given = {"flops": args.device_flops, "bandwidth": args.device_bandwidth}
@@ -250,7 +250,7 @@ def inspect(target: Target, args: Any, console: Console) -> int:
     if not args.dry_run:
         command.run(command.build_parser().parse_args(words))
         return 0
-    from rosa.study.forecast import base_parameters
+    from rosa.reproduce.dry_run import base_parameters
 
     weights = (2 if args.scale == "full" else 4) * base_parameters(model)
     console.print(f"{target.name}: {target.title}\nrosa inspect {' '.join(words)}", soft_wrap=True)

@@ -11,7 +11,7 @@ from rosa.cli.parser import Parser
 from rosa.errors import RosaError
 
 if TYPE_CHECKING:
-    from rosa.study.tables.table import Table
+    from rosa.common.tables.model import Table
 
 
 def build_parser() -> Parser:
@@ -51,9 +51,9 @@ def build_parser() -> Parser:
 
 def run(args: Any) -> None:
     """Print or write; raises `RosaError` on bad input."""
-    from rosa.study.tables import paper
-    from rosa.study.tables.render import FORMATS
-    from rosa.study.tables.write import save, write_tables
+    from rosa.common.tables.render import FORMATS
+    from rosa.report.tables import paper
+    from rosa.report.tables.write import save, write_tables
 
     if not (args.study or args.paper):
         raise RosaError("name a study's folder, or a table of the paper with --paper table1")
@@ -78,7 +78,7 @@ def run(args: Any) -> None:
 
 def _print(tables: list[Table], name: str) -> None:
     """To standard output; where that is a terminal, in bold and as wide as it is."""
-    from rosa.study.tables.render import FORMATS, print_table
+    from rosa.common.tables.render import FORMATS, print_table
 
     _, render = FORMATS[name]
     if name != "terminal" or not sys.stdout.isatty():
@@ -94,8 +94,8 @@ def _print(tables: list[Table], name: str) -> None:
 
 def _study(args: Any) -> tuple[Any, Any]:
     """The study's results and what to show of them."""
-    from rosa.study.compare.results import StudyResults
-    from rosa.study.tables.parts import Options
+    from rosa.compare.results import StudyResults
+    from rosa.report.tables.sections import Options
 
     options = Options(
         star=args.star,
@@ -108,9 +108,9 @@ def _study(args: Any) -> tuple[Any, Any]:
 
 
 def _tables(args: Any) -> list[Table]:
-    from rosa.study.tables.build import average_table
-    from rosa.study.tables.parts import parts
-    from rosa.study.tables.write import tables_of
+    from rosa.report.tables.build import average_table
+    from rosa.report.tables.sections import parts
+    from rosa.report.tables.write import tables_of
 
     found = parts(*_study(args))
     if not found:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rosa.cli.main import EXIT_INTERRUPTED
-from rosa.cli.recipe import RecipeParser
+from rosa.cli.recipe_parser import RecipeParser
 
 if TYPE_CHECKING:
-    from rosa.study.recipe import Recipe
+    from rosa.train.recipe import Recipe
 
 FLAGS = {
     "resume": "go on from the last checkpoint of this run's output_dir",
@@ -23,8 +23,8 @@ def build_parser() -> RecipeParser:
 def run(args: tuple[Recipe, dict[str, bool]]) -> int:
     from rich.console import Console
 
-    from rosa.study.recipe import dump_recipe
-    from rosa.study.team import is_first, stop_with_launcher
+    from rosa.common.distributed import is_first, stop_with_launcher
+    from rosa.train.recipe import dump_recipe
 
     recipe, flags = args
     # Of several processes the first one speaks.
@@ -33,7 +33,7 @@ def run(args: tuple[Recipe, dict[str, bool]]) -> int:
     if flags["dry_run"]:
         return 0
     stop_with_launcher()
-    from rosa.study.train import train
+    from rosa.train.run import train
 
     result = train(recipe, resume=flags["resume"], say=console.print)
     if not result.finished:

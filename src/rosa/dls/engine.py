@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from rosa.dls.processes import any_of, connected, device_of, mean_gradients, processes
+from rosa.common.collectives import any_of, connected, device_of, mean_gradients, processes
 from rosa.errors import RosaError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rosa.dls.processes import mean_gradients, of_the_first
+from rosa.common.collectives import mean_gradients, of_the_first
 
 
 def layer_scores(

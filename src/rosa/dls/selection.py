@@ -19,18 +19,18 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from rosa.dls import policy
-from rosa.dls.adalora import hold_importance
+from rosa.common.collectives import any_of, device_of
+from rosa.common.ranges import in_words
+from rosa.dls import choice as policy
+from rosa.dls.adalora_importance import hold_importance
 from rosa.dls.backward import at_end_of_backward
 from rosa.dls.config import DlsConfig
 from rosa.dls.engine import Engine, is_rehearsal, refuse_foreign_optimizer
+from rosa.dls.foreign_steps import UnseenUpdates
 from rosa.dls.freezing import LayerParameters, at_zero_grad
 from rosa.dls.layers import counted_parameters, find_decoder_layers
-from rosa.dls.processes import any_of, device_of
 from rosa.dls.scores import layer_scores
-from rosa.dls.unseen import UnseenUpdates
 from rosa.errors import RosaError
-from rosa.ranges import in_words
 
 ATTACHED = "_rosa_dls_attached"
 _STATE_VERSION = 1

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 
-from rosa.dls.policy import EXPLORE
+from rosa.dls.choice import EXPLORE
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:

@@ -9,12 +9,12 @@ does for the modulation.
 from __future__ import annotations
 
 from rosa.ops.autograd import Part, modulate
-from rosa.ops.plain import signal_of
+from rosa.ops.modulation import signal_of
 from rosa.ops.recompute import recomputed
 from rosa.ops.reference import modulate_post_rotation, modulate_pre_rotation
 from rosa.ops.rms_norm import trained_norm
+from rosa.ops.rotation import Turning, turning_of
 from rosa.ops.silu_linear import linear_of_silu
-from rosa.ops.turning import Turning, turning_of
 from rosa.ops.variants import VARIANTS, Variant, chosen, use
 
 __all__ = [

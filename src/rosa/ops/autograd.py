@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rosa.ops import plain
+from rosa.ops import modulation as plain
 from rosa.ops.first_order import first_order
-from rosa.ops.turning import Turning
+from rosa.ops.rotation import Turning
 from rosa.ops.variants import Variant
 
 

@@ -1,4 +1,4 @@
-"""`rosa.ops.plain` as Triton kernels, one launch forward and one backward, for all of an output.
+"""`rosa.ops.modulation` as Triton kernels: one launch forward and one backward for a whole output.
 
 Both directions make the signal, turn, multiply and turn back; the functions that do so are written
 once and take part in both kernels. Imported only where Triton is there.
@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rosa.ops.plain import Sources
-from rosa.ops.turning import Turning
+from rosa.ops.modulation import Sources
+from rosa.ops.rotation import Turning
 
 _BLOCK = 256
 
@@ -182,7 +182,7 @@ def correct(
     turning: Turning | None,
     keep: Sequence[bool] | None = None,
 ) -> list[Tensor | None]:
-    """`rosa.ops.plain.correct`, for one part or two of one output."""
+    """`rosa.ops.modulation.correct`, for one part or two of one output."""
     kept = [
         torch.empty(z.shape, dtype=z.dtype, device=z.device) if keep and keep[i] else None
         for i, z in enumerate(parts)
@@ -206,7 +206,7 @@ def propagate(
     turning: Turning | None,
     write: bool,
 ) -> list[Tensor | None]:
-    """`rosa.ops.plain.propagate`, likewise."""
+    """`rosa.ops.modulation.propagate`, likewise."""
     contiguous = [source.contiguous() for source, _ in sources]
     to_sources = [
         None if kept_ is None else torch.empty_like(source)

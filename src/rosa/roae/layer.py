@@ -27,7 +27,7 @@ from rosa.ops import Part, Turning, Variant, chosen, linear_of_silu, turning_of
 from rosa.roae.checks import check_one_adapter
 from rosa.roae.config import RosaConfig
 from rosa.roae.folding import Folded, fold
-from rosa.roae.handover import forget, hand_over, handed_over, take_back
+from rosa.roae.hooks import forget, hand_over, handed_over, take_back
 from rosa.roae.modulation import Modulation
 from rosa.roae.norms import NormWrapper
 from rosa.roae.projection import PREFIX, Stages, build_projection, low_rank_gqa

@@ -12,14 +12,14 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from rosa.errors import RosaError
-from rosa.roae.beside import check_base, check_trained_once, others_untouched
 from rosa.roae.checks import check_modules_to_save, check_one_adapter, without_strangers
 from rosa.roae.config import RosaConfig
+from rosa.roae.dls_reminder import remind_of_selection
 from rosa.roae.layer import NO_MERGE, RosaLayer
+from rosa.roae.multi_adapter import check_base, check_trained_once, others_untouched
 from rosa.roae.norms import NormWrapper, norms_of
 from rosa.roae.precision import KeepsPrecision
 from rosa.roae.projection import PREFIX, check_projection
-from rosa.roae.reminder import remind_of_selection
 from rosa.rope import RopeLayout, has_rope, layout_of, low_pair_count, measure_unknown
 
 NO_SUM = (

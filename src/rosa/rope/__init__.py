@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from rosa.rope.detect import layout_of, measure_unknown
 from rosa.rope.families import KNOWN_MODEL_TYPES, has_rope
 from rosa.rope.layout import RopeLayout, Tap, Turns, low_pair_count, low_pair_slices
-from rosa.rope.measured import layout_of, measure_unknown
 
 __all__ = [
     "KNOWN_MODEL_TYPES",

@@ -1,6 +1,6 @@
 """Which architectures are known, and the rotary layout of one of their attention modules.
 
-What a row says was measured (`rosa.rope.probe`), and the tests measure it again. An architecture
+What a row says was measured (`rosa.rope.probing`), and the tests measure it again. An architecture
 without a row is measured when an adapter is attached to it.
 """
 

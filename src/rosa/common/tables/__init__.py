@@ -1,0 +1,1 @@
+"""One table model, printed for a terminal, as Markdown, LaTeX or CSV."""

@@ -1,0 +1,228 @@
+"""A grid: models x methods x training sets x seeds, as typed YAML keys.
+
+output_dir: runs/study
+models: [Qwen/Qwen2.5-0.5B]
+methods:
+  - lora                                        # a method by name
+  - {name: LoRA small, method: lora, adapter: {r: 4}}        # any keys of a recipe
+  - {name: LoRA matched, method: lora, budget: rosa}         # the rank that comes nearest
+training_sets:
+  commonsense: {data: commonsense_15k.json, tasks: [commonsense]}
+seeds: [2333, 1000, 2000]
+recipe: {epochs: 3}                             # keys of every run
+tune: {learning_rates: [3.0e-4, 1.0e-3]}        # per method, on validation rows
+evaluate: {data: dataset}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rosa.errors import RosaError
+from rosa.evaluate.requests import check_asking
+from rosa.evaluate.run import check_options
+from rosa.evaluate.tasks import resolve_tasks
+from rosa.methods.registry import load_method
+
+ENTRY_KEYS = ("name", "title", "budget")  # the rest of a method's entry are keys of its recipe
+# Keys of a recipe that a grid says in a place of its own.
+SAID_ELSEWHERE = {
+    "model": "models",
+    "method": "methods",
+    "data": "training_sets",
+    "output_dir": "output_dir",
+    "seed": "seeds",
+}
+
+
+@dataclass
+class TrainingSet:
+    """Rows to train on, and the tasks that a model trained on them is asked.
+
+    Args:
+        data: as a recipe's `data`.
+        tasks: tasks, groups or task files, as `rosa evaluate --tasks`.
+        recipe: recipe keys of the runs on this set alone.
+        sha256: hash of the one local file that `data` names; null checks nothing.
+    """
+
+    data: str | list[str]
+    tasks: list[str]
+    recipe: dict[str, Any] = field(default_factory=dict)
+    sha256: str | None = None
+
+
+@dataclass
+class Tuning:
+    """The learning rates each method may choose from; the lowest validation loss wins.
+
+    Args:
+        learning_rates: candidates, the same for every method.
+        seeds: seeds of the tuning runs; not those of the study, whose test scores stay unseen.
+        recipe: recipe keys of the tuning runs alone, such as fewer steps.
+    """
+
+    learning_rates: list[float]
+    seeds: list[int] = field(default_factory=lambda: [1])
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Evaluation:
+    """How the runs are scored: the options of `rosa evaluate`.
+
+    Args:
+        data: folder with the test sets; the hub where it is null.
+        batch_size: prompts at a time.
+        limit: ask a seeded sample of this many examples per task.
+        num_beams: 1 is greedy; the published suite used 4.
+        max_new_tokens: null is the task's own.
+        protocol: whose rules read the answers, `llm-adapters` or `strict`.
+        full_responses: false ends a response where its answer is decided; the scores are the same.
+        prompt: how a question is put; null is the task's own.
+        num_fewshot: worked examples before each question, drawn from `fewshot_data`.
+        fewshot_data: a file of training rows; null is `train.json` beside the test set.
+        forgetting: plain text whose loss before and after tells what was forgotten: a file,
+            `wikitext` or `rosa-tiny`; null skips it.
+    """
+
+    data: str | None = None
+    batch_size: int = 16
+    limit: int | None = None
+    num_beams: int = 1
+    max_new_tokens: int | None = None
+    protocol: str = "llm-adapters"
+    full_responses: bool = True
+    prompt: str | None = None
+    num_fewshot: int = 0
+    fewshot_data: str | None = None
+    forgetting: str | None = None
+
+
+@dataclass
+class Grid:
+    """What `rosa compare` runs.
+
+    Args:
+        output_dir: the study's folder; the same command goes on with it.
+        models: base models, as a recipe's `model`.
+        methods: method names, or mappings with a `name` and keys of a recipe.
+        training_sets: what to train on and which tasks to ask, by name.
+        seeds: one run each.
+        recipe: recipe keys of every run.
+        tune: choose each method's learning rate first; null takes the recipe's.
+        evaluate: how the runs are scored.
+        threads: CPU threads per run; part of the grid since rounding depends on it.
+    """
+
+    output_dir: str
+    models: list[str]
+    methods: list[Any]
+    training_sets: dict[str, TrainingSet]
+    seeds: list[int] = field(default_factory=lambda: [2333])
+    recipe: dict[str, Any] = field(default_factory=dict)
+    tune: Tuning | None = None
+    evaluate: Evaluation = field(default_factory=Evaluation)
+    threads: int = 1
+
+    def check(self) -> None:
+        """Values whose type is right and whose meaning is not.
+
+        Raises:
+            RosaError: names the key and what is wrong with it.
+        """
+        for key in ("models", "methods", "training_sets", "seeds"):
+            values = getattr(self, key)
+            if not values:
+                raise RosaError(f"{key} is empty; name at least one")
+        for key in ("models", "seeds"):
+            _refuse_twins(key, [str(value) for value in getattr(self, key)])
+        _refuse_twins("methods", [entry.name for entry in self.entries])
+        _refuse_twins("titles of methods", [entry.shown for entry in self.entries])
+        if self.tune is not None:
+            if not (self.tune.learning_rates and self.tune.seeds):
+                raise RosaError("tune needs at least one of learning_rates and of seeds")
+            _refuse_twins("tune.learning_rates", [f"{r:g}" for r in self.tune.learning_rates])
+            _refuse_twins("tune.seeds", [str(seed) for seed in self.tune.seeds])
+        for where, keys in self._recipes():
+            self._refuse_said_elsewhere(where, keys)
+        asked = self.evaluate
+        check_asking(asked.limit, asked.max_new_tokens, asked.prompt, asked.num_fewshot)
+        check_options(asked.batch_size, asked.num_beams, asked.protocol)
+        for train_set in self.training_sets.values():
+            resolve_tasks(train_set.tasks)
+        if self.evaluate.fewshot_data is not None and not self.evaluate.num_fewshot:
+            raise RosaError("evaluate.fewshot_data is drawn from by num_fewshot; set that too")
+        if self.threads < 1:
+            raise RosaError(f"threads must be at least 1, not {self.threads}")
+
+    def _recipes(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Every place of the grid that holds keys of a recipe."""
+        yield "recipe", self.recipe
+        for name, train_set in self.training_sets.items():
+            yield f"training_sets.{name}.recipe", train_set.recipe
+        for entry in self.entries:
+            own = {key: value for key, value in entry.recipe.items() if key != "method"}
+            yield f"the method '{entry.name}'", own
+        if self.tune is not None:
+            yield "tune.recipe", self.tune.recipe
+
+    def _refuse_said_elsewhere(self, where: str, keys: dict[str, Any]) -> None:
+        for key, place in SAID_ELSEWHERE.items():
+            if key in keys:
+                raise RosaError(f"{where}: `{key}` has no place there; `{place}` says it")
+        if self.tune is not None and "learning_rate" in keys:
+            raise RosaError(f"{where}: tune chooses the learning_rate; leave one of the two out")
+
+    @property
+    def entries(self) -> list[MethodEntry]:
+        """The methods as mappings; a bare name stands for itself."""
+        return [read_entry(value) for value in self.methods]
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One row of the comparison: a method with the recipe keys that make it this variant."""
+
+    name: str
+    title: str | None
+    budget: str | int | None
+    recipe: dict[str, Any]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has its method's own name, and so stands for it."""
+        return self.name == self.recipe["method"]
+
+    @property
+    def shown(self) -> str:
+        """What tables call it: its own title, else the method's, else its name."""
+        if self.title:
+            return str(self.title)
+        return load_method(self.name).title if self.is_plain else self.name
+
+
+def read_entry(value: Any) -> MethodEntry:
+    """An element of `methods`.
+
+    Raises:
+        RosaError: neither a name nor a mapping with one.
+    """
+    if isinstance(value, str):
+        return MethodEntry(value, None, None, {"method": value})
+    if not isinstance(value, dict) or not ({"name", "method"} & set(value)):
+        raise RosaError(
+            f"methods: {value!r} is neither a method's name nor a mapping with `method` or `name`"
+        )
+    name = str(value.get("name", value.get("method")))
+    recipe = {key: v for key, v in value.items() if key not in ENTRY_KEYS}
+    return MethodEntry(name, value.get("title"), value.get("budget"), {"method": name, **recipe})
+
+
+def _refuse_twins(key: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            cure = "give one another" if "methods" in key else "name it once"
+            raise RosaError(f"{key}: '{name}' stands there twice; {cure}")

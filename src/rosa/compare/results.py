@@ -1,0 +1,167 @@
+"""What the finished runs of a study say; tables, figures and the report read this.
+
+study = StudyResults.load("runs/study")
+study.runs[0].accuracy("boolq"), study.runs[0].micro("commonsense")
+study.correct(study.runs[0], "boolq")      # {index of the example: right?}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from rosa.errors import RosaError
+from rosa.evaluate.results import TaskScore
+
+GRID, RESULTS = "grid.yaml", "results.json"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One finished run.
+
+    Attributes:
+        model, train_set, method: as the grid names them; a method's name is unique in its study.
+        title: the method as tables print it.
+        group: `baseline`, `ours` or `variant`.
+        folder: the run's folder inside the study's; holds recipe, adapter and `evaluation/`.
+        learning_rate: the one it was trained with, tuned or given.
+        trainable, total: parameters; total counts base and adapter.
+        scores: one per task, in the order of the tasks.
+        costs: `costs.json` of the run: seconds, bytes, joules; None where not measured.
+    """
+
+    model: str
+    train_set: str
+    method: str
+    title: str
+    group: str
+    seed: int
+    folder: str
+    learning_rate: float
+    trainable: int
+    total: int
+    scores: tuple[TaskScore, ...]
+    costs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def percent(self) -> float:
+        """Trainable parameters in percent of all, PEFT's rule."""
+        return 100 * self.trainable / self.total
+
+    def accuracy(self, task: str) -> float:
+        """Percent correct of one task, by its name."""
+        return next(score for score in self.scores if score.name == task).accuracy
+
+    def micro(self, suite: str | None = None) -> float:
+        """Percent correct over all examples of the suite (of all tasks where it is None)."""
+        scores = [s for s in self.scores if suite in (None, s.suite)]
+        return 100 * sum(s.correct for s in scores) / sum(s.scored for s in scores)
+
+    def macro(self, suite: str | None = None) -> float:
+        """Mean of the tasks' accuracies, in percent."""
+        values = [s.accuracy for s in self.scores if suite in (None, s.suite)]
+        return sum(values) / len(values)
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """All finished runs of one study, in the order of its grid.
+
+    Attributes:
+        folder: the study's folder.
+        runs: finished runs.
+        failures: `{"run": ..., "error": ...}` for those that failed.
+        tuning: `{"model", "train_set", "method", "losses": {rate: validation loss}, "chosen"}`.
+        environment: machine, versions and commit.
+        grid: the resolved grid.
+    """
+
+    folder: Path
+    runs: tuple[RunResult, ...]
+    failures: tuple[dict[str, str], ...] = ()
+    tuning: tuple[dict[str, Any], ...] = ()
+    environment: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> StudyResults:
+        """Read a study's `results.json`.
+
+        Raises:
+            RosaError: there is none, or it cannot be read.
+        """
+        file = Path(folder) / RESULTS
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            runs = tuple(_run(values) for values in content["runs"])
+        except FileNotFoundError:
+            if (Path(folder) / GRID).is_file():
+                raise RosaError(
+                    f"no run of {folder} has finished yet; `rosa compare` goes on with it"
+                ) from None
+            raise RosaError(
+                f"{folder} holds no study (no {RESULTS}); `rosa compare GRID.yaml` writes one"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RosaError(f"{file} cannot be read: {error}") from None
+        return cls(
+            Path(folder),
+            runs,
+            tuple(content.get("failures", ())),
+            tuple(content.get("tuning", ())),
+            content.get("environment", {}),
+            content.get("grid", {}),
+        )
+
+    def answers(self, run: RunResult, task: str) -> list[dict[str, Any]]:
+        """The lines of `<task>.jsonl`: index, prompt, response, prediction, label, correct.
+
+        Empty where the answers were not kept beside the results.
+        """
+        file = self.folder / run.folder / "evaluation" / f"{task}.jsonl"
+        if not file.is_file():
+            return []
+        # Not splitlines: a response may hold U+2028, which JSON leaves as it is.
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+    def correct(self, run: RunResult, task: str) -> dict[int, bool]:
+        """Whether each example was answered right, by its index in the test set."""
+        return {record["index"]: record["correct"] for record in self.answers(run, task)}
+
+    def select(self, **wanted: Any) -> list[RunResult]:
+        """Runs whose attributes equal those given: `study.select(model=..., method=...)`."""
+        return [r for r in self.runs if all(getattr(r, k) == v for k, v in wanted.items())]
+
+    def names(self, attribute: str) -> list[Any]:
+        """The values of one attribute, each once, in the order of the runs."""
+        return list(dict.fromkeys(getattr(run, attribute) for run in self.runs))
+
+
+def to_json(study: StudyResults) -> dict[str, Any]:
+    """Plain data for `results.json`."""
+    return {
+        "environment": study.environment,
+        "grid": study.grid,
+        "tuning": list(study.tuning),
+        "failures": list(study.failures),
+        "runs": [_plain(run) for run in study.runs],
+    }
+
+
+def _plain(run: RunResult) -> dict[str, Any]:
+    values = {f.name: getattr(run, f.name) for f in fields(run)}
+    scores: Sequence[TaskScore] = values["scores"]
+    values["scores"] = [{f.name: getattr(s, f.name) for f in fields(s)} for s in scores]
+    return values
+
+
+def _run(values: dict[str, Any]) -> RunResult:
+    scores = [
+        TaskScore(**{**s, "seen_in_training": tuple(s["seen_in_training"])})
+        for s in values["scores"]
+    ]
+    return RunResult(**{**values, "scores": tuple(scores)})

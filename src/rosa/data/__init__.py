@@ -1,0 +1,1 @@
+"""Training rows and prompts: files, templates, token ids."""

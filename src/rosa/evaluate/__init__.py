@@ -1,0 +1,1 @@
+"""Scores of a model or an adapter on benchmarks: tasks, prompts, generation, answers, results."""

@@ -1,0 +1,305 @@
+"""Benchmarks: one small YAML each, in `tasks/` or the user's own.
+
+A YAML's keys are the fields of `Task`; docs/tasks.md explains them. Rows come from a local folder
+in LLM-Adapters' layout (`<name>/test.json`), from the package, or from the hub, where the YAML's
+templates bring the data set's own fields into the suite's wording.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rosa.assets import ASSETS
+from rosa.data.json_rows import read_records, text_field
+from rosa.data.prompts import PROMPTS, Question, chat_turns, render
+from rosa.errors import RosaError
+from rosa.evaluate.answers import FILTERS, PROTOCOLS, PUBLISHED
+
+TASKS = Path(__file__).resolve().parent / "task_files"
+PAPER_ORDER = (
+    *("boolq", "piqa", "social_i_qa", "ARC-Challenge", "ARC-Easy", "openbookqa", "hellaswag"),
+    *("winogrande", "MultiArith", "gsm8k", "AddSub", "AQuA", "SingleEq", "SVAMP", "mawps"),
+)
+SUITES = ("commonsense", "arithmetic", "toy")
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Where the hub has the test set; Jinja templates from its fields to the suite's wording."""
+
+    path: str
+    split: str
+    instruction: str
+    answer: str
+    config: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One benchmark, as its YAML declares it.
+
+    Attributes:
+        name: what `--tasks` calls it.
+        title: what the tables call it.
+        suite: tasks of one suite are averaged together.
+        size: examples in the full test set; 0 where that is not fixed.
+        file: the test set inside the data folder, LLM-Adapters' JSON or JSONL.
+        filter: the answer filter, a key of `FILTERS`.
+        max_new_tokens: tokens that a response may have.
+        answers: the labels, for filters that need them.
+        prompt: the template around instruction and input, one of `PROMPTS`.
+        packaged: the test set comes with the package.
+        hub: the test set on the hub, where one with these rows is known.
+        seen_in_training: training sets that hold the training part of this test.
+        citation: who made the benchmark.
+        folder: where the YAML lies; its data may lie beside it.
+    """
+
+    name: str
+    title: str
+    suite: str
+    size: int
+    file: str
+    filter: str
+    max_new_tokens: int
+    answers: tuple[str, ...] = ()
+    prompt: str = "alpaca"
+    packaged: bool = False
+    hub: HubSource | None = None
+    seen_in_training: tuple[str, ...] = ()
+    citation: str = ""
+    folder: Path = field(default=TASKS, compare=False)
+
+    def parse(self, response: str, protocol: str = PUBLISHED) -> str | None:
+        """The answer in `response` by the rules of `protocol`, or None."""
+        return PROTOCOLS[protocol][self.filter].parse(response, self.answers)
+
+    def decided(self, response: str, protocol: str = PUBLISHED) -> bool:
+        """Whether `parse` finds the same in every text that begins with `response`."""
+        return PROTOCOLS[protocol][self.filter].decided(response, self.answers)
+
+    def decides_early(self, protocol: str = PUBLISHED) -> bool:
+        """Whether an answer may be decided before its response is whole."""
+        return PROTOCOLS[protocol][self.filter].decides_early
+
+    def is_correct(self, answer: str | None, label: str) -> bool:
+        """Whether a parsed answer is the label; no answer never is."""
+        return answer is not None and FILTERS[self.filter].equal(answer, label)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question: its row in the test set (from 0), the prompt, and the label.
+
+    Until a tokenizer has put a `chat` question into its template, its prompt is the user's turn.
+    """
+
+    index: int
+    prompt: str
+    label: str
+    question: Question = field(default=Question(""), repr=False)
+
+
+@cache
+def built_in_tasks() -> dict[str, Task]:
+    """The package's benchmarks by name, in the order of the paper's tables, the toy tasks last."""
+    tasks = [read_task(path) for path in sorted(TASKS.glob("*.yaml"))]
+    order = {name: rank for rank, name in enumerate(PAPER_ORDER)}
+    return {t.name: t for t in sorted(tasks, key=lambda t: order.get(t.name, len(order)))}
+
+
+def resolve_tasks(names: Iterable[str | Task]) -> list[Task]:
+    """Tasks, each once, from names, groups (`commonsense`, `arithmetic`, `toy`, `all`) and YAMLs.
+
+    `all` is the fifteen real benchmarks; the toy tasks are asked for by name.
+    """
+    found: dict[str, Task] = {}
+    for name in names:
+        for task in [name] if isinstance(name, Task) else _expand(name):
+            if found.setdefault(task.name, task) != task:
+                raise RosaError(f"two different tasks are called {task.name!r}; rename one")
+    if not found:
+        raise RosaError(f"no tasks were named; the tasks are {_known()}")
+    return list(found.values())
+
+
+def _expand(name: str) -> list[Task]:
+    tasks = built_in_tasks().values()
+    if name == "all":
+        return [t for t in tasks if t.suite != "toy"]
+    if name in SUITES:
+        return [t for t in tasks if t.suite == name]
+    return [load_task(name)]
+
+
+def _known() -> str:
+    return f"{', '.join(built_in_tasks())}; groups: {', '.join(SUITES)}, all"
+
+
+def load_task(name: str) -> Task:
+    """The built-in benchmark `name`, or the one in the YAML file `name`."""
+    if name.endswith((".yaml", ".yml")):
+        return read_task(Path(name))
+    if name not in built_in_tasks():
+        near = difflib.get_close_matches(name, [*built_in_tasks(), *SUITES, "all"], n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise RosaError(f"there is no task {name!r}{hint}; the tasks are {_known()}")
+    return built_in_tasks()[name]
+
+
+def read_task(path: Path) -> Task:
+    """The benchmark that a YAML file declares; RosaError names the file and the key that is bad."""
+    if not path.is_file():
+        raise RosaError(f"there is no task file {path}; check the path")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RosaError(
+            f"{path}: cannot be read as YAML ({' '.join(str(error).split())})"
+        ) from None
+    return _checked(_build(Task, values, path, folder=path.resolve().parent), path)
+
+
+def _build(kind: type, values: Any, path: Path, **extra: Any) -> Any:
+    """The dataclass `kind` from a YAML mapping, every key known and every needed key there."""
+    if not isinstance(values, dict):
+        raise RosaError(f"{path}: expected keys and values, found {type(values).__name__}")
+    known = {f.name: f for f in dataclasses.fields(kind) if f.name != "folder"}
+    for key in values:
+        if key not in known:
+            raise RosaError(f"{path}: unknown key {key!r}; the keys are {', '.join(known)}")
+    for key, spec in known.items():
+        if key not in values and spec.default is dataclasses.MISSING:
+            raise RosaError(f"{path}: the key {key!r} is missing")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    if values.get("hub") is not None and kind is Task:
+        values["hub"] = _build(HubSource, values["hub"], path)
+    return kind(**values, **extra)
+
+
+def _checked(task: Task, path: Path) -> Task:
+    if not isinstance(task.name, str) or not re.fullmatch(r"[\w.-]+", task.name):
+        raise RosaError(f"{path}: the name {task.name!r} must be letters, digits, '.', '-' and '_'")
+    if task.filter not in FILTERS:
+        raise RosaError(f"{path}: unknown filter {task.filter!r}; say one of {', '.join(FILTERS)}")
+    if task.prompt not in PROMPTS:
+        raise RosaError(f"{path}: unknown prompt {task.prompt!r}; say one of {', '.join(PROMPTS)}")
+    if any(not isinstance(answer, str) or not answer for answer in task.answers):
+        raise RosaError(f"{path}: answers must be text; quote words that YAML reads as true or 1")
+    if FILTERS[task.filter].needs_answers != bool(task.answers):
+        raise RosaError(f"{path}: the filter first_label needs answers, and no other takes them")
+    for key in ("size", "max_new_tokens"):
+        value, least = getattr(task, key), 0 if key == "size" else 1
+        if not isinstance(value, int) or value < least:
+            raise RosaError(f"{path}: {key} must be a whole number of at least {least}")
+    return task
+
+
+def load_examples(task: Task, data: str | Path | None = None) -> list[Example]:
+    """Every example of `task`, labels checked against the task.
+
+    Rows come from the package for a toy task, from the folder `data` where given, from beside the
+    task's own YAML, else from the hub.
+    """
+    file = data_file(task, data)
+    if file is not None:
+        rows, source = read_records(file), str(file)
+    else:
+        rows, source = _hub_rows(task)
+    return [_example(task, row, source, number) for number, row in enumerate(rows, 1)]
+
+
+def data_file(task: Task, data: str | Path | None, name: str | None = None) -> Path | None:
+    """The local file of the test set, or the file `name` in its folder; None where none is there.
+
+    Raises RosaError where `data` is given and neither it nor the YAML's folder has the test set.
+    """
+    path = Path(task.file).with_name(name) if name else Path(task.file)
+    if task.packaged:
+        return ASSETS / "tiny-data" / path
+    places = [task.folder / path] if data is None else [Path(data) / path, task.folder / path]
+    found = next((file for file in places if file.is_file()), None)
+    if found is None and data is not None and name is None:
+        raise RosaError(_not_there(task, places[0]))
+    return found
+
+
+def _not_there(task: Task, file: Path) -> str:
+    data = file.parents[len(Path(task.file).parts) - 1]
+    there = [t.name for t in built_in_tasks().values() if (data / t.file).is_file()]
+    return f"there is no {file} for the task {task.name}; {data} holds " + (
+        ", ".join(there) or "no test set that is known (LLM-Adapters' layout: <name>/test.json)"
+    )
+
+
+def _example(task: Task, row: dict[str, Any], source: str, number: int) -> Example:
+    instruction = text_field(row, "instruction", source, number)
+    context = text_field(row, "input", source, number) if row.get("input") else ""
+    answer = row.get("answer")
+    is_number = isinstance(answer, (int, float)) and not isinstance(answer, bool)
+    label = str(answer) if is_number else text_field(row, "answer", source, number)
+    if not FILTERS[task.filter].is_label(label, task.answers):
+        known = ", ".join(task.answers) or "numbers"
+        raise RosaError(
+            f"{source}, row {number}: the label {label!r} is unknown to the task {task.name}; its "
+            f"labels are {known}"
+        )
+    question = Question(instruction, context)
+    chat = task.prompt == "chat"
+    prompt = chat_turns(question)[0]["content"] if chat else render(task.prompt, question)
+    return Example(number - 1, prompt, label, question)
+
+
+def _hub_rows(task: Task) -> tuple[list[dict[str, Any]], str]:
+    hub = task.hub
+    if hub is None:
+        raise RosaError(
+            f"no hub data set is known to hold exactly the test set of {task.name}; give "
+            f"--data FOLDER with {task.file} in it (LLM-Adapters' `dataset` folder)"
+        )
+    from datasets import load_dataset
+
+    source = f"{hub.path} ({hub.split})"
+    try:
+        raw = load_dataset(hub.path, hub.config, split=hub.split, revision=hub.revision)
+    except Exception as error:
+        raise RosaError(
+            f"cannot load {source} from the hub for the task {task.name} "
+            f"({' '.join(str(error).split())[:200]}); without a connection give --data FOLDER"
+        ) from error
+    return suite_rows(hub, raw, source), source
+
+
+def suite_rows(hub: HubSource, raw: Iterable[dict[str, Any]], source: str) -> list[dict[str, Any]]:
+    """Hub rows in the suite's wording, through the task's two templates."""
+    from jinja2 import StrictUndefined, TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
+    try:
+        instruction = environment.from_string(hub.instruction)
+        answer = environment.from_string(hub.answer)
+        return [
+            {"instruction": instruction.render(row), "answer": answer.render(row)} for row in raw
+        ]
+    except (TemplateError, TypeError) as error:
+        raise RosaError(f"the templates of {source} do not fit its rows: {error}") from error
+
+
+def fingerprint(task: Task, examples: Sequence[Example]) -> str:
+    """A hash of what decides a task's scores: its rules and its questions."""
+    rules = [task.filter, task.answers, task.prompt, task.max_new_tokens]
+    content = json.dumps([rules, [(e.prompt, e.label) for e in examples]])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

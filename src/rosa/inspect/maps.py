@@ -1,0 +1,134 @@
+"""What the pictures of an inspection share: heat maps over a head's dimensions, marks and ticks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rosa.common.plot_style import INK
+from rosa.common.ranges import runs
+from rosa.inspect.capture import LayerStates
+from rosa.inspect.inspection import Inspection
+from rosa.inspect.strength import Array, pair_of_dimension
+from rosa.models.loading import short_name
+
+QUERY, KEY = "#0f6ba8", "#b4530a"  # told apart by every kind of colour vision
+STRENGTH, CHANGE = "viridis", "RdBu_r"  # perceptually uniform; diverging, white at zero
+_CLIP = 97  # percentile; a few massive dimensions would leave the rest of a map dark
+ABOVE_MARKS = 22  # points between a map and its title: room for the brackets
+
+
+def colour_scale(grids: Sequence[Array], name: str) -> tuple[float, dict[str, Any]]:
+    """The value of the brightest colour, and the colour bar's label and arrow.
+
+    Where few values are far larger than the others, the scale ends below them and says so.
+    """
+    values = np.concatenate([grid[np.isfinite(grid)] for grid in grids])
+    top, clip = float(values.max()), float(np.percentile(values, _CLIP))
+    bar: dict[str, Any] = {"label": name, "fraction": 0.05, "pad": 0.015}
+    if top > 2 * clip > 0:
+        return clip, bar | {"extend": "max", "label": f"{name} (largest {top:.3g})"}
+    return top or 1.0, bar
+
+
+def heat_map(axes: Any, grid: Array, rows: Sequence[int], what: str, **colours: Any) -> Any:
+    """A grid (rows, columns), its first row at the bottom, with its rows' own numbers."""
+    image = axes.imshow(
+        grid, aspect="auto", origin="lower", interpolation="nearest", rasterized=True, **colours
+    )
+    step = _step(len(rows), 9)
+    axes.set_yticks(range(0, len(rows), step), [str(r) for r in rows[::step]])
+    axes.set_ylabel(what)
+    axes.tick_params(length=2.5, width=0.7)
+    return image
+
+
+def dimension_axis(axes: Any, layer: LayerStates, *, wavelengths: bool = True) -> None:
+    """Ticks that say a dimension's number and, below it, its wavelength in tokens."""
+    size = layer.layout.head_dim
+    pairs = pair_of_dimension(layer.layout)
+    ticks = range(0, size, _step(size, 8))
+    labels = [str(d) for d in ticks]
+    if wavelengths:
+        lengths = [None if (p := pairs[d]) is None else layer.frequencies[p] for d in ticks]
+        labels = [f"{d}\n{_wavelength(f)}" for d, f in zip(ticks, lengths, strict=True)]
+    axes.set_xticks(list(ticks), labels)
+    axes.set_xlabel("dimension of a head" + (" / wavelength in tokens" if wavelengths else ""))
+
+
+def mark_low(axes: Any, low: Sequence[int], label: str = "low frequency") -> None:
+    """A bracket over each run of low-frequency dimensions, and a line at each of its ends."""
+    from matplotlib.transforms import ScaledTranslation
+
+    last = axes.get_images()[0].get_array().shape[1] - 1
+    frame = axes.get_xaxis_transform()
+    feet, back, text = (
+        frame + ScaledTranslation(0, points / 72, axes.figure.dpi_scale_trans)
+        for points in (2, 7, 9)
+    )
+    for start, end in runs(low):
+        left, right = start - 0.5, end + 0.5
+        line = {"color": INK, "lw": 1.3, "clip_on": False, "solid_capstyle": "projecting"}
+        axes.plot([left, right], [1, 1], transform=back, **line)
+        for edge in (left, right):
+            axes.annotate(
+                "", (edge, 1), (edge, 1), xycoords=feet, textcoords=back,
+                arrowprops={"arrowstyle": "-", "color": INK, "lw": 1.3, "shrinkA": 0, "shrinkB": 0},
+            )  # fmt: skip
+            if 0 < edge < last:
+                axes.axvline(edge, color="white", lw=1.2)
+                axes.axvline(edge, color=INK, lw=0.7, ls=(0, (3, 2)))
+        axes.text(
+            (left + right) / 2, 1, label, transform=text, ha="center", va="bottom", size=7.5
+        )  # fmt: skip
+
+
+def described(inspection: Inspection) -> str:
+    """The model's name for a title: `demo (RoSA adapter on rosa-tiny)`."""
+    name = short_name(inspection.model)
+    if inspection.method is None:
+        return name
+    method = {"ROSA": "RoSA"}.get(inspection.method, inspection.method)
+    return f"{name} ({method} adapter on {short_name(inspection.base)})"
+
+
+def source_of(inspection: Inspection) -> str:
+    """`5,559 tokens of wikitext`."""
+    texts = inspection.texts
+    source = texts.source if texts.source.startswith("the ") else short_name(texts.source)
+    return f"{texts.tokens:,} tokens of {source}"
+
+
+def conditions(inspection: Inspection) -> str:
+    """What a map of strengths shows."""
+    return (
+        f"Root mean square over {source_of(inspection)}, after rotation. "
+        f"Low frequency: the slowest {100 * inspection.r_low:g} % of the pairs."
+    )
+
+
+def alike(values: Sequence[Any]) -> bool:
+    """Whether all are equal to the first."""
+    return all(np.array_equal(value, values[0]) for value in values)
+
+
+def _step(count: int, at_most: int) -> int:
+    """The distance between ticks: a power of two that gives no more than `at_most`."""
+    return 2 ** max(0, math.ceil(math.log2(count / at_most)))
+
+
+def _wavelength(frequency: float | None) -> str:
+    if not frequency:
+        return "–"
+    tokens = 2 * math.pi / frequency
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if tokens >= size:
+            return (
+                f"{tokens / size:.0f}{unit}"
+                if tokens >= 10 * size
+                else f"{tokens / size:.1f}{unit}"
+            )
+    return f"{tokens:.0f}" if tokens >= 10 else f"{tokens:.1f}"

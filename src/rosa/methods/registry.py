@@ -1,0 +1,168 @@
+"""The study's methods as PEFT configurations: one YAML file each in `methods/`.
+
+    method_config("lora", {"r": 8})            # a peft.LoraConfig
+    method_config("adalora", total_steps=900)  # AdaLoRA must know how long it trains
+
+The values of baselines are those that reproduce the "# Param (%)" column of the paper's Table 1;
+where they cannot, the file's note says so. A file with `base: NAME` is that method with some keys
+changed: its `kwargs` are laid over the base's, and it has no figures of the paper's Table 1.
+PEFT's other methods are there by PEFT's names (`rosa.methods.peft_methods`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from rosa.errors import RosaError, did_you_mean
+from rosa.methods import peft_methods as other_methods
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+Group = Literal["baseline", "ours", "variant", "other"]  # other: PEFT's, not the study's
+OF_THE_PAPER: tuple[Group, ...] = ("baseline", "ours")  # the nine rows of Table 1
+GROUPS: tuple[Group, ...] = (*OF_THE_PAPER, "variant")
+# As in the paper's Tables 1 and 4; what is not there follows by name.
+_ORDER = (
+    *("lora", "dora", "adalora", "boft", "vera", "c3a", "bone", "ln_tuning", "rosa"),
+    *("roae_only", "rosa_low_0.5", "rosa_lr128", "rosa_lr64"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One method of the study."""
+
+    name: str  # what users type: the file's stem
+    title: str  # what tables print
+    group: Group
+    peft_config: str  # name of a class in `peft` or `rosa`
+    kwargs: dict[str, Any]  # its arguments
+    dls: bool = False  # whether dynamic layer selection is part of the method
+    paper_percent: dict[str, float] = dataclasses.field(default_factory=dict)  # Table 1, by model
+    of_total_steps: dict[str, float] = dataclasses.field(default_factory=dict)
+    # Arguments that are a share of the run's optimizer steps where the user gives none.
+    note: str = ""  # what a reader of its numbers must know
+
+    @property
+    def config_class(self) -> type[PeftConfig]:
+        """The class that `peft_config` names."""
+        import rosa
+
+        if self.peft_config in rosa.__all__:
+            return getattr(rosa, self.peft_config)
+        classes = {cls.__name__: cls for cls in other_methods.config_classes().values()}
+        return classes[self.peft_config]
+
+
+def method_names(groups: Iterable[Group] = OF_THE_PAPER) -> list[str]:
+    """Names of the methods in `groups`: group by group, in the paper's order."""
+    wanted = list(groups)
+    first = {name: i for i, name in enumerate(_ORDER)}
+
+    def place(method: Method) -> tuple[int, int, str]:
+        return wanted.index(method.group), first.get(method.name, len(first)), method.name
+
+    chosen = [method for method in _all_methods().values() if method.group in wanted]
+    return [method.name for method in sorted(chosen, key=place)]
+
+
+def load_method(name: str) -> Method:
+    """The method called `name`; case, spaces and dashes don't matter ("LN Tuning", "ln-tuning").
+
+    A title ("RoSA-RoAEonly") and PEFT's name for a method that is not of the study ("ia3") are
+    understood too. Raises `RosaError` for an unknown name, with the nearest one, and for a method
+    that a recipe cannot train.
+    """
+    known = _all_methods()
+    titles = {_key(method.title): method for method in known.values()}
+    return known.get(_key(name)) or titles.get(_key(name)) or _other_method(name)
+
+
+def _other_method(name: str) -> Method:
+    key = _key(name)
+    if key in other_methods.REFUSED:
+        raise RosaError(f"'{key}' can't be trained by a recipe: {other_methods.REFUSED[key]}")
+    classes = other_methods.config_classes()
+    if key not in classes:
+        names = method_names(GROUPS)
+        raise RosaError(
+            f"there is no method '{name}'{did_you_mean(key, [*names, *classes])}; the methods "
+            f"are {', '.join(names)}, and PEFT's others by their PEFT names"
+        )
+    cls = classes[key]
+    title = cls.__name__.removesuffix("Config")
+    return Method(key, title, "other", cls.__name__, other_methods.default_kwargs(cls))
+
+
+def _key(name: str) -> str:
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+@functools.cache
+def _all_methods() -> dict[str, Method]:
+    """Every method of the package by name."""
+    files = (resources.files("rosa.methods")).iterdir()
+    read = [yaml.safe_load(f.read_text("utf-8")) for f in files if f.name.endswith(".yaml")]
+    values = {entry["name"]: entry for entry in read}
+    return {name: Method(**_extended(entry, values)) for name, entry in values.items()}
+
+
+def _extended(entry: dict[str, Any], others: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A method's keys with those of its `base` where it says nothing itself.
+
+    What is said of the base alone, its note and the paper's figures, is not taken over.
+    """
+    own = {key: value for key, value in entry.items() if key != "base"}
+    if "base" not in entry:
+        return own
+    base = _extended(others[entry["base"]], others)
+    kwargs = {**base["kwargs"], **own.get("kwargs", {})}
+    return {**base, "note": "", "paper_percent": {}, **own, "kwargs": kwargs}
+
+
+def method_config(
+    name: str, overrides: dict[str, Any] | None = None, *, total_steps: int | None = None
+) -> PeftConfig:
+    """A new PEFT configuration for causal language models.
+
+    `overrides` replace arguments of the method's YAML file. `total_steps`, the optimizer steps of
+    the run, reaches the methods that schedule themselves (AdaLoRA); the others ignore it.
+
+    Raises `RosaError` for an unknown method, an unknown argument or one that PEFT refuses.
+    """
+    method = load_method(name)
+    overrides = dict(overrides or {})
+    fields = {f.name for f in dataclasses.fields(method.config_class) if f.init}
+    for key in overrides:
+        if key not in fields:
+            raise RosaError(
+                f"the method '{method.name}' has no argument '{key}'{did_you_mean(key, fields)}; "
+                f"its arguments are those of {method.peft_config}"
+            )
+    if total_steps is not None:
+        for key, share in method.of_total_steps.items():
+            overrides.setdefault(key, round(share * total_steps))
+    try:
+        config = method.config_class(task_type="CAUSAL_LM", **{**method.kwargs, **overrides})
+    except (TypeError, ValueError) as error:
+        reason = one_line(error)
+        raise RosaError(f"the method '{method.name}' can't be set up: {reason}") from error
+    first, last = (getattr(config, key, None) for key in ("init_r", "target_r"))
+    if first is not None and last is not None and first <= last:
+        raise RosaError(
+            f"{method.name} cuts ranks from init_r to target_r, and init_r {first} is not above "
+            f"target_r {last}; set both"
+        )
+    return config
+
+
+def one_line(error: Exception) -> str:
+    """The message of a library's exception without its line breaks."""
+    return " ".join(str(error).split())

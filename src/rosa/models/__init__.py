@@ -1,0 +1,1 @@
+"""Models and adapters: loading, quantization, identity."""

@@ -1,0 +1,171 @@
+"""Puts the page together: data into the template, style and scripts into the page."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from rosa.common.files import write_whole
+from rosa.compare.results import StudyResults
+from rosa.errors import RosaError
+from rosa.report.html import costs, dots, scatter, tables, training
+from rosa.report.html import head as summary
+from rosa.report.html import questions as examples
+
+TEMPLATE = Path(__file__).parent / "template"
+HEAD_SCRIPTS = ("theme.js",)
+SCRIPTS = ("tables.js", "examples.js")
+PLAIN_BYTES = 500_000  # data up to this size is not compressed: any browser can read it
+GZIP_LEVEL = 4  # of the time that 6 takes a quarter, for 2 % more bytes
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The examples as the page's script reads them: JSON, or JSON that is gzipped and base64."""
+
+    kind: str  # the type of the script element
+    text: Markup
+
+
+def write_report(
+    study: StudyResults,
+    path: str | Path,
+    *,
+    limit_mb: float = examples.LIMIT_MB,
+) -> Path:
+    """Write the study's page.
+
+    Args:
+        study: what to show; its runs' folders are read for curves, layers and answers.
+        path: the file to write, replaced in one step.
+        limit_mb: megabytes of different responses up to which all are kept; above, those of the
+            first seed of each method, and above again none. The page says which.
+
+    Raises:
+        RosaError: the study has neither runs nor failures, a file of its runs is damaged, or
+            `path` cannot be written.
+    """
+    path = Path(path)
+    html = render(study, limit_mb=limit_mb)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Half of a surrogate pair, which a response may hold, has no bytes in UTF-8.
+        write_whole(path, html.encode("utf-8", errors="xmlcharrefreplace"))
+    except OSError as error:
+        reason = error.strerror or error
+        raise RosaError(f"cannot write {path}: {reason}; name another file") from None
+    return path
+
+
+def render(study: StudyResults, *, limit_mb: float = examples.LIMIT_MB) -> str:
+    """The page as text; see `write_report`."""
+    if not study.runs and not study.failures:
+        raise RosaError(f"the study in {study.folder} has no run; there is nothing to show")
+    found = examples.gather(study, limit_mb)  # first: it names what is damaged
+    chapters = tables.chapters(study)
+    blocks = [block for chapter in chapters for block in chapter.blocks]
+    head, scripts = _source(HEAD_SCRIPTS), _source(SCRIPTS)
+    style = _source(("report.css",))
+    template = _environment().get_template("report.html")
+    return template.render(
+        name=summary.study_name(study),
+        study=study,
+        sentence=summary.sentence(study) if study.runs else "No run has finished.",
+        facts=summary.facts(study),
+        chapters=chapters,
+        plots=[_plots(block) for block in blocks],
+        costs=costs.cost_tables(blocks),
+        field=scatter,
+        mean_cost=costs.mean_cost,
+        losses=training.losses(study),
+        panel=training.PANEL,
+        layers=training.layers(study),
+        map_width=training.MAP_WIDTH,
+        examples=found,
+        answers=pack_data(found.data) if found.count else None,
+        limit_mb=limit_mb,
+        tunings=summary.tunings(study),
+        grid=yaml.safe_dump(study.grid, sort_keys=False, allow_unicode=True, width=88),
+        style=style,
+        head=head,
+        scripts=scripts,
+        policy=_policy(style, head, scripts),
+    )
+
+
+@dataclass(frozen=True)
+class Plots:
+    """The plots of one table."""
+
+    block: tables.Block
+    average: dots.DotPlot
+    tasks: list[dots.DotPlot]
+    scatters: list[scatter.Scatter]
+
+
+def _plots(block: tables.Block) -> Plots:
+    scatters = [scatter.budget_plot(block), scatter.cost_plot(block)]
+    return Plots(
+        block,
+        dots.dot_plot(block, block.micro),
+        [dots.dot_plot(block, i) for i in block.tasks] if len(block.tasks) > 1 else [],
+        [plot for plot in scatters if plot],
+    )
+
+
+def pack_data(data: dict[str, Any]) -> Packed:
+    """JSON that can stand inside a script element, compressed where it is large."""
+    # ASCII alone: a response may hold anything, and no response may end the element.
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    if len(text) <= PLAIN_BYTES:
+        return Packed("application/json", Markup(text.replace("<", "\\u003c")))
+    packed = gzip.compress(text.encode("ascii"), GZIP_LEVEL, mtime=0)
+    return Packed("application/gzip", Markup(base64.b64encode(packed).decode("ascii")))
+
+
+def visible(text: object) -> str:
+    """Text with its control characters as pictures, which HTML would drop or trip over."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f]", lambda m: chr(0x2400 + ord(m[0])), str(text)).replace(
+        "\x7f", "␡"
+    )
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE, encoding="utf-8"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else visible(value),
+    )
+    environment.filters["place"] = lambda value: round(float(value), 2)
+    environment.filters["minus"] = lambda text: str(text).replace("-", "−")
+    return environment
+
+
+def _source(names: tuple[str, ...]) -> Markup:
+    """Files of the template as they are; our own, so nothing in them needs escaping."""
+    texts = [(TEMPLATE / name).read_text(encoding="utf-8") for name in names]
+    return Markup("\n" + "\n".join(texts))
+
+
+def _policy(style: str, *scripts: str) -> str:
+    """A policy under which the browser runs and loads nothing but what is in this page."""
+
+    def digest(text: str) -> str:
+        value = hashlib.sha256(text.encode("utf-8")).digest()
+        return f"'sha256-{base64.b64encode(value).decode('ascii')}'"
+
+    ours = " ".join(map(digest, scripts))
+    return f"default-src 'none'; script-src {ours}; style-src {digest(style)}; img-src data:"

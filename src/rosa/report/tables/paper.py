@@ -1,0 +1,170 @@
+"""The tables of the paper, and its averages beside a study's where names match."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from rosa.assets import ASSETS
+from rosa.common.tables.model import RANKING, Block, Cell, Column, Row, Table, ranked
+from rosa.errors import RosaError, did_you_mean
+from rosa.evaluate.results import micro_average
+from rosa.evaluate.tasks import built_in_tasks
+from rosa.models.loading import short_name
+
+NAMES = ("table1", "table2", "table3", "table4")
+COLUMN_NOTE = (
+    "Paper's micro avg.: as printed for the method of that name, model and tasks; the paper does "
+    "not say how answers were decoded or how many runs it averages."
+)
+_STAR_NOTE = (
+    "* as printed: significantly better than the best baseline, two-sided t-test, p < 0.05; the "
+    "paper does not say over how many runs."
+)
+_PRINTED = "Micro average in percent, as printed."
+
+
+def paper_tables(name: str) -> list[Table]:
+    """`table1` ... `table4` as printed; Tables 1 and 3 with their micro averages recomputed.
+
+    Raises:
+        RosaError: there is no such table.
+    """
+    key = name.lower().replace(" ", "").replace("_", "")
+    if key not in NAMES:
+        raise RosaError(
+            f"there is no table '{name}' of the paper{did_you_mean(key, NAMES)}; "
+            f"there are {', '.join(NAMES)}"
+        )
+    content = _content()[key]
+    if key in ("table1", "table3"):
+        return [_scores_table(key, content)]
+    return [_sizes_table(content)] if key == "table2" else _ablation_tables(content)
+
+
+def averages(tasks: Sequence[str], models: Sequence[str]) -> dict[tuple[str, str], float]:
+    """The printed micro averages over the very same tasks, of any table, by (model, method).
+
+    Models are those given, where the paper has one of that name ("Qwen/Qwen2.5-7B" is its
+    "Qwen 2.5 7B"); methods are the study's own names.
+    """
+    printed = _printed_averages()
+    return {
+        (model, method): micro
+        for model in models
+        for (name, asked, method), micro in printed.items()
+        if name == _plain(short_name(model)) and asked == frozenset(tasks)
+    }
+
+
+@cache
+def _printed_averages() -> dict[tuple[str, frozenset[str], str], float]:
+    """Every average that the paper prints, by (model, tasks, method)."""
+    content = _content()
+    found = {}
+    for table in (content["table1"], content["table3"]):
+        for block in table["models"]:
+            for row in block["rows"]:
+                key = (_plain(block["model"]), frozenset(table["tasks"]), row["method"])
+                found[key] = row["micro"]
+    commonsense = frozenset(content["table1"]["tasks"])  # Tables 2 and 4 are about these
+    for row in content["table2"]["rows"]:
+        for model, micro in zip(content["table2"]["models"], row["micro"], strict=True):
+            found[_plain(model), commonsense, row["method"]] = micro
+    for part in ("ablation", "k_ratio"):
+        for row in content["table4"][part]:
+            found[_plain(content["table4"]["model"]), commonsense, row["method"]] = row["micro"]
+    return found
+
+
+def matching_table(tasks: Sequence[str], models: Sequence[str]) -> Table | None:
+    """The paper's table of these tasks, where it has one of the models."""
+    ours = {_plain(short_name(model)) for model in models}
+    for key in ("table1", "table3"):
+        content = _content()[key]
+        theirs = {_plain(block["model"]) for block in content["models"]}
+        if set(content["tasks"]) == set(tasks) and ours & theirs:
+            return paper_tables(key)[0]
+    return None
+
+
+@cache
+def _content() -> dict[str, Any]:
+    return json.loads((ASSETS / "paper_tables.json").read_text(encoding="utf-8"))
+
+
+def _plain(model: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", model.lower())
+
+
+def _scores_table(key: str, content: dict[str, Any]) -> Table:
+    tasks = [built_in_tasks()[name] for name in content["tasks"]]
+    sizes = [task.size for task in tasks]
+    columns = (
+        Column("# Param (%)", 3),
+        *(Column(task.title) for task in tasks),
+        Column("Micro avg. (%)"),
+        Column("Recomp. (%)"),
+    )
+    blocks, total, differing = [], 0, []
+    for block in content["models"]:
+        rows = []
+        for row in block["rows"]:
+            micro = micro_average(row["accuracies"], sizes)
+            total += 1
+            if columns[-1].shown(micro) != columns[-1].shown(row["micro"]):
+                differing.append(f"{row['title']} ({block['model']}) {micro:.2f}")
+            cells = [Cell(row["percent"]), *map(Cell, row["accuracies"])]
+            cells += [Cell(row["micro"], star=row.get("star", False)), Cell(micro)]
+            rows.append(Row(row["title"], tuple(cells)))
+        blocks.append(Block(block["model"], tuple(ranked(rows, columns, range(1, len(tasks) + 2)))))
+    return Table(
+        name=f"paper-{key}",
+        title=content["caption"],
+        head="Method",
+        columns=columns,
+        blocks=tuple(blocks),
+        notes=(
+            f"Trained on {content['trained_on']}. Accuracy in percent, as printed.",
+            _STAR_NOTE,
+            _recomputed(total, differing),
+        ),
+        ranking=RANKING,
+        names_models=len(blocks) > 1,
+    )
+
+
+def _recomputed(total: int, differing: Sequence[str]) -> str:
+    told = (
+        "Recomp.: the mean over all examples, from the printed accuracies and the sizes of the "
+        f"tests. It prints as the paper's in {total - len(differing)} of {total} rows"
+    )
+    if not differing:
+        return told + "."
+    return f"{told}; accuracies rounded before printing explain {', '.join(differing)}."
+
+
+def _sizes_table(content: dict[str, Any]) -> Table:
+    columns = tuple(map(Column, content["models"]))
+    rows = [Row(row["title"], tuple(map(Cell, row["micro"]))) for row in content["rows"]]
+    blocks = (Block("", tuple(ranked(rows, columns, range(len(columns))))),)
+    return Table(
+        "paper-table2", content["caption"], "Method", columns, blocks, (_PRINTED,), RANKING
+    )
+
+
+def _ablation_tables(content: dict[str, Any]) -> list[Table]:
+    columns = (Column("Micro avg. (%)"),)
+    tables = []
+    for part, head in (("ablation", "Variant"), ("k_ratio", "k_ratio")):
+        rows = [
+            Row(row["title"] if "title" in row else f"{row[part]:.2f}", (Cell(row["micro"]),))
+            for row in content[part]
+        ]
+        blocks = (Block(content["model"], tuple(ranked(rows, columns, [0]))),)
+        name, title = f"paper-table4-{part}", f"{content['caption']}: {part}"
+        tables.append(Table(name, title, head, columns, blocks, (_PRINTED,), RANKING))
+    return tables

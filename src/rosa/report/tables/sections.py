@@ -1,0 +1,179 @@
+"""What stands in one table: the runs of a training set and suite, by model and method.
+
+Tasks of different suites are never averaged together, so each suite has a table of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from rosa.compare.contamination import OverlapTable, load_overlap
+from rosa.compare.grid import read_entry
+from rosa.compare.plan import Group
+from rosa.compare.results import RunResult, StudyResults
+from rosa.compare.statistics import Sample
+from rosa.evaluate.results import TaskScore
+from rosa.report.tables.differences import Difference, StarTest, differences, method_called
+
+LONGEST_ERROR = 80  # characters of a failed run's error in a footnote
+
+
+@dataclass(frozen=True)
+class Options:
+    """What tables show.
+
+    Attributes:
+        star: the test that gives the star: over seeds (`t`) or over `examples`.
+        holm: correct its p values over the methods of a model.
+        std: standard deviations of every task, not of the averages alone.
+        baseline: compare with this method instead of the best baseline.
+        methods: show these methods only; all where empty.
+        examples: read every answer, for the tests over examples.
+    """
+
+    star: StarTest = "t"
+    holm: bool = False
+    std: bool = False
+    baseline: str | None = None
+    methods: tuple[str, ...] = ()
+    examples: bool = True
+
+
+@dataclass(frozen=True)
+class MethodRuns:
+    """One row: a method's runs, and what is missing of them (`gap`, empty where nothing is)."""
+
+    name: str
+    title: str
+    runs: tuple[RunResult, ...]
+    gap: str = ""
+
+    def sample(self, value: Callable[[RunResult], float]) -> Sample | None:
+        """Mean and spread of `value` over the seeds; None without a run."""
+        return Sample.of([value(run) for run in self.runs]) if self.runs else None
+
+    def accuracy(self, task: str) -> Sample | None:
+        """Mean and spread of one task's accuracy."""
+        return self.sample(lambda run: run.accuracy(task))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Everything about one training set and suite."""
+
+    study: StudyResults
+    train_set: str
+    suite: str
+    name: str
+    tasks: tuple[TaskScore, ...]  # of some run: names, titles, sizes
+    rows: dict[str, list[MethodRuns]]  # by model
+    options: Options
+    overlap: OverlapTable | None = None
+    found: dict[str, list[Difference]] = field(default_factory=dict)  # by model
+
+    @property
+    def models(self) -> list[str]:
+        return list(self.rows)
+
+    @property
+    def all_differences(self) -> list[Difference]:
+        return [d for model in self.models for d in self.found[model]]
+
+    @property
+    def runs(self) -> list[RunResult]:
+        return [run for rows in self.rows.values() for row in rows for run in row.runs]
+
+    def star(self, model: str, method: str) -> bool:
+        """Whether the method's micro average gets a star."""
+        return any(
+            d.star(self.options.star, self.options.holm)
+            for d in self.found[model]
+            if d.method == method
+        )
+
+    def seen(self, task: str) -> tuple[int, int] | None:
+        """Questions of a task that the training data holds, of all; None where not checked."""
+        values = (self.overlap or {}).get(self.train_set, {}).get(task)
+        return (values["matches"], values["of"]) if values else None
+
+
+def parts(study: StudyResults, options: Options | None = None) -> list[Part]:
+    """Every training set and suite that has a finished run, tested.
+
+    Raises:
+        RosaError: a method named in the options has no finished run, or a file is damaged.
+    """
+    options = options or Options()
+    baseline = method_called(study, options.baseline) if options.baseline else None
+    shown = {method_called(study, method) for method in options.methods}
+    overlap = load_overlap(study.folder)
+    return list(_parts(study, options, baseline, shown, overlap))
+
+
+def _parts(
+    study: StudyResults,
+    options: Options,
+    baseline: str | None,
+    shown: set[str],
+    overlap: OverlapTable | None,
+) -> Iterator[Part]:
+    for train_set in study.names("train_set"):
+        runs = study.select(train_set=train_set)
+        tasks = {score.name: score for run in runs for score in run.scores}
+        suites = list(dict.fromkeys(score.suite for score in tasks.values()))
+        asked = study.grid.get("models", [])
+        models = list(dict.fromkeys([*asked, *(run.model for run in runs)]))
+        for suite in suites:
+            rows = {model: method_runs(study, model, train_set, suite, shown) for model in models}
+            found = {
+                model: differences(
+                    study, model, train_set, suite, baseline=baseline, examples=options.examples
+                )
+                for model in models
+            }
+            name = f"{train_set}-{suite}" if len(suites) > 1 else train_set
+            own = tuple(score for score in tasks.values() if score.suite == suite)
+            yield Part(study, train_set, suite, name, own, rows, options, overlap, found)
+
+
+def method_runs(
+    study: StudyResults, model: str, train_set: str, suite: str, shown: set[str] | None = None
+) -> list[MethodRuns]:
+    """The methods in the grid's order, with their runs on `suite`; those in `shown`, if any."""
+    entries = map(read_entry, study.grid.get("methods", []))
+    titles = {entry.name: entry.shown for entry in entries}
+    titles |= {run.method: run.title for run in study.runs}
+    rows = []
+    for method, title in titles.items():
+        if shown and method not in shown:
+            continue
+        runs = study.select(model=model, train_set=train_set, method=method)
+        scored = tuple(r for r in runs if any(s.suite == suite for s in r.scores))
+        gap = _gap(study, Group(model, train_set, method), [r.seed for r in scored])
+        rows.append(MethodRuns(method, title, scored, gap))
+    return rows
+
+
+def _gap(study: StudyResults, group: Group, done: list[int]) -> str:
+    """Which seeds are missing, and why."""
+    asked = study.grid.get("seeds") or study.names("seed")
+    missing = [seed for seed in asked if seed not in done]
+    if not missing:
+        return ""
+    errors = {failure["run"]: failure["error"] for failure in study.failures}
+    reasons: dict[str, list[int]] = {}
+    for seed in missing:
+        error = errors.get(f"runs/{group.path}/seed-{seed}")
+        reason = f"failed: {_short(error)}" if error else "not run yet"
+        reasons.setdefault(reason, []).append(seed)
+    told = (
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} {reason}"
+        for reason, seeds in reasons.items()
+    )
+    return f"{len(asked) - len(missing)} of {len(asked)} seeds; {'; '.join(told)}"
+
+
+def _short(error: str) -> str:
+    line = " ".join(error.split())
+    return line if len(line) <= LONGEST_ERROR else line[: LONGEST_ERROR - 1].rstrip() + "…"

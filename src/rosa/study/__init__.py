@@ -1,1 +1,0 @@
-"""The study: prompts, answers, benchmarks, training recipes, tables and figures."""

@@ -1,0 +1,1 @@
+"""Fine-tuning as a recipe says, in a run folder."""

@@ -1,0 +1,168 @@
+"""A recipe: everything that decides a training run, as typed YAML keys.
+
+`rosa train RECIPE.yaml --key value` reads the file, applies the overrides, and prints and keeps the
+resolved recipe, so that a run folder alone is enough to repeat the run. A method's own keys stand
+under `adapter:` and are those of its PEFT config (`RosaConfig`, `LoraConfig`, ...).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+from rosa.dls.config import DlsConfig
+from rosa.errors import RosaError
+from rosa.methods.registry import load_method
+from rosa.models.quantization import Quantization, check_quantization
+
+DEFAULT_METHOD = "rosa"
+
+
+class MethodsOwn:
+    """Stands for a value that the recipe does not give and its method decides."""
+
+    def __repr__(self) -> str:
+        return "the method's"
+
+
+METHODS_OWN: Any = MethodsOwn()
+
+
+@dataclass
+class Recipe:
+    """One training run. The defaults are the paper's where it gives a value.
+
+    What the paper omits (batch 2 x 2, cosine schedule, warm-up 0.05, weight decay 0, seed 2333)
+    comes from a later paper by the same authors.
+
+    Args:
+        model: hub id, local folder, or the built-in `rosa-tiny`.
+        data: training rows: a JSON or JSONL file, a built-in toy task, or a hub id; or a list.
+        output_dir: the run's folder; refused when it holds another run.
+        method: a method by its name: the study's (docs/methods.md), or PEFT's such as `ia3`.
+        adapter: the method's own keys, those of its PEFT config.
+        dls: dynamic layer selection; `null` trains every layer at every step. Where a recipe does
+            not mention it, `rosa` and some of its variants have it and other methods don't.
+        max_length: longest row in tokens, prompt and response together.
+        overlong: what happens to a longer row; a row whose response would be cut whole is dropped.
+        train_on_prompt: take the loss on the prompt too, as the published LLM-Adapters suite does.
+        limit: use this many rows only, a seeded sample; `null` uses all.
+        validation: rows held out for choosing the best checkpoint: a share below 1 or a count.
+        epochs: passes over the data; `max_steps` has precedence.
+        max_steps: optimizer steps; `null` leaves it to `epochs`.
+        batch_size: rows per micro-step; processes share the rows of a step (docs/distributed.md).
+        gradient_accumulation: micro-steps per optimizer step.
+        learning_rate: peak of the schedule (AdamW).
+        schedule: shape of the learning rate after warm-up.
+        warmup: learning-rate warm-up: a share of the steps below 1, else steps.
+        weight_decay: AdamW's decoupled weight decay.
+        max_grad_norm: gradient clipping; 0 turns it off.
+        precision: `auto` is bf16 where the GPU has it, else float32.
+        quantization: the frozen base model in 4 bits (`nf4`, as QLoRA) or 8 (`int8`); needs
+            bitsandbytes (docs/precision.md).
+        gradient_checkpointing: recompute activations in the backward pass to save memory.
+        save_steps: optimizer steps between checkpoints and validations; `null`: a tenth of the run.
+        keep_checkpoints: how many checkpoints stay on disk (the best one always does).
+        log_steps: optimizer steps between two lines of metrics.
+        report_to: trackers by name: `tensorboard`, `wandb`, `trackio`, or a list; `[]` is none.
+        trust_remote_code: run Python code that comes with a hub model.
+        seed: seeds the weights, the data order and the samples.
+    """
+
+    model: str
+    data: str | list[str]
+    output_dir: str
+    method: str = DEFAULT_METHOD
+    adapter: dict[str, Any] = field(default_factory=dict)
+    dls: DlsConfig | None = METHODS_OWN
+    max_length: int = 512
+    overlong: Literal["truncate", "drop"] = "truncate"
+    train_on_prompt: bool = False
+    limit: int | None = None
+    validation: float = 0.02
+    epochs: float = 1.0
+    max_steps: int | None = None
+    batch_size: int = 2
+    gradient_accumulation: int = 2
+    learning_rate: float = 1e-3
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    quantization: Quantization | None = None
+    gradient_checkpointing: bool = False
+    save_steps: int | None = None
+    keep_checkpoints: int = 2
+    log_steps: int = 10
+    report_to: str | list[str] = "tensorboard"
+    trust_remote_code: bool = False
+    seed: int = 2333
+
+    def __post_init__(self) -> None:
+        method = load_method(self.method)
+        self.method = method.name
+        self.model, self.output_dir = map(os.path.expanduser, (self.model, self.output_dir))
+        if isinstance(self.dls, MethodsOwn):
+            self.dls = DlsConfig() if method.dls else None
+
+    @property
+    def data_sources(self) -> list[str]:
+        """`data` as a list."""
+        return _as_list(self.data)
+
+    @property
+    def trackers(self) -> list[str]:
+        """`report_to` as a list."""
+        return _as_list(self.report_to)
+
+
+def _as_list(one_or_many: str | list[str]) -> list[str]:
+    return [one_or_many] if isinstance(one_or_many, str) else list(one_or_many)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, in the order of its definition."""
+    return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Values whose type is right and whose meaning is not.
+
+    Raises:
+        RosaError: names the key, its value and the range.
+    """
+    positive = ("max_length", "epochs", "batch_size", "gradient_accumulation", "learning_rate")
+    for key in (*positive, "log_steps", "keep_checkpoints"):
+        if not 0 < getattr(recipe, key) < math.inf:
+            raise RosaError(f"{key} must be a number above 0, not {getattr(recipe, key)}")
+    for key in ("limit", "max_steps", "save_steps"):
+        value = getattr(recipe, key)
+        if value is not None and value <= 0:
+            raise RosaError(f"{key} must be above 0 or null, not {value}")
+    for key in ("validation", "warmup", "weight_decay", "max_grad_norm"):
+        if not 0 <= getattr(recipe, key) < math.inf:
+            raise RosaError(f"{key} must be 0 or more, not {getattr(recipe, key)}")
+    if not 0 <= recipe.seed < 2**32:
+        raise RosaError(f"seed must be from 0 to 4294967295, not {recipe.seed}")
+    for key in ("model", "output_dir", "data"):
+        if not getattr(recipe, key):
+            raise RosaError(f"{key} is empty; name one")
+    check_quantization(recipe.quantization)
+    check_trackers(recipe.trackers)
+
+
+def check_trackers(names: list[str]) -> None:
+    """Every tracker must be known to the Trainer and installed."""
+    from importlib.util import find_spec
+
+    known = ("tensorboard", "wandb", "trackio")
+    for name in names:
+        if name not in known:
+            raise RosaError(f"report_to: '{name}' is not one of {', '.join(known)}")
+        if find_spec(name) is None:
+            raise RosaError(f"report_to: {name} is not installed; `pip install {name}` or drop it")

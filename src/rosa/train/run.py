@@ -1,0 +1,260 @@
+"""`rosa train` in Python: a recipe in, a run folder with the adapter out, on TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import TrainerCallback, set_seed
+
+from rosa.common.distributed import by_the_first, connect, is_first, share_of, team_size
+from rosa.common.files import told_if_unwritable
+from rosa.common.lock import folder_in_use
+from rosa.data.sources import hold_out, sample, training_records
+from rosa.data.token_cache import cached_examples
+from rosa.data.tokenization import Examples, fingerprint_of
+from rosa.errors import RosaError
+from rosa.methods.peft_methods import ATTACHING_FAILED, set_targets
+from rosa.methods.registry import method_config, one_line
+from rosa.models.loading import check_vocabulary, load_base_model, load_tokenizer, pick_device
+from rosa.train.callbacks import MetricsWriter, Progress, StopOnSignal
+from rosa.train.costs import CostMeter, Costs, run_costs, write_costs
+from rosa.train.layer_plot import draw_layers, read_history
+from rosa.train.loss_plot import draw_loss
+from rosa.train.model_card import write_model_card
+from rosa.train.recipe import Recipe, check_recipe
+from rosa.train.run_folder import RunFolder, drop_lines_after
+from rosa.train.trainer import (
+    GuardedTrainer,
+    PreparedRun,
+    build_trainer,
+    stop_on_signals,
+    try_selection,
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a call of `train` left behind.
+
+    Attributes:
+        folder: the run's folder; holds the adapter if `finished`.
+        steps: optimizer steps done, of `total_steps`.
+        finished: False when a signal stopped the run; `--resume` goes on.
+        loss: the last logged training loss, in nats per response token.
+        trainable: number of trainable parameters.
+        costs: time, memory and size; None unless `finished`, and in all processes but the first.
+    """
+
+    folder: Path
+    steps: int
+    total_steps: int
+    finished: bool
+    loss: float | None
+    trainable: int
+    costs: Costs | None = None
+
+
+def train(
+    recipe: Recipe, *, resume: bool = False, say: Callable[[str], None] = print
+) -> TrainResult:
+    """Fine-tune as the recipe says; Ctrl-C saves a checkpoint and returns.
+
+    Args:
+        recipe: the run.
+        resume: go on from the folder's last checkpoint.
+        say: receives the lines a person reads (row counts, parameters).
+
+    Raises:
+        RosaError: bad model, data, keys or folder, or a loss that is not finite.
+    """
+    # TRL and Transformers still call their own deprecated names; users can do nothing about it.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
+    check_recipe(recipe)
+    share_of(recipe.batch_size, recipe.gradient_accumulation, team_size())
+    connect(use_cpu=pick_device().type == "cpu")
+    say = say if is_first() else _in_silence
+    folder = RunFolder(Path(recipe.output_dir))
+    by_the_first(lambda: folder.check(recipe, resume))
+    # Read everything that may be wrong before the folder is claimed.
+    tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    train_set, validation_set = load_examples(recipe, tokenizer)
+    say(f"training rows: {train_set.report()}")
+    if validation_set.rows:
+        say(f"validation rows: {validation_set.report()}")
+    set_seed(recipe.seed)
+    total_steps = planned_steps(recipe, len(train_set.rows))
+    model = build_model(recipe, total_steps)
+    check_vocabulary(model, tokenizer, recipe.model)
+    say(describe_parameters(model))
+    prepared = PreparedRun(recipe, model, tokenizer, train_set, validation_set, total_steps)
+    try_selection(prepared)
+    held = folder_in_use(folder.path) if is_first() else nullcontext()
+    with held, told_if_unwritable(folder.path, lambda: _goes_on(folder)):
+        checkpoint = by_the_first(lambda: _open(folder, prepared, resume))
+        return _run(prepared, folder, checkpoint, say)
+
+
+def _run(
+    prepared: PreparedRun, folder: RunFolder, checkpoint: Path | None, say: Callable[[str], None]
+) -> TrainResult:
+    """Train in a folder that is this run's, from a checkpoint or from the start."""
+    if checkpoint:
+        say(f"resuming after step {_step(checkpoint)}")
+    stopper, progress, meter = StopOnSignal(), Progress(), CostMeter()
+    watchers: list[TrainerCallback] = [stopper]
+    if is_first():
+        watchers += [MetricsWriter(), progress]
+    trainer = build_trainer(prepared, meter, watchers)
+    if not (checkpoint and trainer.take_over_finished(checkpoint)):
+        with stop_on_signals(stopper), progress, meter:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return conclude(prepared.recipe, folder, trainer, meter)
+
+
+def _open(folder: RunFolder, run: PreparedRun, resume: bool) -> Path | None:
+    """Claim the folder, with nothing in it of what came after the checkpoint to go on from."""
+    rows = fingerprint_of(run.train_set.rows, run.validation_set.rows)
+    checkpoint = folder.claim(run.recipe, resume, rows)
+    folder.drop_saving()
+    drop_lines_after(folder.metrics, _step(checkpoint) if checkpoint else 0)
+    return checkpoint
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[-1])
+
+
+def _in_silence(_line: str) -> None:
+    """What a process says that is not the first."""
+
+
+def _goes_on(folder: RunFolder) -> str:
+    """What a person does when the disk is full: half a checkpoint does not fill it further."""
+    if is_first():
+        folder.drop_saving()
+    kept = folder.checkpoints()
+    after = f"after step {_step(kept[-1])}" if kept else "from the start"
+    return f"make room there, and the same command with --resume goes on {after}"
+
+
+def conclude(
+    recipe: Recipe, folder: RunFolder, trainer: GuardedTrainer, meter: CostMeter
+) -> TrainResult:
+    """Draws what happened; writes adapter, costs and card if the run came to its end."""
+    state = trainer.state
+    model: Any = trainer.model
+    tokenizer: Any = trainer.processing_class
+    finished = state.global_step >= state.max_steps
+    costs = None
+    # Of a sharded model every process gives its part.
+    weights = trainer.accelerator.get_state_dict(model) if trainer.is_fsdp_enabled else None
+    if is_first():
+        folder.drop_saving()
+        draw_loss(folder.metrics, folder.path / "loss.png")
+        if folder.dls_history.is_file() and folder.dls_history.stat().st_size:
+            draw_layers(read_history(folder.path), folder.path / "layers.png", folder.path.name)
+        if finished:
+            # Not `save_model`: it adds a pickle, and an adapter's folder holds none.
+            model.save_pretrained(folder.draft, state_dict=weights)
+            costs = run_costs(meter, model, folder.draft)
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    result = TrainResult(
+        folder=folder.path,
+        steps=state.global_step,
+        total_steps=state.max_steps,
+        finished=finished,
+        loss=losses[-1] if losses else None,
+        trainable=model.get_nb_trainable_parameters()[0],
+        costs=costs,
+    )
+    if costs is not None:
+        tokenizer.save_pretrained(folder.path)
+        write_costs(costs, folder.path)
+        write_model_card(recipe, result, state.log_history)
+        folder.publish_draft()
+    return result
+
+
+def load_examples(recipe: Recipe, tokenizer: Any) -> tuple[Examples, Examples]:
+    """Training and validation rows of every source, sampled, split and tokenised."""
+    rows = [
+        (source, number, record)
+        for source in recipe.data_sources
+        for number, record in enumerate(training_records(source), start=1)
+    ]
+    rows = sample(rows, recipe.limit, recipe.seed)
+    parts = []
+    for part in hold_out(rows, recipe.validation, recipe.seed):
+        parts.append(
+            cached_examples(
+                part,
+                tokenizer,
+                max_length=recipe.max_length,
+                overlong=recipe.overlong,
+                train_on_prompt=recipe.train_on_prompt,
+            )
+        )
+    if not parts[0].rows:
+        raise RosaError(
+            f"max_length {recipe.max_length} dropped all {parts[0].dropped} rows; raise it"
+        )
+    return parts[0], parts[1]
+
+
+def planned_steps(recipe: Recipe, rows: int) -> int:
+    """Optimizer steps of the whole run, counted as the Trainer does."""
+    if recipe.max_steps is not None:
+        return recipe.max_steps
+    micro_steps = math.ceil(rows / recipe.batch_size)
+    per_epoch = max(1, math.ceil(micro_steps / recipe.gradient_accumulation))
+    return math.ceil(recipe.epochs * per_epoch)
+
+
+def build_model(recipe: Recipe, total_steps: int) -> Any:
+    """The base model with the recipe's adapter, ready to train."""
+    model = load_base_model(
+        recipe.model,
+        dtype=recipe.precision,
+        quantization=recipe.quantization,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+    config = method_config(recipe.method, recipe.adapter, total_steps=total_steps)
+    if hasattr(config, "dls"):
+        config.dls = recipe.dls
+    set_targets(config, model.config.model_type)
+    try:
+        adapted = get_peft_model(model, config)
+    except RosaError:
+        raise
+    except ATTACHING_FAILED as error:
+        reason = one_line(error)
+        raise RosaError(
+            f"{recipe.method} cannot be attached to {recipe.model}: {reason}"
+        ) from error
+    if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
+        raise RosaError(
+            f"{recipe.method} would adapt the output embeddings of {recipe.model}, which the loss "
+            "reads past any adapter; leave lm_head out of target_modules"
+        )
+    for parameter in adapted.parameters():  # PEFT leaves norms and modules_to_save as they are
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()  # else a step of 1e-3 on a norm is lost
+    base = Path(str(model.name_or_path))
+    if base.is_dir():  # a relative path would be another folder elsewhere
+        config.base_model_name_or_path = str(base.resolve())
+    return adapted
+
+
+def describe_parameters(model: Any) -> str:
+    """`trainable parameters: 1,234 of 5,678 (21.733 %)`, by PEFT's rule."""
+    trainable, total = model.get_nb_trainable_parameters()
+    return f"trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.3f} %)"

@@ -1,0 +1,303 @@
+"""TRL's SFTTrainer as a run uses it: its arguments, its callbacks, and how it stops."""
+
+from __future__ import annotations
+
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import parse_flag_from_env
+from datasets import Dataset
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
+from trl import SFTConfig, SFTTrainer
+
+from rosa.common.distributed import share_of, team_size
+from rosa.data.tokenization import Examples
+from rosa.dls import DlsCallback, DynamicLayerSelection
+from rosa.errors import DivergedError
+from rosa.models.loading import pick_device, pick_dtype
+from rosa.train.adalora import (
+    AdaLoraAllocation,
+    adalora_of,
+    all_ranks,
+    orthogonality_loss,
+    save_estimates,
+)
+from rosa.train.callbacks import StopOnSignal
+from rosa.train.costs import CostMeter
+from rosa.train.recipe import Recipe
+from rosa.train.run_folder import RunFolder
+from rosa.train.sharded_checkpoint import is_sharded, load_sharded_optimizer, load_sharded_weights
+
+CHECKPOINTS_PER_RUN = 10
+# A launcher hands a terminal's Ctrl-C on to processes that got it themselves: one, not two.
+ECHO = 2.0 if team_size() > 1 else 0.0  # seconds
+STATE_FILE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A recipe with everything read that it names."""
+
+    recipe: Recipe
+    model: Any
+    tokenizer: Any
+    train_set: Examples
+    validation_set: Examples
+    total_steps: int
+
+
+def try_selection(run: PreparedRun) -> None:
+    """Raises RosaError where DLS would refuse this run, while nothing of it is on disk yet.
+
+    Under FSDP that cannot be told so early: the Trainer shards the model, and DLS comes after that.
+    """
+    if run.recipe.dls is None or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return
+    trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run itself will say them
+        optimizer = torch.optim.SGD(trained, lr=0.0)
+        DynamicLayerSelection(run.model, optimizer, run.recipe.dls, run.total_steps).detach()
+
+
+class GuardedTrainer(SFTTrainer):
+    """SFTTrainer that stops at the first loss or weight that is not a number.
+
+    What is on disk then is the last good checkpoint.
+    """
+
+    def __init__(self, *args: Any, meter: CostMeter, keep_checkpoints: int, **kwargs: Any) -> None:
+        self._saving: Path | None = None  # the folder of a checkpoint that is being written
+        super().__init__(*args, **kwargs)
+        self._meter = meter
+        self._keep_checkpoints = keep_checkpoints
+        self.add_callback(meter)
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One forward and backward pass.
+
+        Raises:
+            DivergedError: the loss is NaN or infinite.
+        """
+        self._meter.count(int(self.accelerator.reduce(inputs["attention_mask"].sum())))
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if not torch.isfinite(loss).all():
+            self._stop_not_finite("the loss")
+        return loss
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """TRL's loss, in training with AdaLoRA's regulariser, which TRL's path leaves out."""
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        tuner = adalora_of(self.model)
+        if tuner is None or not model.training:
+            return result
+        # With a count of tokens the Trainer leaves the mean over the micro-steps to the loss.
+        parts = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+        penalty = orthogonality_loss(tuner) / parts
+        return (result[0] + penalty, result[1]) if return_outputs else result + penalty
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        with all_ranks(self.model):
+            super()._save(output_dir, state_dict)
+        save_estimates(self.model, Path(output_dir or str(self.args.output_dir)))
+
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        if self._is_foreign(checkpoint):
+            load_sharded_weights(Path(checkpoint), self.model)
+        else:
+            super()._load_from_checkpoint(checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self._is_foreign(checkpoint):
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        return load_sharded_optimizer(
+            Path(checkpoint), self.model, self.optimizer, self.lr_scheduler
+        )
+
+    def _is_foreign(self, checkpoint: str) -> bool:
+        """Whether shards are to be loaded into a whole model."""
+        return is_sharded(Path(checkpoint)) and not self.is_fsdp_enabled
+
+    def _load_best_model(self) -> None:
+        best = str(self.state.best_model_checkpoint)
+        if self._is_foreign(best):
+            load_sharded_weights(Path(best), self.model)
+            return
+        with all_ranks(self.model):
+            super()._load_best_model()
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        trained = [p.detach() for p in model.parameters() if p.requires_grad]
+        shards = [p.to_local() if isinstance(p, DTensor) else p for p in trained]
+        if not all(torch.isfinite(p).all() for p in shards):
+            self._stop_not_finite("a trained weight")
+        folder = RunFolder(Path(str(self.args.output_dir)))
+        self._saving = folder.saving
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = None
+        self.accelerator.wait_for_everyone()
+        best = self._name_best(folder)
+        if self.args.should_save:
+            self._publish_checkpoint(folder, best)
+        self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._saving is None else str(self._saving)
+
+    def _name_best(self, folder: RunFolder) -> str | None:
+        """The name of the best checkpoint, whose path every process gets to know."""
+        step, best = self.state.global_step, self.state.best_global_step
+        name = f"checkpoint-{best}" if best else None
+        if name and (best == step or (folder.path / name).is_dir()):
+            self.state.best_model_checkpoint = str(folder.path / name)
+        return name
+
+    def _publish_checkpoint(self, folder: RunFolder, best: str | None) -> None:
+        """The whole checkpoint gets its name; only then an old one goes."""
+        step = self.state.global_step
+        # Once more, as the best one's path is that of the folder it will be in.
+        self.state.save_to_json(str(folder.saving / f"checkpoint-{step}" / STATE_FILE))
+        folder.publish_checkpoint(step)
+        folder.drop_old_checkpoints(self._keep_checkpoints, best)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The run writes a card of its own (`rosa.train.model_card`)."""
+
+    def take_over_finished(self, checkpoint: Path) -> bool:
+        """Loads a checkpoint of the run's last step; False, touching nothing, for an earlier one.
+
+        Resumed from there, the Trainer would train a step too many.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+        if state.global_step < state.max_steps:
+            return False
+        self.state = state
+        if self.args.load_best_model_at_end and state.best_model_checkpoint:
+            # By its name: the run's folder may have another path by now.
+            best = checkpoint.with_name(Path(state.best_model_checkpoint).name)
+            state.best_model_checkpoint = str(best)
+            self._load_best_model()
+        else:
+            self._load_from_checkpoint(str(checkpoint))
+        self._meter.take_over(state, self.args.device)
+        return True
+
+    def _stop_not_finite(self, what: str) -> None:
+        good = RunFolder(Path(str(self.args.output_dir))).checkpoints()
+        kept = (
+            f"the last good checkpoint is {good[-1]}" if good else "no checkpoint was written yet"
+        )
+        raise DivergedError(
+            f"{what} is not a finite number after step {self.state.global_step}: {kept}; start "
+            "again in another output_dir with a lower learning_rate, or look at the data and the "
+            "base model's weights"
+        )
+
+
+def build_trainer(
+    run: PreparedRun, meter: CostMeter, watchers: list[TrainerCallback]
+) -> GuardedTrainer:
+    """The trainer with the run's callbacks; layer selection comes before what reports on it."""
+    recipe, rows = run.recipe, run.validation_set.rows
+    selection = [] if recipe.dls is None else [DlsCallback(recipe.dls)]
+    callbacks: list[TrainerCallback] = [*selection, *watchers]
+    if adalora_of(run.model):
+        callbacks.append(AdaLoraAllocation())
+    trainer = GuardedTrainer(
+        model=run.model,
+        args=trainer_arguments(recipe, run.total_steps, bool(rows)),
+        train_dataset=Dataset.from_list(run.train_set.rows),
+        eval_dataset=Dataset.from_list(rows) if rows else None,
+        processing_class=run.tokenizer,
+        callbacks=callbacks,
+        meter=meter,
+        keep_checkpoints=recipe.keep_checkpoints,
+    )
+    for callback in selection:
+        callback.trainer = trainer
+    for noisy in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(noisy)
+    return trainer
+
+
+def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) -> SFTConfig:
+    """The recipe in the Trainer's words."""
+    save_steps = recipe.save_steps or max(1, total_steps // CHECKPOINTS_PER_RUN)
+    share = share_of(recipe.batch_size, recipe.gradient_accumulation, team_size())
+    device = pick_device()
+    half = pick_dtype(recipe.precision, device) == torch.bfloat16
+    return SFTConfig(
+        output_dir=recipe.output_dir,
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.max_steps or -1,
+        per_device_train_batch_size=share.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=share.gradient_accumulation,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.schedule,
+        warmup_steps=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=half,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        eval_strategy="steps" if has_validation else "no",
+        eval_steps=save_steps,
+        save_strategy="steps",
+        save_steps=save_steps,
+        save_total_limit=None,  # the run's folder drops the old ones, after the new one is whole
+        load_best_model_at_end=has_validation,
+        metric_for_best_model="eval_loss" if has_validation else None,
+        greater_is_better=False if has_validation else None,
+        logging_steps=recipe.log_steps,
+        report_to=recipe.trackers or "none",
+        disable_tqdm=True,
+        use_cpu=device.type == "cpu",
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        max_length=None,  # rows are cut in `tokenize_records`, with a count
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_pin_memory=device.type == "cuda",
+    )
+
+
+@contextmanager
+def stop_on_signals(stopper: StopOnSignal) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the run after its step, saved; the second at once."""
+
+    first = 0.0
+
+    def request(number: int, frame: Any) -> None:
+        nonlocal first
+        if stopper.requested and time.monotonic() - first > ECHO:
+            raise KeyboardInterrupt
+        if not stopper.requested:
+            stopper.requested, first = True, time.monotonic()
+
+    signals = [signal.SIGINT, signal.SIGTERM]
+    try:
+        before = [signal.signal(s, request) for s in signals]
+    except ValueError:  # not in the main thread: leave the caller's handlers alone
+        yield
+        return
+    try:
+        yield
+    finally:
+        for s, handler in zip(signals, before, strict=True):
+            signal.signal(s, handler)

@@ -1,0 +1,157 @@
+"""`rosa compare` for real: two workers, a failing method, a second call, a run repeated alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rosa.cli.main import main
+from rosa.compare.gather import read_run
+from rosa.compare.grid import read_entry
+from rosa.compare.plan import Group, Job
+from rosa.compare.results import StudyResults
+from rosa.errors import RosaError
+from rosa.train.recipe import Recipe
+from tests.support.processes import marked, output_of, running, wait_for
+
+GRID: dict[str, Any] = {
+    "models": ["rosa-tiny"],
+    "methods": ["lora", {"name": "broken", "method": "lora", "adapter": {"r": 0}}],
+    "training_sets": {"toy": {"data": "tiny-sums", "tasks": ["tiny-sums"]}},
+    "seeds": [1],
+    "recipe": {
+        "batch_size": 2,
+        "gradient_accumulation": 1,
+        "max_steps": 3,
+        "save_steps": 2,
+        "validation": 4,
+        "limit": 40,
+    },
+    "evaluate": {"limit": 4, "max_new_tokens": 4},
+}
+
+
+def write_grid(folder: Path, **changes: Any) -> Path:
+    file = folder / "grid.yaml"
+    file.write_text(yaml.safe_dump({**GRID, "output_dir": str(folder / "study"), **changes}))
+    return file
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "rosa.cli.main", "compare", *words]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with one method that cannot work."""
+    folder = tmp_path_factory.mktemp("compare")
+    grid = write_grid(folder, tune={"learning_rates": [1.0e-3, 1.0e-2, 1.0e8]})
+    said = output_of(command(str(grid), "--workers", "2"), code=1)  # something failed
+    assert "`r` should be a positive integer" in said.replace("\n", " ")
+    return folder / "study"
+
+
+def test_the_failure_is_reported_and_the_rest_is_there(study: Path) -> None:
+    results = StudyResults.load(study)
+    assert [run.method for run in results.runs] == ["lora"]
+    assert any(f["run"] == "runs/rosa-tiny/toy/broken/seed-1" for f in results.failures)
+    run = results.runs[0]
+    assert run.trainable == 233_472
+    assert run.scores[0].scored == len(results.answers(run, "tiny-sums")) == 4
+    chosen = results.tuning[0]
+    losses = chosen["losses"]
+    assert losses.pop("1e+08") is None  # diverged, which is no failure
+    assert not any("lora/lr-" in failure["run"] for failure in results.failures)
+    assert run.learning_rate == chosen["chosen"] == float(min(losses, key=lambda r: losses[r]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("costs.json", "{}"), ("recipe.yaml", "learning_rate: fast"), ("evaluation/results.json", "")],
+)
+def test_a_damaged_run_is_named(study: Path, tmp_path: Path, name: str, content: str) -> None:
+    run = StudyResults.load(study).runs[0]
+    shutil.copytree(study / run.folder, tmp_path / run.folder)
+    (tmp_path / run.folder / name).write_text(content)
+    group = Group(run.model, run.train_set, run.method)
+    recipe = Recipe("rosa-tiny", "tiny-sums", str(tmp_path / run.folder))
+    with pytest.raises(RosaError, match="damaged"):
+        read_run(tmp_path, Job(run.folder, group, recipe), read_entry("lora"))
+
+
+def test_a_run_can_be_repeated_alone(study: Path, tmp_path: Path) -> None:
+    run = study / StudyResults.load(study).runs[0].folder
+    assert main(["train", str(run / "recipe.yaml"), "--output_dir", str(tmp_path / "alone")]) == 0
+    for name in ("adapter_model.safetensors", "recipe.yaml"):
+        one, other = (folder / name for folder in (run, tmp_path / "alone"))
+        if name.endswith("yaml"):
+            first, second = (yaml.safe_load(f.read_text()) for f in (one, other))
+            del first["output_dir"], second["output_dir"]
+            assert first == second
+        else:
+            assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_finished_run_with_another_recipe_is_not_taken_for_this_one(
+    study: Path, capsys: pytest.CaptureFixture
+) -> None:
+    entry = {"name": "lora", "method": "lora", "adapter": {"r": 3}}
+    tune = {"learning_rates": [1.0e-3, 1.0e-2, 1.0e8]}
+    grid = write_grid(study.parent, methods=[entry], tune=tune)
+    assert main(["compare", str(grid)]) == 2
+    assert "had another `adapter." in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ctrl_c_and_the_same_command_again_give_the_uninterrupted_study(tmp_path: Path) -> None:
+    recipe = {**GRID["recipe"], "max_steps": 60, "save_steps": 30}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+        write_grid(folder, methods=["lora"], recipe=recipe)
+    output_of(command(str(whole / "grid.yaml")))
+    metrics = cut / "study/runs/rosa-tiny/toy/lora/seed-1/metrics.jsonl"
+    with running(command(str(cut / "grid.yaml"))) as compare:
+        wait_for(compare, until=metrics.is_file)
+        os.kill(compare.process.pid, signal.SIGINT)
+        wait_for(compare)
+        assert compare.process.returncode == 130, compare.said()
+    status = cut / "study/status/runs/rosa-tiny/toy/lora/seed-1.json"
+    assert json.loads(status.read_text())["state"] == "stopped"
+    output_of(command(str(cut / "grid.yaml")))
+    weights = "study/runs/rosa-tiny/toy/lora/seed-1/adapter_model.safetensors"
+    assert (whole / weights).read_bytes() == (cut / weights).read_bytes()
+
+
+@pytest.mark.slow
+def test_runs_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
+    recipe = {**GRID["recipe"], "max_steps": 5000, "save_steps": 5000}
+    run = "runs/rosa-tiny/toy/lora/seed-1"
+    status = tmp_path / f"study/status/{run}.json"
+    metrics = tmp_path / f"study/{run}/metrics.jsonl"
+    grid = write_grid(tmp_path, methods=["lora"], recipe=recipe)
+    with running(command(str(grid))) as compare:
+        wait_for(compare, until=metrics.is_file)
+        compare.process.kill()
+        wait_for(until=lambda: json.loads(status.read_text())["state"] == "stopped")
+        wait_for(until=lambda: not marked(compare.mark))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (the extra `ray`)")
+def test_several_workers_of_a_ray_cluster(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path, seeds=[1, 2])
+    words = [str(grid), "--engine", "ray", "--workers", "2"]
+    output_of(command(*words), code=1)
+    results = StudyResults.load(tmp_path / "study")
+    assert [(run.method, run.seed) for run in results.runs] == [("lora", 1), ("lora", 2)]
+    assert len(results.failures) == 2

@@ -1,0 +1,409 @@
+"""What is started when, what survives which failure, and what a second call does."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from rosa.cli.main import main
+from rosa.cli.recipe_parser import resolve_recipe
+from rosa.compare import schedule as schedule_module
+from rosa.compare.gather import gather_tuning
+from rosa.compare.grid import Evaluation, TrainingSet, Tuning
+from rosa.compare.job import run_job, status_file
+from rosa.compare.local import PRELOAD, visible_gpus
+from rosa.compare.plan import Job, plan
+from rosa.compare.progress import Watch, in_words
+from rosa.compare.results import StudyResults, to_json
+from rosa.compare.run import claim, compare, merged_environment, sigterm_as_ctrl_c
+from rosa.compare.schedule import Schedule
+from rosa.compare.tuning import choose, tuning_losses
+from rosa.errors import RosaError
+from rosa.train.recipe import dump_recipe
+from tests.compare.test_plan import make_grid
+
+RATES = [1e-3, 1e-2]
+LOSS = {("lora", 1e-3): 0.5, ("lora", 1e-2): 0.4, ("rosa", 1e-3): 0.2, ("rosa", 1e-2): 0.3}
+
+
+class FakeEngine:
+    """Ends every job at once; `fails`, ... `diverges`: which go wrong, by part of their id."""
+
+    workers = 1
+
+    def __init__(
+        self,
+        study: Path,
+        fails: str = "nothing",
+        dies: str = "nothing",
+        stops: str = "nothing",
+        diverges: str = "nothing",
+    ) -> None:
+        self.study, self.fails, self.dies, self.stops = study, fails, dies, stops
+        self.diverges = diverges
+        self.started: list[Job] = []
+        self.running: list[Job] = []
+        self.stopped = False
+
+    @property
+    def has_room(self) -> bool:
+        return not self.running
+
+    def start(self, job: Job) -> None:
+        self.started.append(job)
+        self.running.append(job)
+
+    def finished(self) -> list[tuple[Job, str | None]]:
+        ended = [(job, self.end(job)) for job in self.running]
+        self.running = []
+        return ended
+
+    def end(self, job: Job) -> str | None:
+        if self.dies in job.id:
+            return "its process was ended by SIGKILL"
+        status = {"state": "done", "seconds": 2.0, "started": 0.0, "tasks": list(job.tasks)}
+        folder = self.study / job.id
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(dump_recipe(job.recipe))
+        if self.fails in job.id:
+            status |= {"state": "failed", "error": "no luck"}
+        elif self.diverges in job.id:
+            status |= {"state": "diverged", "error": "the loss is not a finite number"}
+        elif self.stops in job.id:
+            status |= {"state": "stopped"}
+        elif job.is_tuning:
+            loss = LOSS[job.group.method, job.recipe.learning_rate]
+            lines = [{"step": 1, "eval_loss": loss + 1}, {"step": 2, "eval_loss": loss}]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        file = status_file(self.study, job.id)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(status))
+        return None
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule_module, "POLL_SECONDS", 0.0)
+
+
+def make_schedule(study: Path, **changes: Any) -> Schedule:
+    grid = make_grid(output_dir=str(study), **changes)
+    return Schedule(study, plan(grid, resolve_recipe))
+
+
+def run(schedule: Schedule, engine: FakeEngine) -> None:
+    schedule.run(engine, lambda job: None, lambda: None)
+
+
+def test_each_method_runs_with_the_rate_that_its_tuning_chose(tmp_path: Path) -> None:
+    engine = FakeEngine(tmp_path)
+    run(make_schedule(tmp_path, tune=Tuning(RATES)), engine)
+    chosen = {
+        job.group.method: job.recipe.learning_rate for job in engine.started if not job.is_tuning
+    }
+    assert chosen == {"lora": 1e-2, "rosa": 1e-3}
+
+
+def test_a_failed_run_stops_nothing_else(tmp_path: Path) -> None:
+    schedule, engine = make_schedule(tmp_path), FakeEngine(tmp_path, fails="lora/seed-1")
+    run(schedule, engine)
+    assert schedule.count("done") == 3
+    assert schedule.errors == {"runs/rosa-tiny/toy/lora/seed-1": "no luck"}
+
+
+def test_a_killed_process_is_a_failed_run(tmp_path: Path) -> None:
+    schedule = make_schedule(tmp_path)
+    run(schedule, FakeEngine(tmp_path, dies="rosa/seed-2"))
+    assert "SIGKILL" in schedule.errors["runs/rosa-tiny/toy/rosa/seed-2"]
+    assert schedule.count("done") == 3
+
+
+def test_a_candidate_that_fails_is_not_chosen(tmp_path: Path) -> None:
+    engine = FakeEngine(tmp_path, fails="rosa/lr-0.001")
+    run(make_schedule(tmp_path, tune=Tuning(RATES)), engine)
+    rates = {j.recipe.learning_rate for j in engine.started if "runs/" in j.id and "rosa/s" in j.id}
+    assert rates == {1e-2}
+
+
+def test_a_candidate_that_diverges_is_an_answer_and_no_failure(tmp_path: Path) -> None:
+    schedule = make_schedule(tmp_path, tune=Tuning(RATES))
+    run(schedule, FakeEngine(tmp_path, diverges="rosa/lr-0.001"))
+    assert not schedule.errors
+    assert gather_tuning(schedule)[1]["losses"] == {"0.001": None, "0.01": 0.3}
+    assert not make_schedule(tmp_path, tune=Tuning(RATES)).waiting
+
+
+def test_a_method_of_which_all_candidates_diverge_cannot_run(tmp_path: Path) -> None:
+    schedule = make_schedule(tmp_path, tune=Tuning(RATES))
+    run(schedule, FakeEngine(tmp_path, diverges="rosa/lr-"))
+    assert "no finite validation loss" in schedule.errors["runs/rosa-tiny/toy/rosa/seed-1"]
+
+
+def test_a_method_whose_tuning_failed_is_reported_and_the_others_run(tmp_path: Path) -> None:
+    schedule = make_schedule(tmp_path, tune=Tuning(RATES))
+    run(schedule, FakeEngine(tmp_path, fails="rosa/lr-"))
+    assert schedule.count("done") == 2 + 2
+    error = schedule.errors["runs/rosa-tiny/toy/rosa/seed-1"]
+    assert "no learning rate" in error
+    assert "no luck" in error  # why it failed
+
+
+@pytest.mark.parametrize("how", ["dies", "stops"])
+def test_no_rate_is_chosen_before_every_candidate_has_ended_by_itself(
+    tmp_path: Path, how: str
+) -> None:
+    schedule = make_schedule(tmp_path, tune=Tuning(RATES))
+    run(schedule, FakeEngine(tmp_path, **{how: "rosa/lr-0.001"}))  # which would have won
+    assert "rosa/lr-0.001" in schedule.errors["runs/rosa-tiny/toy/rosa/seed-1"]
+    again = FakeEngine(tmp_path)
+    run(make_schedule(tmp_path, tune=Tuning(RATES)), again)
+    rates = [j.recipe.learning_rate for j in again.started if not j.is_tuning]
+    assert rates == [1e-3, 1e-3]
+
+
+def test_gathering_in_between_decides_nothing(tmp_path: Path) -> None:
+    grid: dict[str, Any] = {"tune": Tuning(RATES), "methods": ["rosa"]}
+    engine = FakeEngine(tmp_path, fails="rosa/lr-0.001")
+    run(make_schedule(tmp_path, **grid), engine)
+    for job in engine.started:
+        if not job.is_tuning:
+            shutil.rmtree(tmp_path / job.id)
+            status_file(tmp_path, job.id).unlink()
+    schedule, again = make_schedule(tmp_path, **grid), FakeEngine(tmp_path)
+    assert gather_tuning(schedule)[0]["chosen"] is None  # a candidate is to be tried again
+    run(schedule, again)
+    assert {j.recipe.learning_rate for j in again.started if "runs/" in j.id} == {1e-3}
+
+
+def test_a_method_keeps_the_rate_that_its_first_run_had(tmp_path: Path) -> None:
+    grid: dict[str, Any] = {"tune": Tuning(RATES), "methods": ["rosa"]}
+    run(make_schedule(tmp_path, **grid, seeds=[1]), FakeEngine(tmp_path, fails="rosa/lr-0.001"))
+    assert gather_tuning(make_schedule(tmp_path, **grid))[0]["chosen"] == 1e-2
+    again = FakeEngine(tmp_path)  # whose candidate does not fail any more, and would win
+    schedule = make_schedule(tmp_path, **grid, seeds=[1, 2])
+    run(schedule, again)
+    assert [(j.seed, j.recipe.learning_rate) for j in again.started if not j.is_tuning] == [
+        (2, 1e-2)
+    ]
+    results = gather_tuning(schedule)
+    assert results[0]["chosen"] == 1e-2
+    assert results[0]["losses"] == {"0.001": 0.2, "0.01": 0.3}
+
+
+def test_a_run_that_something_else_stopped_is_told(tmp_path: Path) -> None:
+    schedule = make_schedule(tmp_path)
+    run(schedule, FakeEngine(tmp_path, stops="rosa/seed-2"))
+    assert "goes on" in schedule.errors["runs/rosa-tiny/toy/rosa/seed-2"]
+
+
+def test_tasks_that_join_are_asked_of_the_runs_that_are_done(tmp_path: Path) -> None:
+    run(make_schedule(tmp_path), FakeEngine(tmp_path))
+    assert not make_schedule(tmp_path).waiting
+    more = {"toy": TrainingSet("tiny-sums", ["toy", "boolq"])}
+    assert len(make_schedule(tmp_path, training_sets=more).waiting) == 4
+
+
+def test_a_damaged_recipe_of_a_finished_run_is_named(tmp_path: Path) -> None:
+    run(make_schedule(tmp_path), FakeEngine(tmp_path))
+    file = tmp_path / "runs/rosa-tiny/toy/rosa/seed-2/recipe.yaml"
+    for content in ("", "[1", "a"):
+        file.write_text(content)
+        with pytest.raises(RosaError, match=r"rosa/seed-2.*damaged"):
+            make_schedule(tmp_path)
+
+
+def test_a_second_call_does_what_failed_and_nothing_else(tmp_path: Path) -> None:
+    run(make_schedule(tmp_path), FakeEngine(tmp_path, fails="lora/seed-1"))
+    again = FakeEngine(tmp_path)
+    schedule = make_schedule(tmp_path)
+    run(schedule, again)
+    assert [job.id for job in again.started] == ["runs/rosa-tiny/toy/lora/seed-1"]
+    assert not schedule.errors
+    assert schedule.count("done") == 4
+
+
+def test_ctrl_c_lets_the_runs_save(tmp_path: Path) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    engine = FakeEngine(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        make_schedule(tmp_path).run(engine, lambda job: None, interrupt)
+    assert engine.stopped
+
+
+def test_sigterm_lets_the_runs_save_too(tmp_path: Path) -> None:
+    engine, schedule = FakeEngine(tmp_path), make_schedule(tmp_path)
+
+    def end(job: Job) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c():
+        schedule.run(engine, end, lambda: None)
+    assert engine.stopped
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_losses_are_means_over_the_tuning_seeds(tmp_path: Path) -> None:
+    schedule = make_schedule(tmp_path, tune=Tuning(RATES, [1, 2]), methods=["lora"])
+    run(schedule, FakeEngine(tmp_path, fails="lr-0.01-seed-2"))
+    tuning = [job for job in schedule.jobs if job.is_tuning]
+    losses = tuning_losses(tmp_path, tuning)
+    assert losses == {1e-3: 0.5, 1e-2: float("inf")}
+    assert choose(losses, "no luck") == 1e-3
+
+
+def test_the_watch_tells_how_many_are_done_and_how_long_it_takes(tmp_path: Path) -> None:
+    schedule = make_schedule(tmp_path)
+    stream = io.StringIO()
+    watch = Watch(schedule, workers=2, console=Console(file=stream, width=40))
+    lines: list[str] = []
+
+    def changed(job: Job) -> None:
+        watch.changed(job)
+        lines.append(watch.summary())
+
+    schedule.run(FakeEngine(tmp_path, fails="rosa/seed-1"), changed, watch.tick)
+    assert lines == [
+        "1 of 4 runs done, about 3 s left",  # three more of 2 s each, two at a time
+        "1 of 4 runs done, 1 failed, about 2 s left",
+        "2 of 4 runs done, 1 failed, about 1 s left",
+        "3 of 4 runs done, 1 failed",
+    ]
+    assert "failed runs/rosa-tiny/toy/rosa/seed-1  no luck" in stream.getvalue()
+
+
+def test_the_table_shows_every_group(tmp_path: Path) -> None:
+    schedule = make_schedule(tmp_path, tune=Tuning(RATES))
+    run(schedule, FakeEngine(tmp_path, fails="rosa/seed-1"))
+    console = Console(file=io.StringIO(), width=100, record=True)
+    console.print(Watch(schedule, 1, console).render())
+    text = console.export_text()
+    assert "✗✓" in text  # rosa's first seed failed
+    assert "lora" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(4.4, "4 s"), (89, "89 s"), (600, "10 min"), (7260, "2 h 1 min")]
+)
+def test_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "words"),
+    [
+        (Evaluation(protocol="foo"), ["protocol", "foo", "strict"]),
+        (Evaluation(batch_size=0), ["batch_size"]),
+        (Evaluation(num_beams=0), ["num_beams"]),
+        (Evaluation(forgetting="no.txt"), ["no.txt"]),
+    ],
+)
+def test_what_cannot_be_asked_is_told_before_anything_is_trained(
+    tmp_path: Path, evaluate: Evaluation, words: list[str]
+) -> None:
+    grid = make_grid(output_dir=str(tmp_path / "study"), evaluate=evaluate)
+    with pytest.raises(RosaError) as error:
+        compare(grid, resolve_recipe, FakeEngine, Console(file=io.StringIO()))
+    assert all(word in str(error.value) for word in words)
+    assert not (tmp_path / "study").exists()
+
+
+def test_processes_are_forked_with_all_of_one_version() -> None:
+    assert run_job.__module__ in PRELOAD
+
+
+@pytest.mark.parametrize("names", ["-1", ""])
+def test_gpus_that_are_hidden_are_not_used(names: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+    assert visible_gpus() == []
+
+
+class TestClaim:
+    def test_a_study_may_grow(self, tmp_path: Path) -> None:
+        claim(tmp_path, make_grid())
+        claim(tmp_path, make_grid(seeds=[1, 2, 3], methods=["lora", "rosa", "dora"]))
+        kept = yaml.safe_load((tmp_path / "grid.yaml").read_text(encoding="utf-8"))
+        assert kept["seeds"] == [1, 2, 3]
+        assert kept["methods"] == ["lora", "rosa", "dora"]
+
+    def test_what_its_runs_share_must_stay(self, tmp_path: Path) -> None:
+        claim(tmp_path, make_grid())
+        with pytest.raises(RosaError, match=r"another `recipe\.epochs`"):
+            claim(tmp_path, make_grid(recipe={"epochs": 2}))
+
+    def test_of_what_was_changed_the_very_key_is_named(self, tmp_path: Path) -> None:
+        claim(tmp_path, make_grid(evaluate=Evaluation(limit=5)))
+        with pytest.raises(RosaError, match=r"another `evaluate\.limit` \(5, now 6\)"):
+            claim(tmp_path, make_grid(evaluate=Evaluation(limit=6)))
+
+    def test_other_files_are_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").write_text("all my work")
+        grid = make_grid(output_dir=str(tmp_path))
+        with pytest.raises(RosaError, match="holds no study"):
+            compare(grid, resolve_recipe, FakeEngine, Console(file=io.StringIO()))
+        assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+    def test_a_file_is_no_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").write_text("all my work")
+        grid = make_grid(output_dir=str(tmp_path / "thesis.tex"))
+        with pytest.raises(RosaError, match=r"thesis.tex.* is a file"):
+            compare(grid, resolve_recipe, FakeEngine, Console(file=io.StringIO()))
+
+    def test_a_damaged_grid_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "grid.yaml").write_text("{")
+        with pytest.raises(RosaError, match="damaged"):
+            claim(tmp_path, make_grid())
+
+
+def test_ctrl_c_says_that_the_study_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rosa.compare.run.compare", interrupted)
+    grid = tmp_path / "grid.yaml"
+    sets = "training_sets: {toy: {data: tiny-sums, tasks: [toy]}}"
+    grid.write_text(f"output_dir: x\nmodels: [rosa-tiny]\nmethods: [lora]\n{sets}\n")
+    assert main(["compare", str(grid)]) == 130
+    assert "the same command goes on" in capsys.readouterr().out
+
+
+def test_a_study_without_a_finished_run_is_not_taken_for_none(tmp_path: Path) -> None:
+    claim(tmp_path, make_grid())
+    with pytest.raises(RosaError, match=r"no run of .* has finished"):
+        StudyResults.load(tmp_path)
+
+
+class TestEnvironment:
+    HERE, THERE = {"machine": "here", "date": "1"}, {"machine": "there", "date": "2"}
+
+    def keep(self, study: Path, environment: dict[str, Any]) -> None:
+        results = StudyResults(study, (), environment=environment)
+        (study / "results.json").write_text(json.dumps(to_json(results)))
+
+    def test_gathering_elsewhere_does_not_move_the_figures(self, tmp_path: Path) -> None:
+        assert merged_environment(tmp_path, self.THERE, runs_now=False) == self.THERE
+        self.keep(tmp_path, self.HERE)
+        assert merged_environment(tmp_path, self.THERE, runs_now=False) == self.HERE
+
+    def test_runs_of_two_machines_name_both(self, tmp_path: Path) -> None:
+        self.keep(tmp_path, self.HERE)
+        both = merged_environment(tmp_path, self.THERE, runs_now=True)
+        assert both == {**self.THERE, "earlier": [self.HERE]}
+        self.keep(tmp_path, both)
+        later = {**self.THERE, "date": "3"}
+        assert merged_environment(tmp_path, later, runs_now=True)["earlier"] == [self.HERE]

@@ -1,0 +1,453 @@
+"""Responses that end where their answer is decided: nothing that follows could change the score."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, decoders, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from rosa import tiny_model_path
+from rosa.cli.main import main
+from rosa.compare.grid import Evaluation
+from rosa.compare.job import _evaluate as evaluate_job
+from rosa.compare.plan import Group, Job
+from rosa.errors import RosaError
+from rosa.evaluate.answers import FILTERS, PROTOCOLS
+from rosa.evaluate.generation import generate
+from rosa.evaluate.requests import Workload
+from rosa.evaluate.rescore import rescore
+from rosa.evaluate.run import evaluate
+from rosa.evaluate.stopping import RowEnds, settled_text
+from rosa.evaluate.tasks import built_in_tasks, load_examples
+from rosa.models.loading import load
+from rosa.train.recipe import Recipe
+from tests.support.tiny_folder import WORDS, tiny_llama, word_tokenizer, write_model_folder
+
+first_label = FILTERS["first_label"]
+TASKS = list(built_in_tasks().values())
+LABELLED = [task for task in TASKS if task.filter == "first_label"]
+
+# Labels that begin, hold and extend one another, and text made of their pieces.
+labels = st.lists(st.text("ab1 ", min_size=1, max_size=4), min_size=1, max_size=4, unique=True)
+
+
+@given(answers=labels, text=st.text("ab1 ", max_size=12))
+@example(answers=["a1", "a10"], text="a10")
+@example(answers=["b", "ab 1"], text="ab 1")
+@settings(max_examples=200)
+def test_decided_means_that_nothing_can_change_it_and_is_no_later_than_that(answers, text):
+    """By brute force: every label's every ending is tried as what follows."""
+    ends = {label[i:] for label in answers for i in range(len(label))}
+    for n in range(len(text) + 1):
+        found = first_label.parse(text[:n], answers)
+        fixed = found is not None and all(
+            first_label.parse(text[:n] + end, answers) == found for end in ends
+        )
+        assert first_label.decided(text[:n], answers) == fixed
+        if fixed:
+            assert first_label.parse(text, answers) == found
+
+
+@given(data=st.data())
+@settings(max_examples=50)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
+def test_the_text_where_an_answer_is_decided_reads_as_the_whole_text(task, protocol, data):
+    pieces = [*task.answers, *(a[:-1] for a in task.answers), *" .,\n1235-", "A", "é", "the", "is"]
+    text = "".join(data.draw(st.lists(st.sampled_from(pieces), max_size=12)))
+    decided = [n for n in range(len(text) + 1) if task.decided(text[:n], protocol)]
+    if decided:
+        assert task.decides_early(protocol)
+        assert decided == list(range(decided[0], len(text) + 1))
+        assert task.parse(text[: decided[0]], protocol) == task.parse(text, protocol) is not None
+    elif task.decides_early(protocol):
+        assert task.parse(text, protocol) is None
+
+
+def test_numbers_and_strict_rules_are_decided_by_whole_responses_alone():
+    early = {
+        (p, name) for p, rules in PROTOCOLS.items() for name in rules if rules[name].decides_early
+    }
+    assert early == {("llm-adapters", "first_label")}
+
+
+# --- what a tokenizer may yet change ---
+
+
+def byte_fallback_tokenizer() -> Any:
+    """Llama-2's way of decoding: a space is ▁, the first one is dropped, bytes are pieces."""
+    marks = [*(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁true", "tru", "e", "é", "A", "1"]
+    vocab = {piece: i for i, piece in enumerate(["<unk>", "<s>", "</s>", *marks])}
+    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", bos_token="<s>", unk_token="<unk>"
+    )
+
+
+def cleaning_tokenizer() -> Any:
+    """Words joined by spaces, some of which are taken out again before what follows them."""
+    words = ["<unk>", "n", "'", "n't", "'s", "s", ".", "'re", "re", "'v", "true", "is"]
+    model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(model), unk_token="<unk>", clean_up_tokenization_spaces=True
+    )
+
+
+TOKENIZERS = {
+    "words": word_tokenizer(),
+    "bytes": AutoTokenizer.from_pretrained(tiny_model_path()),
+    "byte fallback": byte_fallback_tokenizer(),
+    "cleaning": cleaning_tokenizer(),
+}
+UNTIL = [None, "\n\n", "true is", "is A", "Below is"]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(data=st.data(), until=st.sampled_from(UNTIL))
+@settings(max_examples=150, deadline=None)
+def test_settled_text_is_what_the_whole_response_begins_with(name, data, until):
+    tokenizer = TOKENIZERS[name]
+    some = tokenizer(f"true is A 1 é漢\n\n{until}", add_special_tokens=False)["input_ids"]
+    token = st.one_of(st.integers(0, len(tokenizer) - 1), st.sampled_from(some))
+    ids = data.draw(st.lists(token, min_size=1, max_size=10))
+    whole = tokenizer.decode(ids, skip_special_tokens=True)
+    whole = (whole.split(until)[0] if until else whole).strip()
+    for n in range(1, len(ids) + 1):
+        assert whole.startswith(settled_text(ids[:n], tokenizer, until))
+
+
+def test_settled_text_waits_for_what_may_change_and_for_nothing_else():
+    tokenizer = TOKENIZERS["bytes"]
+    ids = tokenizer("the answer is A漢", add_special_tokens=False)["input_ids"]
+    assert settled_text(ids, tokenizer) == "the answer is A漢"
+    assert settled_text(ids[:-1], tokenizer) == "the answer is A"
+    # "B" alone would be an answer; in the text that ends the response it is none.
+    begun = tokenizer("It is C. Below is an in", add_special_tokens=False)["input_ids"]
+    assert settled_text(begun, tokenizer, "Below is an instruction") == "It is C."
+    cleaning = TOKENIZERS["cleaning"]
+    ids = cleaning.convert_tokens_to_ids(["is", "n", "'", "true"])
+    assert cleaning.decode(ids) == "isn'true"
+    assert [settled_text(ids[:n], cleaning) for n in (2, 3)] == ["is", "is"]
+    fallback = TOKENIZERS["byte fallback"]
+    a, bad = (fallback.convert_tokens_to_ids(piece) for piece in ("<0x41>", "<0xFF>"))
+    assert fallback.decode([a]) == "A"
+    assert "A" not in fallback.decode([a, bad])
+    assert settled_text([a], fallback) == ""
+
+
+# --- rows of a batch ---
+
+
+def run_rows(ends: RowEnds, rows: list[list[int]]) -> torch.Tensor:
+    """The rows token by token, as greedy generation would show them."""
+    for length in range(ends._start + 1, len(rows[0]) + 1):
+        over = ends(torch.tensor([row[:length] for row in rows]), None)
+    return over
+
+
+def words(text: str) -> list[int]:
+    return [WORDS.index(word) for word in text.split()]
+
+
+def test_a_label_that_begins_in_the_prompt_does_not_count():
+    decided = partial(first_label.decided, answers=["answer 1", "2"])
+    ends = RowEnds(word_tokenizer(), 2, [2], decided=decided)
+    rows = [words(text) for text in ("is answer 1 the", "is answer the 2", "2 2 2 the")]
+    assert run_rows(ends, rows).tolist() == [False, True, True]
+    assert ends.lengths == {1: 2, 2: 1}
+
+
+def test_a_row_that_is_over_stays_over_and_others_go_on():
+    decided = partial(first_label.decided, answers=["true", "false"])
+    ends = RowEnds(word_tokenizer(), 0, [2], "has", decided)
+    rows = ["true the the </s>", "the </s> true the", "the is the the", "the has </s> true"]
+    assert run_rows(ends, [words(row) for row in rows]).tolist() == [True, True, False, True]
+    assert ends.lengths == {0: 1, 1: 2, 3: 2}
+
+
+def test_beams_change_places_so_nothing_is_remembered_of_them_nor_decided():
+    ends = RowEnds(word_tokenizer(), 0, [2], "has", lambda text: True, greedy=False)
+    rows = [words(row) for row in ("has the the the", "the is the has", "the is the </s>")]
+    assert run_rows(ends, rows).tolist() == [False, True, True]
+    assert ends.lengths == {}
+
+
+PROMPTS = [[5 + i, 6, 7 + 3 * i, 8] for i in range(8)]
+
+
+@pytest.mark.parametrize("pad", ["<pad>", "</s>"])
+@pytest.mark.parametrize("end", ["</s>", "is"])
+def test_rows_end_each_for_itself_and_their_tokens_are_counted_without_padding(pad, end):
+    model, tokenizer = tiny_llama(seed=3), word_tokenizer()
+    tokenizer.pad_token, tokenizer.eos_token = pad, end
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    ask = partial(generate, model, tokenizer, max_new_tokens=16)
+    decided = partial(first_label.decided, answers=[w for w in WORDS if w.startswith("ending")])
+    whole, cut = ask(PROMPTS), ask(PROMPTS, decided=decided)
+    assert cut == [ask([prompt], decided=decided)[0] for prompt in PROMPTS]
+    for before, after in zip(whole, cut, strict=True):
+        said = before.text.split()
+        labels = [i for i, word in enumerate(said) if word.startswith("ending")]
+        assert after.text.split() == (said[: labels[0] + 1] if labels else said)
+        assert after.tokens == (labels[0] + 1 if labels else before.tokens)
+    assert len({response.tokens for response in cut}) > 2
+    with_text = ask(PROMPTS, until="ending")
+    assert [r.tokens for r in with_text] == [r.tokens for r in cut]
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_a_label_in_the_text_that_ends_a_response_is_no_answer(place):
+    """As "B" in "Below is an instruction", where a model invents a next few-shot example."""
+    ask = partial(generate, tiny_llama(seed=3), word_tokenizer(), max_new_tokens=16)
+    said = ask(PROMPTS[:1])[0].text.split()
+    until, answers = " ".join(said[place : place + 3]), [said[place], said[place + 2]]
+    whole = ask(PROMPTS, until=until)
+    cut = ask(PROMPTS, until=until, decided=partial(first_label.decided, answers=answers))
+    for before, after in zip(whole, cut, strict=True):
+        assert before.text.startswith(after.text)
+        assert first_label.parse(after.text, answers) == first_label.parse(before.text, answers)
+
+
+# --- evaluations ---
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    known = {"boolq": ("true", "false"), "AQuA": "ABCDE", "hellaswag": ("ending1", "ending3")}
+    for name, answers in {**known, "gsm8k": ("4", "9.0")}.items():
+        rows = [
+            {"instruction": " ".join(WORDS[5 + i : 9 + i * 2]), "answer": answers[i % len(answers)]}
+            for i in range(17)
+        ]
+        (folder / name).mkdir()
+        (folder / name / "test.json").write_text(json.dumps(rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def score(data: Path):
+    model, tokenizer = tiny_llama(seed=6), word_tokenizer()
+
+    def run(out: Path, tasks=("boolq", "AQuA", "hellaswag", "gsm8k"), **options: Any):
+        options = {"data": data, "max_new_tokens": 20, "batch_size": 4, **options}
+        return evaluate(model, tokenizer, list(tasks), out=out, **options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(score, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    return folder, score(folder, full_responses=True)
+
+
+def lines(folder: Path, task: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / f"{task}.jsonl").read_text().splitlines()]
+
+
+def without_responses(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**record, "response": ""} for record in sorted(records, key=lambda r: r["index"])]
+
+
+def assert_same_answers(whole: Path, cut: Path, task: str) -> int:
+    """All but the responses are equal; how many of those were cut."""
+    before, after = lines(whole, task), lines(cut, task)
+    assert without_responses(after) == without_responses(before)
+    texts = {record["index"]: record["response"] for record in before}
+    assert all(texts[record["index"]].startswith(record["response"]) for record in after)
+    return sum(texts[record["index"]] != record["response"] for record in after)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_scores_are_those_of_whole_responses(score, whole, tmp_path, batch_size):
+    folder, expected = whole
+    results = score(tmp_path / "out", batch_size=batch_size)
+    assert results.scores == expected.scores
+    for task in ("boolq", "AQuA", "hellaswag"):
+        assert assert_same_answers(folder, tmp_path / "out", task) > 3
+        assert 0 < results[task].correct < results[task].scored  # the test can tell
+    assert lines(tmp_path / "out", "gsm8k") == lines(folder, "gsm8k")
+    assert any(score.unparsable for score in results.scores)
+    assert results.settings["full_responses"] is False
+    assert expected.settings["full_responses"] is True
+
+
+def test_the_results_say_how_many_tokens_a_response_took(score, whole, tmp_path):
+    tokens = score(tmp_path / "out", ["boolq"], max_new_tokens=20).settings["tokens_per_response"]
+    said = [len(record["response"].split()) for record in lines(tmp_path / "out", "boolq")]
+    assert sum(said) <= tokens * len(said) + 0.1 <= sum(said) + len(said) + 0.2  # end tokens
+    (tmp_path / "whole").mkdir()
+    assert (
+        tokens
+        < score(tmp_path / "whole/out", ["boolq"], full_responses=True).settings[
+            "tokens_per_response"
+        ]
+    )
+
+
+@pytest.mark.parametrize("kept", [0, 3, 7])
+def test_a_stopped_run_goes_on_to_the_same_bytes(score, whole, tmp_path, kept):
+    expected = score(tmp_path / "out", ["boolq", "AQuA"])
+    shutil.copytree(tmp_path / "out", tmp_path / "torn")
+    written = (tmp_path / "out" / "AQuA.jsonl").read_bytes()
+    torn = b"".join(written.splitlines(keepends=True)[:kept]) + b'{"index": 1'
+    (tmp_path / "torn" / "AQuA.jsonl").write_bytes(torn)
+    assert score(tmp_path / "torn", ["boolq", "AQuA"]).scores == expected.scores
+    assert (tmp_path / "torn" / "AQuA.jsonl").read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 3}, {"protocol": "strict"}, {"num_beams": 2, "protocol": "strict"}]
+)
+def test_with_beams_or_strict_rules_responses_stay_whole(score, tmp_path, options):
+    for name, full in (("a", False), ("b", True)):
+        results = score(tmp_path / name, ["boolq", "AQuA"], full_responses=full, **options)
+        assert results.settings["full_responses"] is True
+    for task in ("boolq", "AQuA"):
+        assert lines(tmp_path / "a", task) == lines(tmp_path / "b", task)
+
+
+@pytest.mark.parametrize(
+    "answers", [("'s", "Gus's."), (" i", " is"), ("salt", "alt", "e"), ("x q",)]
+)
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_labels_across_the_pieces_of_a_real_tokenizer(tmp_path, answers, batch_size):
+    """Labels that are parts of words, hold spaces, or begin like one another."""
+    loaded = load(tiny_model_path(), device="cpu", dtype="float32")
+    asked = load_examples(built_in_tasks()["tiny-choice"])[:8]
+    examples = [
+        dataclasses.replace(e, label=answers[i % len(answers)]) for i, e in enumerate(asked)
+    ]
+    task = dataclasses.replace(built_in_tasks()["tiny-choice"], answers=answers)
+    ask = partial(evaluate, loaded.model, loaded.tokenizer, [Workload(task, examples, 8)])
+    whole = ask(out=tmp_path / "whole", full_responses=True, batch_size=batch_size)
+    assert ask(out=tmp_path / "cut", batch_size=batch_size).scores == whole.scores
+    cut = assert_same_answers(tmp_path / "whole", tmp_path / "cut", "tiny-choice")
+    assert (cut > 0) == (whole.scores[0].unparsable < 8)
+
+
+# --- folders and other protocols ---
+
+
+def test_a_folder_holds_whole_responses_or_cut_ones(score, tmp_path):
+    score(tmp_path / "cut", ["boolq"], limit=3)
+    score(tmp_path / "whole", ["boolq"], limit=3, full_responses=True)
+    with pytest.raises(RosaError, match="its full_responses is False, now True; name another"):
+        score(tmp_path / "cut", ["boolq"], limit=3, full_responses=True)
+    with pytest.raises(RosaError, match="its full_responses is True, now False; name another"):
+        score(tmp_path / "whole", ["boolq"], limit=3)
+
+
+def as_an_older_version_left_it(folder: Path) -> None:
+    for name, place in (("run.json", ()), ("results.json", ("settings",))):
+        content = json.loads((folder / name).read_text())
+        where = content
+        for key in place:
+            where = where[key]
+        del where["full_responses"]
+        (folder / name).write_text(json.dumps(content))
+
+
+def test_folders_older_than_the_option_are_whole(score, tmp_path):
+    expected = score(tmp_path / "old", ["boolq"], full_responses=True)
+    as_an_older_version_left_it(tmp_path / "old")
+    with pytest.raises(RosaError, match="its full_responses is True, now False"):
+        score(tmp_path / "old", ["boolq"])
+    rescored = rescore(tmp_path / "old", "strict", tmp_path / "strict")
+    assert rescored.settings["full_responses"] is True
+    assert score(tmp_path / "strict", ["boolq"], protocol="strict").scores == rescored.scores
+    assert score(tmp_path / "old", ["boolq"], full_responses=True).scores == expected.scores
+
+
+def test_cut_responses_are_not_read_by_other_rules(score, tmp_path):
+    score(tmp_path / "cut", ["gsm8k", "AQuA"])
+    with pytest.raises(RosaError, match=r"the responses to AQuA in .*cut end where .*llm-adapters"):
+        rescore(tmp_path / "cut", "strict", tmp_path / "strict")
+    assert not (tmp_path / "strict").exists()
+
+
+def test_responses_that_no_rule_could_cut_are_read_by_other_rules(score, tmp_path):
+    score(tmp_path / "numbers", ["gsm8k"])
+    rescored = rescore(tmp_path / "numbers", "strict", tmp_path / "rescored")
+    fresh = score(tmp_path / "fresh", ["gsm8k"], protocol="strict")
+    assert rescored.scores == fresh.scores
+    assert score(tmp_path / "rescored", ["gsm8k"], protocol="strict").scores == fresh.scores
+
+
+def test_whole_responses_read_by_strict_rules_are_those_of_a_strict_run(score, whole, tmp_path):
+    rescored = rescore(whole[0], "strict", tmp_path / "rescored")
+    assert rescored.scores == score(tmp_path / "fresh", protocol="strict").scores
+
+
+@given(text=st.text("ABC. ", max_size=8))
+def test_the_example_of_a_rule_that_reads_on(text):
+    """Why cut responses are refused: strict rules see two labels where one was left."""
+    aqua = built_in_tasks()["AQuA"]
+    ends = next((n for n in range(len(text) + 1) if aqua.decided(text[:n])), None)
+    assume(ends is not None and aqua.parse(text, "strict") is None)
+    assert aqua.parse(text[:ends]) == aqua.parse(text) is not None
+
+
+# --- commands ---
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of a model that answers BoolQ with many words."""
+    folder = tmp_path_factory.mktemp("adapter")
+    model = tiny_llama(seed=6)
+    model.name_or_path = str(write_model_folder(folder / "model", seed=6))
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(model, config).save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+def test_the_command_cuts_unless_told_and_rescoring_says_what_to_do(
+    adapter, data, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["--tasks", "boolq", "--data", str(data), "--max_new_tokens", "12"]
+    assert main(["evaluate", str(adapter), *words, "--out", "cut"]) == 0
+    assert main(["evaluate", str(adapter), *words, "--out", "whole", "--full_responses"]) == 0
+    assert assert_same_answers(Path("whole"), Path("cut"), "boolq")
+    capsys.readouterr()
+    assert main(["evaluate", "cut", "--rescore", "--protocol", "strict"]) == 2
+    said = capsys.readouterr().err
+    assert "the responses to boolq in cut end where" in said
+    assert "evaluate with --full_responses and another --out" in said
+    assert said.count("\n") == 1
+    assert main(["evaluate", "whole", "--rescore", "--protocol", "strict"]) == 0
+    words = ["evaluate", "whole", "--rescore", "--protocol", "strict", "--full_responses"]
+    assert main(words) == 2
+    assert "makes no use of --full_responses" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_a_study_keeps_responses_whole_unless_its_grid_says_otherwise(
+    adapter, data, tmp_path, asked
+):
+    told = {} if asked is None else {"full_responses": asked}
+    options = Evaluation(data=str(data), max_new_tokens=12, **told)
+    run = tmp_path / "run"
+    shutil.copytree(adapter, run)
+    recipe = Recipe("model", "rows", str(run))
+    evaluate_job(Job("run", Group("m", "t", "lora"), recipe, ("boolq",), options), options, run)
+    results = json.loads((run / "evaluation" / "results.json").read_text())
+    assert results["settings"]["full_responses"] is (asked is not False)
+    responses = [record["response"].split() for record in lines(run / "evaluation", "boolq")]
+    goes_on = [{"true", "false"} & set(said[:-1]) for said in responses]
+    assert any(goes_on) is (asked is not False)

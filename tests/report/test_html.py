@@ -1,0 +1,153 @@
+"""The report's page without a browser: sound, closed, escaped, and what it says of itself."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rosa.cli.main import main
+from rosa.compare.results import RESULTS, StudyResults
+from rosa.errors import RosaError
+from rosa.report.html import write_report
+from rosa.report.html.head import protocol, sentence
+from rosa.report.html.page import render, visible
+from tests.support import report_page
+from tests.support.report_page import Reader, answers, on_disk, unpack
+from tests.support.report_study import NASTY, rich_study, spoil
+
+study, html = report_page.study, report_page.html
+
+
+def test_the_page_is_sound_and_asks_for_nothing(html: str) -> None:
+    page = Reader(html)
+    assert page.open == []
+    assert page.tags["h1"] == page.tags["main"] == 1
+    loading = {"src", "srcset", "data", "action", "poster", "background"}
+    assert not [a for a in page.attributes if a[1] in loading or a[1].startswith("on")]
+    links = [value for _, name, value in page.attributes if name in ("href", "xlink:href")]
+    ids = {value for _, name, value in page.attributes if name == "id"}
+    assert links
+    assert all(link and link[0] == "#" and link[1:] in ids for link in links)
+    assert not re.search(r"@import|url\(", html)
+
+
+def test_the_policy_lets_our_scripts_run_and_nothing_else(html: str) -> None:
+    page = Reader(html)
+    (policy,) = [v for t, n, v in page.attributes if (t, n) == ("meta", "content") and "src" in v]
+    scripts = [text for attrs, text in page.scripts if "type" not in attrs]
+    assert len(scripts) == 2
+    for text in scripts:
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+
+
+def test_nothing_of_the_study_becomes_markup(tmp_path: Path) -> None:
+    clean = rich_study(tmp_path, examples=8)
+    plain = Reader(render(dataclasses.replace(clean, failures=({"run": "a", "error": "b"},) * 7)))
+    study = spoil(clean)
+    path = write_report(study, tmp_path / "report.html")
+    html = path.read_text(encoding="utf-8")
+    page = Reader(html)
+    assert page.open == []
+    for tags in (page.tags, plain.tags):
+        del tags["text"], tags["line"]  # longer names find less room in a plot
+    assert page.tags == plain.tags
+    data = unpack(html)
+    for run in study.runs:
+        for score in run.scores:
+            assert answers(data, run, score.name) == on_disk(study, run, score.name)
+    said = "".join(page.texts)
+    for text in NASTY:
+        shown = visible(text).encode("utf-8", "xmlcharrefreplace").decode()
+        assert re.sub(r"&#\d+;", "\ufffd", shown) in said
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", html)
+
+
+@given(st.text())
+def test_visible_text_has_no_control_characters(text: str) -> None:
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", visible(text))
+    assert len(visible(text)) == len(text)
+
+
+def test_a_study_of_one_run_and_nothing_else(tmp_path: Path) -> None:
+    study = rich_study(
+        tmp_path,
+        skills={"rosa": 0.7},
+        train_sets={"commonsense": ["boolq"]},
+        seeds=[5],
+        examples=3,
+    )
+    shutil.rmtree(tmp_path / "runs")
+    bare = dataclasses.replace(study, tuning=(), environment={}, grid={})
+    bare = dataclasses.replace(bare, runs=(dataclasses.replace(study.runs[0], costs={}),))
+    page = Reader(render(bare))
+    assert page.open == []
+    ids = {value for _, name, value in page.attributes if name == "id"}
+    assert {"results", "plots"} <= ids
+    assert not {"costs", "losses", "layers", "examples", "tuning", "failures"} & ids
+    assert sentence(bare) == "1 method on rosa-tiny, trained on commonsense, with 1 seed each."
+
+
+def test_failures_alone_are_a_page_and_nothing_is_none(tmp_path: Path) -> None:
+    failed = StudyResults(tmp_path, (), ({"run": "a/b/1", "error": "it broke"},))
+    assert "it broke" in render(failed)
+    with pytest.raises(RosaError, match="has no run"):
+        render(StudyResults(tmp_path, ()))
+
+
+def test_tuning_without_a_loss_is_shown(tmp_path: Path, study: StudyResults) -> None:
+    record = {**study.tuning[0], "losses": {"0.001": None, "0.0003": None}, "chosen": None}
+    html = render(dataclasses.replace(study, tuning=(record,)))
+    section = html[html.index('id="tuning"') : html.index('id="failures"')]
+    assert section.count("number none") == 2
+
+
+def test_the_protocol_is_that_of_the_evaluation(study: StudyResults) -> None:
+    assert protocol(study) == "llm-adapters, greedy, all questions"
+    file = study.folder / study.runs[0].folder / "evaluation" / "run.json"
+    asked = {"protocol": "strict", "num_beams": 4, "limit": 50, "dtype": "float32"}
+    file.write_text(json.dumps(asked))
+    try:
+        assert protocol(study) == ("strict, 4 beams, a sample of 50 questions per task, float32")
+        file.write_text(json.dumps({"protocol": "llm-adapters", "full_responses": False}))
+        told = "llm-adapters, greedy, responses up to their answer, all questions"
+        assert protocol(study) == told
+    finally:
+        file.unlink()
+
+
+def test_the_command_writes_beside_the_results(
+    study: StudyResults, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(study.folder)]) == 0
+    written = study.folder / "report.html"
+    assert capsys.readouterr().out == f"{written}\n"
+    assert written.read_text(encoding="utf-8") == render(StudyResults.load(study.folder))
+    assert main(["report", str(study.folder), "--out", str(tmp_path / "new" / "a.html")]) == 0
+    assert (tmp_path / "new" / "a.html").is_file()
+    assert not list(study.folder.glob("*.part"))
+
+
+def test_the_command_refuses_in_one_sentence(
+    study: StudyResults, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for argv, said in (
+        ([str(tmp_path)], "holds no study"),
+        ([str(study.folder), "--out", str(tmp_path)], "is a folder"),
+        ([str(study.folder), "--max_mb", "-1"], "--max_mb must be at least 0"),
+        ([str(study.folder), "--max_mb", "nan"], "expected a float"),
+        ([str(study.folder), "--out", str(study.folder / RESULTS / "a.html")], "cannot write"),
+    ):
+        assert main(["report", *argv]) == 2
+        assert said in capsys.readouterr().err

@@ -1,0 +1,89 @@
+"""Accounts for every type of causal language model that the installed Transformers has.
+
+A type is tested (`tests/architectures.py`), refused in a tested sentence, a multimodal wrapper of a
+tested text model, or it was not tried, and a line here says why. What a new Transformers brings
+without any of that is `unaccounted`, and a test fails.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from rosa import RosaConfig
+from rosa.errors import RosaError
+from tests.support.architectures import ARCHITECTURES
+
+_NO_ROTATION = (
+    "bart bert bert-generation big_bird bigbird_pegasus biogpt blenderbot blenderbot-small "
+    "camembert cpmant ctrl data2vec-text electra ernie falcon_mamba git gpt-sw3 gpt_bigcode "
+    "gpt_neo inkling2_text inkling_text jamba kimi_linear mamba mamba2 marian mbart megatron-bert "
+    "mvp nemotron_h openai-gpt pegasus plbart prophetnet rembert roberta roberta-prelayernorm "
+    "roc_bert rwkv trocr whisper xglm xlm xlm-roberta xlm-roberta-xl xlnet xlstm xmod zamba"
+)
+# Refused, because they turn nothing, with what their configs need beside the defaults.
+WITHOUT_ROTATION: dict[str, dict[str, Any]] = {
+    **{name: {} for name in _NO_ROTATION.split()},
+    "reformer": {"is_decoder": True},
+}
+# Multimodal models, and the tested type of their language model.
+WRAPPERS = {
+    "fuyu": "persimmon",
+    "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
+    "got_ocr2": "qwen2",
+    "llama4": "llama4_text",
+    "moss_transcribe_diarize": "qwen3",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+}
+_TEXT_TESTED = "its language model is tested alone"
+NOT_TRIED = {
+    "blt": "works on patches of bytes with four stacks of layers, and has no tiny config here",
+    "dots3_note": _TEXT_TESTED,
+    "emu3": "multimodal, has no tiny config here",
+    "gemma3n": f"needs the timm library; {_TEXT_TESTED}",
+    "gemma4_assistant": "a draft model, attends with the keys of the model it helps",
+    "gemma4_unified_assistant": "a draft model, attends with the keys of the model it helps",
+    "mllama": "multimodal, has no tiny config here",
+    "musicgen": "a decoder of sounds without rotation; is not built from its own default config",
+    "musicgen_melody": "as musicgen",
+    "phi4_multimodal": "multimodal, has no tiny config here; its language model is that of phi3",
+    "qwen4_exp": "is not built from its own default config; its language model is refused",
+    "zamba2": "rotates only with use_mem_rope, in one attention that several layers share",
+}
+
+
+def causal_types() -> set[str]:
+    """The types that the installed Transformers builds a causal language model of."""
+    return set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def accounts(refused: set[str]) -> dict[str, set[str]]:
+    """{what became of them: types}; `refused` are those of the table of refusals."""
+    return {
+        "tested": {each.model_type for each in ARCHITECTURES},
+        "wrapper": set(WRAPPERS),
+        "refused": refused | set(WITHOUT_ROTATION),
+        "not tried": set(NOT_TRIED),
+    }
+
+
+def without_weights(model_type: str, **config: Any) -> PreTrainedModel:
+    """The model of a type's default config, on the meta device."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**config))
+
+
+def sentence(model: PreTrainedModel) -> str:
+    """What RoSA says about a model that it refuses."""
+    try:
+        get_peft_model(model, RosaConfig())
+    except RosaError as error:
+        return str(error)
+    raise AssertionError(f"{model.config.model_type} is not refused")

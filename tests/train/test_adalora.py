@@ -1,0 +1,182 @@
+"""AdaLoRA in a run: its regulariser is in the loss, its ranks move, and it can be resumed."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from safetensors.torch import load_file
+from transformers import set_seed
+
+from rosa import DlsConfig
+from rosa.methods.registry import method_config
+from rosa.models.loading import load
+from rosa.train.adalora import orthogonality_loss
+from rosa.train.recipe import Recipe
+from rosa.train.run import GuardedTrainer, build_model, train
+from tests.support.tiny_folder import tiny_llama, write_model_folder
+
+STEPS = 16
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, model_folder: Path) -> Recipe:
+    rows = [{"prompt": f"question {i}", "completion": f"answer{i % 4 + 1}"} for i in range(40)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    return Recipe(
+        model=str(model_folder),
+        data=str(tmp_path / "rows.json"),
+        output_dir=str(tmp_path / "run"),
+        method="adalora",
+        adapter={"init_r": 6, "target_r": 3, "target_modules": "all-linear"},
+        learning_rate=0.02,
+        validation=8,
+        max_steps=STEPS,
+        save_steps=2,
+        log_steps=1,
+        keep_checkpoints=STEPS,
+        report_to=[],
+    )
+
+
+def adapted(**keys: Any) -> Any:
+    """AdaLoRA on a tiny Llama, with every weight somewhere known."""
+    model = get_peft_model(
+        tiny_llama(),
+        method_config("adalora", {"init_r": 4, "target_r": 2, **keys}, total_steps=10),
+    )
+    torch.manual_seed(1)
+    for key, p in model.named_parameters():
+        if "lora_" in key:
+            p.data = torch.randn_like(p) * 0.3
+    return model
+
+
+def test_the_regulariser_is_what_peft_adds_to_the_models_own_loss() -> None:
+    model = adapted(orth_reg_weight=0.25).eval()
+    ids = torch.arange(12).reshape(2, 6)
+    with_it = model(input_ids=ids, labels=ids).loss
+    without = model.base_model.model(input_ids=ids, labels=ids).loss
+    penalty = orthogonality_loss(model.base_model)
+    assert penalty.item() > 0.1
+    assert (with_it - without).item() == pytest.approx(penalty.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_the_trained_loss_differs_by_the_regulariser_and_the_validation_loss_does_not(
+    recipe: Recipe, tmp_path: Path, accumulation: int
+) -> None:
+    """The first step, whose weights are the same with any weight of the regulariser."""
+
+    def losses(weight: float) -> tuple[float, float]:
+        keys = {**recipe.adapter, "orth_reg_weight": weight}
+        run = replace(
+            recipe,
+            adapter=keys,
+            output_dir=str(tmp_path / str(weight)),
+            gradient_accumulation=accumulation,
+            learning_rate=1e-30,
+            max_steps=1,
+            save_steps=1,
+        )
+        folder = train(run, say=str).folder
+        found = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+        merged = {key: value for line in found for key, value in line.items()}
+        return merged["loss"], merged["eval_loss"]
+
+    (off, eval_off), (on, eval_on) = losses(0.0), losses(0.5)
+    set_seed(recipe.seed)
+    start = build_model(recipe, 1)
+    assert on - off == pytest.approx(orthogonality_loss(start.base_model).item(), rel=1e-5)
+    assert eval_on == eval_off
+
+
+def test_ranks_move_from_the_warmup_to_the_target(recipe: Recipe) -> None:
+    folder = train(recipe, say=str).folder
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["tinit"], config["tfinal"], config["total_step"]) == (2, 8, STEPS)
+    kept = {}
+    for step in (2, 4, 6, 8, 12, 16):
+        weights = load_file(folder / f"checkpoint-{step}" / "adapter_model.safetensors")
+        values = [value for key, value in weights.items() if "lora_E" in key]
+        assert all(len(value) == 6 for value in values)  # pruned ranks are zeros, not absent
+        kept[step] = sum(int((value != 0).sum()) for value in values)
+    modules = 2 * 7
+    assert kept[2] == 6 * modules
+    assert kept[2] > kept[4] > kept[6] > kept[8]
+    assert kept[8] == kept[12] == kept[16] == 3 * modules
+    ranks = {
+        key: int((value != 0).sum())
+        for key, value in load_file(folder / "checkpoint-16/adapter_model.safetensors").items()
+        if "lora_E" in key
+    }
+    assert len(set(ranks.values())) > 1  # reallocated, not cut evenly
+
+
+def test_the_final_adapter_is_pruned_and_is_the_best_checkpoint(recipe: Recipe) -> None:
+    result = train(recipe, say=str)
+    best = json.loads((result.folder / f"checkpoint-{STEPS}/trainer_state.json").read_text())
+    ids = torch.arange(4, 16).reshape(2, 6)
+    final = load(str(result.folder)).model(ids).logits
+    whole = load(str(best["best_model_checkpoint"])).model(ids).logits
+    assert torch.allclose(final, whole, atol=1e-5)
+    size = (result.folder / "adapter_model.safetensors").stat().st_size
+    assert size < (result.folder / "checkpoint-2/adapter_model.safetensors").stat().st_size
+    r, hidden, ffn, kv = 6, 32, 48, 16
+    widths = 2 * (hidden + hidden) + 2 * (hidden + kv) + 3 * (hidden + ffn)
+    assert result.trainable == 2 * (r * widths + 7 * r)  # the initial rank, which was trained
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_the_shortest_runs_cut_their_ranks_too(recipe: Recipe, steps: int) -> None:
+    folder = train(replace(recipe, max_steps=steps), say=str).folder
+    pattern = json.loads((folder / "adapter_config.json").read_text())["rank_pattern"]
+    assert sum(map(sum, pattern.values())) == 3 * 2 * 7
+
+
+@pytest.mark.parametrize(
+    ("stop", "dls"),
+    [
+        (1, None),  # before the first cut, between cuts, after the last
+        (5, None),
+        (11, None),
+        pytest.param(
+            5,
+            DlsConfig(interval=3, warmup=2),
+            marks=pytest.mark.dls_cell(method="AdaLoRA", loop="SFTTrainer"),
+        ),
+    ],
+)
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, dls: Any
+) -> None:
+    recipe = replace(recipe, dls=dls)
+    whole = train(recipe, say=str).folder
+    step = GuardedTrainer.training_step
+
+    def interrupted(self: GuardedTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.state.global_step == stop - 1:
+            monkeypatch.setattr(GuardedTrainer, "training_step", step)
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(GuardedTrainer, "training_step", interrupted)
+    parts = replace(recipe, output_dir=str(tmp_path / "parts"))
+    assert not train(parts, say=str).finished
+    folder = train(parts, resume=True, say=str).folder
+    expected = load_file(whole / f"checkpoint-{STEPS}/adapter_model.safetensors")
+    found = load_file(folder / f"checkpoint-{STEPS}/adapter_model.safetensors")
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        assert torch.equal(value, found[key]), key

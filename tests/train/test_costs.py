@@ -1,0 +1,247 @@
+"""What a run costs: right figures, the same ones for a run in parts, and probes that say "none"."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import types
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rosa.common import resources as probes
+from rosa.errors import RosaError
+from rosa.methods.registry import load_method
+from rosa.train.costs import CostMeter, Totals, read_costs, restored
+from rosa.train.recipe import Recipe
+from rosa.train.run import train
+from rosa.train.run_folder import RunFolder
+from rosa.train.trainer import GuardedTrainer
+from tests.support.tiny_folder import write_model_folder
+from tests.train.test_train import interrupt_at
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, model_folder: Path) -> Recipe:
+    rows = [{"prompt": "question " * (1 + i % 3), "completion": "answer2"} for i in range(24)]
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps(rows))
+    return Recipe(
+        model=str(model_folder),
+        data=str(data),
+        output_dir=str(tmp_path / "run"),
+        method="lora",
+        adapter={**load_method("lora").kwargs, "r": 2},
+        dls=None,
+        validation=4,
+        max_steps=STEPS,
+        save_steps=2,
+        log_steps=1,
+        report_to=[],
+    )
+
+
+def tokens_logged(folder: Path) -> int:
+    """The tokens that TRL counts by itself, padding left out."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return int(max(record.get("num_tokens", 0) for record in records))
+
+
+def test_a_finished_run_says_what_it_cost(recipe: Recipe) -> None:
+    start = time.perf_counter()
+    result = train(recipe, say=str)
+    passed = time.perf_counter() - start
+    costs = result.costs
+    assert costs is not None
+    assert costs == read_costs(result.folder)
+    weights = result.folder / "adapter_model.safetensors"
+    assert costs.adapter_bytes == weights.stat().st_size > 4 * costs.trainable
+    assert costs.trainable == result.trainable < costs.total
+    assert costs.tokens == tokens_logged(result.folder)
+    assert 0 < STEPS * costs.step_seconds_median / 3 < costs.train_seconds < passed
+    assert costs.tokens_per_second > costs.tokens / costs.train_seconds
+    assert 50e6 < costs.peak_host_bytes < 20e9
+    assert (costs.peak_device_bytes is None) == (not torch.cuda.is_available())
+    assert costs.threads == torch.get_num_threads()
+    assert costs.device
+
+
+def test_a_run_in_parts_costs_all_its_parts(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = train(recipe, say=str).costs
+    parts = replace(recipe, output_dir=str(tmp_path / "parts"))
+    interrupt_at(monkeypatch, step=3)
+    stopped = train(parts, say=str)
+    assert stopped.costs is None
+    assert not (stopped.folder / "costs.json").exists()
+    state = json.loads((stopped.folder / "checkpoint-3" / "trainer_state.json").read_text())
+    first = restored(state["stateful_callbacks"]["CostMeter"], 3)
+    assert len(first.step_seconds) == 3
+    both = train(parts, resume=True, say=str).costs
+    assert whole is not None
+    assert both is not None
+    assert both.tokens == whole.tokens
+    assert both.train_seconds > first.train_seconds
+    assert both.peak_host_bytes >= first.peak_host_bytes
+
+
+def test_work_lost_to_a_kill_is_not_counted_twice(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute_loss = GuardedTrainer.compute_loss
+
+    def killed(self: GuardedTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return compute_loss(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GuardedTrainer, "compute_loss", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, say=str)
+    resumed = train(recipe, resume=True, say=str).costs  # after step 4; the fifth is done again
+    again = replace(recipe, output_dir=recipe.output_dir + "-whole")
+    whole = train(again, say=str).costs
+    assert resumed is not None
+    assert whole is not None
+    assert resumed.tokens == whole.tokens
+
+
+@pytest.mark.parametrize("validation", [0, 4])
+def test_a_run_killed_while_it_writes_its_results_goes_on_with_them(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, validation: int
+) -> None:
+    def killed(*_args: Any) -> None:
+        raise KeyboardInterrupt
+
+    recipe = replace(recipe, validation=validation)
+    with monkeypatch.context() as patch:
+        patch.setattr("rosa.train.run.write_costs", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, say=str)
+    assert not RunFolder(Path(recipe.output_dir)).finished
+    resumed = train(recipe, resume=True, say=str)
+    assert (resumed.finished, resumed.steps) == (True, STEPS)  # no step is done again
+    assert not (resumed.folder / ".adapter").exists()
+    assert resumed.costs is not None
+    assert resumed.costs.tokens == tokens_logged(resumed.folder)
+    whole = train(replace(recipe, output_dir=recipe.output_dir + "-whole"), say=str)
+    one, two = (load_file(run.folder / "adapter_model.safetensors") for run in (whole, resumed))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_step_time_leaves_validation_out(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = GuardedTrainer.evaluate
+
+    def slow(self: GuardedTrainer, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.4)
+        return evaluation(self, *args, **kwargs)
+
+    monkeypatch.setattr(GuardedTrainer, "evaluate", slow)
+    costs = train(replace(recipe, save_steps=1), say=str).costs
+    assert costs is not None
+    assert costs.step_seconds_median < 0.3
+    assert costs.tokens_per_second > costs.tokens / (STEPS * 0.4)
+    assert costs.train_seconds > STEPS * 0.4
+
+
+def test_totals_add_up() -> None:
+    one = Totals([1.0, 2.0], 4.0, 10, 100, 7, 5.0)
+    two = Totals([3.0], 2.0, 5, 90, 9, 1.5)
+    assert one + two == Totals([1.0, 2.0, 3.0], 6.0, 15, 100, 9, 6.5)
+    assert Totals() + one == one
+    unknown = replace(two, energy_joules=None, peak_device_bytes=None)
+    assert (one + unknown).energy_joules is None  # half of the energy would be a wrong figure
+    assert (unknown + one).peak_device_bytes is None
+    assert Totals(**json.loads(json.dumps(asdict(one)))) == one
+
+
+def test_a_checkpoint_without_costs_is_answered_with_a_warning() -> None:
+    for stored in (None, {}, {"attributes": {}}, {"attributes": {"totals": {"steps": 1}}}):
+        with pytest.warns(UserWarning, match="step 7 holds no costs"):
+            assert restored(stored, 7) == Totals()
+
+
+def test_the_meter_is_at_rest_outside_the_loop() -> None:
+    meter = CostMeter()
+    assert meter.totals == Totals()
+    state = SimpleNamespace(global_step=0, stateful_callbacks={})
+    args = SimpleNamespace(device=torch.device("cpu"))
+    meter.on_train_begin(args, state, None)
+    meter.count(3)
+    meter.on_train_end(args, state, None)
+    before = meter.totals
+    assert (before.tokens, before.peak_device_bytes, before.energy_joules) == (3, None, None)
+    assert meter.totals == before
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_host_peak_sees_what_is_gone_again_and_forgets_what_was_before(
+    kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kernel:
+        monkeypatch.setattr(probes, "_reset_kernel_peak", lambda: False)
+    before = bytearray(b"x" * (200 << 20))
+    del before
+    peak = probes.HostPeak()
+    assert kernel or peak.source == "samples"
+    peak.start()
+    start = peak.read()
+    inside = bytearray(b"x" * (64 << 20))
+    time.sleep(0.2)
+    del inside
+    assert 60 << 20 < peak.read() - start < 180 << 20
+    peak.stop()
+
+
+def fake_nvml(monkeypatch: pytest.MonkeyPatch, millijoules: list[int]) -> None:
+    module: Any = types.ModuleType("pynvml")
+    module.NVMLError = type("NVMLError", (Exception,), {})
+    module.nvmlInit = lambda: None
+    module.nvmlDeviceGetHandleByUUID = lambda uuid: uuid
+
+    def energy(handle: str) -> int:
+        assert handle == "GPU-1234"
+        if not millijoules:
+            raise module.NVMLError
+        return millijoules.pop(0)
+
+    module.nvmlDeviceGetTotalEnergyConsumption = energy
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234")
+    )
+
+
+def test_energy_is_nvmls_counter_in_joules_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    assert probes.energy_counter(torch.device("cpu")) is None
+    fake_nvml(monkeypatch, [2_500])
+    assert probes.energy_counter(gpu) == 2.5
+    assert probes.energy_counter(gpu) is None  # a GPU that does not count
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed
+    assert probes.energy_counter(gpu) is None
+
+
+def test_costs_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RosaError, match=r"costs.json is not there; `rosa train` writes it"):
+        read_costs(tmp_path)
+    for damage in ("", "[]", '{"trainable": 1}'):
+        (tmp_path / "costs.json").write_text(damage)
+        with pytest.raises(RosaError, match=r"costs.json cannot be read"):
+            read_costs(tmp_path)

@@ -1,0 +1,192 @@
+"""The picture of layer selection: what it shows, and what `rosa plot` says."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib import colormaps
+from matplotlib.image import imread
+
+from rosa.cli.main import main
+from rosa.errors import RosaError
+from rosa.report.html.training import _map as layer_map
+from rosa.train import layer_plot
+from rosa.train.layer_plot import colours_of, draw_layers, often, read_history, summary
+
+ROOT = Path(__file__).parents[2]
+RECORDS: list[dict[str, Any]] = [
+    {"step": 40, "mode": "exploit", "scores": [1.0, 4.0, 2.0], "selected": [1, 2]},
+    {"step": 80, "mode": "explore", "scores": [0.5, 0.1, 0.2], "selected": [0, 1]},
+    {"step": 120, "mode": "exploit", "scores": [0.0, 0.0, 0.0], "selected": [0, 1]},
+]
+STATIC = {"step": 1, "mode": "static", "scores": [None] * 3, "selected": [2]}
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def hue(cell: np.ndarray) -> str:
+    """Which colour map a cell is of."""
+    red, green, blue, _ = cell
+    if max(cell[:3]) - min(cell[:3]) < 0.02:
+        return "grey"
+    return "blue" if blue > max(red, green) else "orange" if red > green else "green"
+
+
+def test_hue_says_how_a_layer_was_chosen_and_depth_its_score() -> None:
+    cells = colours_of([*RECORDS, STATIC])
+    assert cells.shape == (3, 4, 4)
+    hues = [[hue(cell) for cell in row] for row in cells]
+    assert hues == [
+        ["grey", "orange", "blue", "grey"],
+        ["blue", "orange", "blue", "grey"],
+        ["blue", "grey", "grey", "green"],
+    ]
+    darkness = 3 - cells[:, :, :3].sum(axis=2)
+    assert darkness[1, 0] > darkness[2, 0]  # scores 4 and 2, both chosen
+    assert darkness[0, 1] > darkness[1, 1]  # 0.5 and 0.1
+    assert np.array_equal(cells[1, 0], colormaps["Blues"](0.95))  # the largest of its step
+    assert np.isfinite(cells).all()
+
+
+def test_shares_and_summary() -> None:
+    assert often(RECORDS) == pytest.approx([2 / 3, 1.0, 1 / 3])
+    assert summary(RECORDS) == (
+        "3 choices among 3 layers: 2 by score, 1 at random; most often layer 1 (100 %), 0 (67 %), "
+        "2 (33 %)"
+    )
+    assert summary([STATIC]) == (
+        "1 choice among 3 layers: 1 given; most often layer 2 (100 %); never 0, 1"
+    )
+
+
+def test_panels_hold_the_shares_and_the_quartiles(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    counts, scores = figure.subplots(1, 2)
+    layer_plot._draw_often(counts, RECORDS)
+    ends: dict[int, float] = {}
+    for bar in counts.patches:
+        row = round(bar.get_y() + bar.get_height() / 2)
+        ends[row] = max(ends.get(row, 0.0), bar.get_x() + bar.get_width())
+    assert [ends[i] for i in range(3)] == pytest.approx([200 / 3, 100, 100 / 3])
+
+    layer_plot._draw_scores(scores, RECORDS)
+    boxes = np.array([(bar.get_x(), bar.get_x() + bar.get_width()) for bar in scores.patches])
+    columns = np.array([record["scores"] for record in RECORDS])
+    assert boxes == pytest.approx(np.quantile(columns, [0.25, 0.75], axis=0).T)
+
+
+@pytest.mark.parametrize(
+    ("layers", "choices", "ending"), [(1, 1, "png"), (6, 5, "svg"), (80, 200, "png")]
+)
+def test_it_is_drawn_at_any_size(tmp_path: Path, layers: int, choices: int, ending: str) -> None:
+    records = [
+        {"step": 40 * i, "mode": "explore" if i % 5 == 0 else "exploit", "selected": [layers - 1],
+         "scores": [math.exp(-i / 9 + (7 * j % 5)) for j in range(layers)]}
+        for i in range(1, choices + 1)
+    ]  # fmt: skip
+    picture = tmp_path / f"layers.{ending}"
+    draw_layers(records, picture, "a run")
+    if ending == "svg":
+        assert len(list(ElementTree.parse(picture).iter())) > 100
+    else:
+        pixels = imread(picture)
+        assert pixels.std() > 0.05  # something is on it
+        assert max(pixels.shape) < 2500
+    draw_layers([{**STATIC, "scores": [None] * layers, "selected": [0]}], picture, "static")
+
+
+def test_the_command_draws_a_run_and_says_what_is_on_it(tmp_path: Path, capsys) -> None:
+    history = write(tmp_path / "run" / "dls_history.jsonl", RECORDS)
+    assert main(["plot", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("3 choices among 3 layers")
+    assert str(tmp_path / "run" / "layers.png") in shown
+    assert (tmp_path / "run" / "layers.png").stat().st_size
+    out = tmp_path / "new" / "map.svg"
+    assert main(["plot", str(history), "--out", str(out)]) == 0
+    assert out.read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_a_line_that_a_kill_tore_is_passed_over(tmp_path: Path) -> None:
+    history = write(tmp_path / "dls_history.jsonl", RECORDS)
+    history.write_bytes(history.read_bytes()[:-20])
+    assert read_history(tmp_path) == RECORDS[:2]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "holds no choice"),
+        ("{}\n", "row 1 is no record of a choice"),
+        ("1\n", "row 1 is no record"),
+        (json.dumps({**RECORDS[0], "selected": [3]}) + "\n", "row 1 is no record"),
+        (json.dumps(RECORDS[0]) + "\n" + json.dumps({**RECORDS[0], "mode": "x"}) + "\n", "row 2"),
+        (json.dumps(RECORDS[0]) + "\n" + json.dumps({**STATIC, "scores": [None] * 4}) + "\n",
+         "different numbers of layers"),
+    ],
+)  # fmt: skip
+def test_what_is_no_history_is_named(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "dls_history.jsonl").write_text(content)
+    with pytest.raises(RosaError, match=words):
+        read_history(tmp_path)
+
+
+def test_wrong_places_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RosaError, match="no run or history"):
+        read_history(tmp_path / "absent")
+    with pytest.raises(RosaError, match="trained with dls"):
+        read_history(tmp_path)
+    (tmp_path / "grid.yaml").write_text("")
+    with pytest.raises(RosaError, match="rosa report"):
+        read_history(tmp_path)
+
+
+def test_a_bad_out_is_named(tmp_path: Path, capsys) -> None:
+    history = str(write(tmp_path / "dls_history.jsonl", RECORDS))
+    for out in ("x.jpg", str(tmp_path), "noending"):
+        assert main(["plot", history, "--out", out]) == 2
+        assert "name a file that ends in .png" in capsys.readouterr().err
+    assert main(["plot", history, "--out", f"{history}/x.png"]) == 2
+    assert "file" in capsys.readouterr().err
+
+
+def test_the_report_of_a_study_draws_a_static_choice_too() -> None:
+    drawn = layer_map(0, [STATIC], 3)
+    assert [kind[0] for kind, _ in drawn.paths] == ["c", "n"]
+    assert drawn.explored == ()
+
+
+def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "dls.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```bash\n(.*?)```", page.split("## Seeing it")[1], flags=re.DOTALL)
+    commands = [shlex.split(line)[1:] for line in block.splitlines()]
+    assert [command[0] for command in commands] == ["train", "plot", "train", "train"]
+    quick = ["--max_steps", "11", "--limit", "40", "--validation", "0", "--batch_size", "2"]
+    for command in commands:
+        assert main([*command, *(quick if command[0] == "train" else [])]) == 0
+    modes = {
+        run.name: [record["mode"] for record in read_history(run)]
+        for run in (tmp_path / "runs").iterdir()
+    }
+    assert modes["tiny-random"] == ["explore"]
+    assert modes["tiny-upper"] == ["static"]
+    assert read_history("runs/tiny-upper")[0]["selected"] == [3, 4, 5]
+    assert (tmp_path / "runs" / "tiny" / "chosen.svg").is_file()
+    assert (tmp_path / "runs" / "tiny" / "layers.png").is_file()
