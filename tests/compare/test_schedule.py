@@ -18,7 +18,7 @@ from rosa.cli.main import main
 from rosa.cli.recipe_parser import resolve_recipe
 from rosa.compare import schedule as schedule_module
 from rosa.compare.gather import gather_tuning
-from rosa.compare.grid import Evaluation, TrainingSet, Tuning
+from rosa.compare.grid import Evaluation, Grid, TrainingSet, Tuning
 from rosa.compare.job import run_job, status_file
 from rosa.compare.local import PRELOAD, visible_gpus
 from rosa.compare.plan import Job, plan
@@ -105,6 +105,11 @@ def make_schedule(study: Path, **changes: Any) -> Schedule:
 
 def run(schedule: Schedule, engine: FakeEngine) -> None:
     schedule.run(engine, lambda job: None, lambda: None)
+
+
+def run_compare(grid: Grid) -> StudyResults:
+    console = Console(file=io.StringIO())
+    return compare(grid, resolve_recipe, FakeEngine, console, lambda results, finished: None)
 
 
 def test_each_method_runs_with_the_rate_that_its_tuning_chose(tmp_path: Path) -> None:
@@ -316,7 +321,7 @@ def test_what_cannot_be_asked_is_told_before_anything_is_trained(
 ) -> None:
     grid = make_grid(output_dir=str(tmp_path / "study"), evaluate=evaluate)
     with pytest.raises(RosaError) as error:
-        compare(grid, resolve_recipe, FakeEngine, Console(file=io.StringIO()))
+        run_compare(grid)
     assert all(word in str(error.value) for word in words)
     assert not (tmp_path / "study").exists()
 
@@ -353,14 +358,14 @@ class TestClaim:
         (tmp_path / "thesis.tex").write_text("all my work")
         grid = make_grid(output_dir=str(tmp_path))
         with pytest.raises(RosaError, match="holds no study"):
-            compare(grid, resolve_recipe, FakeEngine, Console(file=io.StringIO()))
+            run_compare(grid)
         assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
     def test_a_file_is_no_folder(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("all my work")
         grid = make_grid(output_dir=str(tmp_path / "thesis.tex"))
         with pytest.raises(RosaError, match=r"thesis.tex.* is a file"):
-            compare(grid, resolve_recipe, FakeEngine, Console(file=io.StringIO()))
+            run_compare(grid)
 
     def test_a_damaged_grid_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "grid.yaml").write_text("{")

@@ -51,6 +51,7 @@ def run(args: tuple[Grid, Any]) -> int:
 
     from rosa.compare.plan import plan
     from rosa.compare.run import compare
+    from rosa.report.study_output import write_study_output
 
     grid, options = args
     console = Console(markup=False, highlight=False)
@@ -64,7 +65,7 @@ def run(args: tuple[Grid, Any]) -> int:
         return engine(options.engine, folder, options.workers, grid.threads)
 
     try:
-        results = compare(grid, resolve_recipe, make_engine, console)
+        results = compare(grid, resolve_recipe, make_engine, console, write_study_output)
     except KeyboardInterrupt:
         console.print("stopped; what was done is kept, and the same command goes on")
         raise

@@ -100,6 +100,7 @@ def compare(target: Target, args: Any, console: Console) -> StudyResults:
     from rosa.cli.compare import engine
     from rosa.cli.recipe_parser import resolve_recipe
     from rosa.compare.run import compare
+    from rosa.report.study_output import write_study_output
 
     grid = target.grid
     assert grid is not None
@@ -110,6 +111,7 @@ def compare(target: Target, args: Any, console: Console) -> StudyResults:
         resolve_recipe,
         lambda folder: engine(args.engine, folder, args.workers, grid.threads),
         console,
+        write_study_output,
     )
 
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from rosa.common.environment import describe_environment
 from rosa.common.files import PART, write_whole
 from rosa.common.lock import LOCK, folder_in_use
+from rosa.compare.contamination import check_overlap
 from rosa.compare.gather import gather, write
 from rosa.compare.grid import Evaluation, Grid
 from rosa.compare.job import prepare_questions
@@ -28,7 +30,7 @@ from rosa.train.run_folder import first_difference
 if TYPE_CHECKING:
     from rich.console import Console
 
-REPORT = "report.html"
+WriteOutput = Callable[[StudyResults, bool], None]  # (results, whether the study has finished)
 # What may change between two calls on one study: more of the same, or where its data lies.
 GROWING = ("output_dir", "models", "methods", "training_sets", "seeds")
 
@@ -38,23 +40,26 @@ def compare(
     resolve: Resolve,
     make_engine: Callable[[Path], Engine],
     console: Console,
+    write_output: WriteOutput,
 ) -> StudyResults:
-    """Run every job of the grid that is not done, and return what all of them say.
+    """Run every job of the grid that is not done, and return the results of all of them.
 
-    `results.json`, the tables and the pictures are written anew after each run.
+    `results.json` and the output are written again after each run.
 
     Args:
         grid: what to compare; its folder may hold an earlier part of the same study.
         resolve: turns a mapping of recipe keys into a checked recipe.
         make_engine: gives the engine for a study's folder; not called where all is done.
         console: where the live table goes.
+        write_output: writes tables and reports; called with the results so far and whether the
+            study has finished.
 
     Raises:
         RosaError: a mistake in the grid, or a folder that holds something else.
     """
     jobs = plan(grid, resolve)
     verified(grid.training_sets)
-    for train_set in grid.training_sets.values():  # what cannot be asked is found out now
+    for train_set in grid.training_sets.values():  # before anything is trained
         prepare_questions(train_set.tasks, grid.evaluate)
     if grid.evaluate.forgetting is not None:
         text_for(grid.models[0], grid.evaluate.forgetting)
@@ -63,19 +68,31 @@ def compare(
     with folder_in_use(folder):
         claim(folder, grid)
         schedule = Schedule(folder, jobs)
-        writer = StudyWriter(schedule, grid)
+        environment = merged_environment(
+            folder, describe_environment(), runs_now=bool(schedule.waiting)
+        )
+        check_overlap(gather(schedule, grid, environment))
+
+        def write_results(finished: bool) -> StudyResults:
+            results = gather(schedule, grid, environment)
+            write(results)
+            write_output(results, finished)
+            return results
+
         if schedule.waiting:
-            _run(schedule, make_engine(folder), writer, console)
-        return writer.finish()
+            _run(schedule, make_engine(folder), write_results, console)
+        return write_results(True)
 
 
-def _run(schedule: Schedule, engine: Engine, writer: StudyWriter, console: Console) -> None:
+def _run(
+    schedule: Schedule, engine: Engine, write_results: Callable[[bool], Any], console: Console
+) -> None:
     with Watch(schedule, engine.workers, console) as watch:
 
         def changed(job: Job) -> None:
             watch.changed(job)
             if not job.is_tuning:
-                writer.write()
+                write_results(False)
 
         with sigterm_as_ctrl_c():
             schedule.run(engine, changed, watch.tick)
@@ -97,41 +114,6 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-class StudyWriter:
-    """Writes what is known so far: results, tables, and in the end the page that shows it all."""
-
-    def __init__(self, schedule: Schedule, grid: Grid) -> None:
-        from rosa.common.environment import describe_environment
-        from rosa.compare.contamination import check_overlap
-
-        self._schedule = schedule
-        self._grid = grid
-        self._environment = merged_environment(
-            schedule.study, describe_environment(), runs_now=bool(schedule.waiting)
-        )
-        check_overlap(gather(schedule, grid, self._environment))
-
-    def write(self) -> StudyResults:
-        """`results.json` and the tables, from the runs that are done."""
-        from rosa.report.tables.write import write_tables
-
-        results = gather(self._schedule, self._grid, self._environment)
-        write(results)
-        write_tables(results, results.folder / "tables")
-        return results
-
-    def finish(self) -> StudyResults:
-        """The same, the pictures, and `report.html`."""
-        from rosa.report.html import write_report
-        from rosa.report.plots.study_plots import write_pictures
-
-        results = self.write()
-        write_pictures(results, results.folder / "figures")
-        if results.runs or results.failures:
-            write_report(results, results.folder / REPORT)
-        return results
 
 
 def merged_environment(study: Path, now: dict[str, Any], runs_now: bool) -> dict[str, Any]:
