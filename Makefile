@@ -20,7 +20,7 @@ demo-record: install
 	rm -rf runs/demo-record
 	$(BIN)/rosa demo --output_dir runs/demo-record
 	cp runs/demo-record/demo.json docs/results/demo.json
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generators
 
 # Time and memory beside the frozen model and other methods; docs/performance.md. Run it alone.
 bench: install
@@ -29,8 +29,8 @@ bench: install
 # The comparison of all methods on the toy model, two to three hours; docs/tiny_study.md.
 tiny-study: install
 	$(BIN)/rosa compare recipes/tiny_study.yaml
-	$(BIN)/python docs/record_study.py runs/tiny-study docs/results/tiny
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generators.record_study runs/tiny-study docs/results/tiny
+	$(BIN)/python -m docs.generators
 
 lint: install
 	$(BIN)/ruff check .

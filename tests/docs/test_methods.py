@@ -44,14 +44,6 @@ def test_the_pages_commands_that_count_run(capsys: pytest.CaptureFixture[str]) -
     assert "Nearest to 20,000,000" in capsys.readouterr().out
 
 
-def test_the_pages_tables_are_those_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(DOCS))
-    from generate_methods import methods_table, refused_table
-
-    for table in (methods_table(["baseline", "ours"]), methods_table(["variant"]), refused_table()):
-        assert f"-->\n{table}\n<!-- /" in PAGE
-
-
 def test_the_pages_python_prints_what_it_says() -> None:
     [code] = blocks(PAGE, "python")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,6 +1,6 @@
 """Draws docs/images/{roae,dls}.png, the two pictures of the concept page.
 
-python docs/draw_concept.py
+python -m docs.generators.concept
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 FROZEN, TRAINED, SIGNAL, INK = "#e7edf3", "#fbd9b5", "#cfe8cf", "#1b2733"
-OUT = Path(__file__).parent / "images"
+OUT = Path(__file__).parents[1] / "images"
 
 
 def canvas(width: float, height: float):

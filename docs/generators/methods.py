@@ -1,4 +1,4 @@
-"""The tables of docs/methods.md, from the study's YAML files; `docs/generate.py` writes them."""
+"""The tables of docs/methods.md, from the study's YAML files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Keeps a study's results beside the docs, and answers questions about pairs of its methods.
 
-    python docs/record_study.py runs/tiny-study docs/results/tiny      # or: make tiny-study
+    python -m docs.generators.record_study runs/tiny-study docs/results/tiny  # make tiny-study
 
 Copies results.json, the grid, the tables and the pictures, and writes questions.json and
 questions.md: the difference of two methods with a test over seeds and an interval over examples.

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from benchmarks.roae_costs import roae_cost
+from docs.generators.blocks import read_json
 from rosa.budget.activations import Batch, Shape, Tuning
 from rosa.budget.memory import CPU_CORE, H100, Adapted, training_memory
 from rosa.budget.parameters import count, model_shape
 
-CHECKED = Path(__file__).parent / "results" / "scale.json"
 MODELS = ("Qwen2.5-0.5B", "Qwen2.5-1.5B", "Llama-3.2-3B", "Qwen2.5-7B", "Qwen2.5-14B",
           "Qwen2.5-32B", "Llama-3.1-70B")  # fmt: skip
 ROWS, LENGTH = 4, 1024
@@ -69,7 +66,7 @@ def memory_table() -> str:
 
 def check_table() -> str:
     """Measured bytes by estimated ones."""
-    record = json.loads(CHECKED.read_text(encoding="utf-8"))
+    record = read_json("scale.json")
     lines = [
         "| model | rows x length | | saved by | measured, MiB | by formula | off by |",
         "|---|---|---|---|---:|---:|---:|",

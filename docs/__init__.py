@@ -1,0 +1,1 @@
+"""Pages about `rosa`, and the generators of their generated parts."""

@@ -1,0 +1,45 @@
+"""Generated parts of the docs; a test checks that they are up to date.
+
+python -m docs.generators             # writes all of them
+python -m docs.generators.concept     # draws the pictures of RoAE and DLS
+
+`reference/architectures.md`, `dls_matrix.md` and `versions.md` come from tests/support, the tables
+of `notes/performance.md` and `notes/gemma3.md` from benchmarks/.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from docs.generators import methods, precision, recipe, scale, tiny_study
+from docs.generators.blocks import DOCS, ROOT, filled
+
+
+def pages() -> dict[Path, str]:
+    """Every page with generated parts, as it should be."""
+    blocks = {
+        ROOT / "README.md": {"demo-table": tiny_study.demo_table()},
+        DOCS / "tiny_study.md": {
+            "scores": tiny_study.scores_table(),
+            "questions": tiny_study.questions_table(),
+            "rates": tiny_study.rates_table(),
+        },
+        DOCS / "methods.md": {
+            "paper-methods": methods.methods_table(["baseline", "ours"]),
+            "variants": methods.methods_table(["variant"]),
+            "refused": methods.refused_table(),
+        },
+        DOCS / "scale.md": {
+            "scale-costs": scale.cost_table(),
+            "scale-memory": scale.memory_table(),
+            "scale-check": scale.check_table(),
+        },
+        DOCS / "precision.md": {
+            "precision-logits": precision.logits_table(),
+            "precision-training": precision.training_table(),
+        },
+    }
+    filled_in = {
+        path: filled(path.read_text(encoding="utf-8"), own) for path, own in blocks.items()
+    }
+    return {DOCS / "recipe.md": recipe.page(), **filled_in}
