@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from rosa import DlsConfig, DynamicLayerSelection
-from rosa.dls.selection import ATTACHED
+from rosa.dls.attached import ATTACHED
 from rosa.errors import RosaError
 from tests.support.dls_models import (
     EVERY_THIRD,

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rosa import DlsCallback, DlsConfig, DynamicLayerSelection
+from rosa.dls.attached import ATTACHED
 from rosa.dls.callback import HISTORY_FILE
-from rosa.dls.selection import ATTACHED
 from rosa.errors import RosaError
 from tests.support.dls_models import (
     LAYERS,

@@ -23,6 +23,7 @@ from rosa.common.collectives import any_of, device_of
 from rosa.common.ranges import in_words
 from rosa.dls import choice as policy
 from rosa.dls.adalora_importance import hold_importance
+from rosa.dls.attached import ATTACHED
 from rosa.dls.backward import at_end_of_backward
 from rosa.dls.config import DlsConfig
 from rosa.dls.engine import Engine, is_rehearsal, refuse_foreign_optimizer
@@ -32,7 +33,6 @@ from rosa.dls.layers import counted_parameters, find_decoder_layers
 from rosa.dls.scores import layer_scores
 from rosa.errors import RosaError
 
-ATTACHED = "_rosa_dls_attached"
 _STATE_VERSION = 1
 _RECORD = ("step", "mode", "scores", "selected")
 

@@ -11,10 +11,10 @@ from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, check_target_mo
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
+from rosa.dls.attached import warn_unless_attached
 from rosa.errors import RosaError
 from rosa.roae.checks import check_modules_to_save, check_one_adapter, without_strangers
 from rosa.roae.config import RosaConfig
-from rosa.roae.dls_reminder import remind_of_selection
 from rosa.roae.layer import NO_MERGE, RosaLayer
 from rosa.roae.multi_adapter import check_base, check_trained_once, others_untouched
 from rosa.roae.norms import NormWrapper, norms_of
@@ -121,7 +121,7 @@ class RosaModel(KeepsPrecision, BaseTuner):
 
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         if config.dls is not None and not config.inference_mode:
-            remind_of_selection(model)
+            warn_unless_attached(model)
 
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
         """PEFT's entry for batches of mixed adapters, which would all get the active one here."""

@@ -1,4 +1,4 @@
-"""A warning for a configuration that asks for layer selection in a run that does not do it.
+"""`ATTACHED` marks a model that DLS is attached to; a warning for training that should have DLS.
 
 `RosaConfig(dls=...)` only says how the adapter is to be trained: the selection itself acts on an
 optimizer and has to be attached to it. The first step of an optimizer that holds the adapter's
@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-# Set to True, by the selection, on the model it is attached to.
+# Attribute, True on a model that `DynamicLayerSelection` is attached to.
 ATTACHED = "_rosa_dls_attached"
 MESSAGE = (
     "this RoSA adapter asks for dynamic layer selection (dls=...), but none is attached to the "
@@ -24,19 +24,15 @@ MESSAGE = (
     "before the first step, or give the Trainer a rosa.DlsCallback"
 )
 
-
 # One hook for all models: PyTorch iterates over its hooks while it calls them, so that a hook
-# must not remove itself.
-_watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+# must not remove itself. Models are held weakly.
+_unstepped: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def remind_of_selection(model: nn.Module) -> None:
-    """Watches for the first optimizer step on the model's trainable parameters, and warns once.
-
-    The model is held weakly; the watch ends with that step.
-    """
+def warn_unless_attached(model: nn.Module) -> None:
+    """Warns, once, if the first optimizer step on the model's parameters is made without DLS."""
     _install_hook()
-    _watched.add(model)
+    _unstepped.add(model)
 
 
 @cache
@@ -45,11 +41,11 @@ def _install_hook() -> None:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    watched = [model for model in _watched if _trains(optimizer, model)]
-    if watched and all(float(group.get("lr", 1.0)) == 0 for group in optimizer.param_groups):
+    stepped = [model for model in _unstepped if _trains(optimizer, model)]
+    if stepped and all(float(group.get("lr", 1.0)) == 0 for group in optimizer.param_groups):
         return  # nothing is trained: torch.distributed.checkpoint builds an optimizer's state so
-    for model in watched:
-        _watched.discard(model)
+    for model in stepped:
+        _unstepped.discard(model)
         if not getattr(model, ATTACHED, False):
             warnings.warn(MESSAGE, UserWarning, stacklevel=3)
 
