@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from rosa.data.prompts import Question, Shot, chat_turns, instruction_prompt, render
+from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError
-from rosa.evaluate.generation import encode_prompts
 from rosa.evaluate.requests import prepare
 from rosa.evaluate.tasks import built_in_tasks, load_examples, suite_rows
 from tests.support.tiny_folder import word_tokenizer
@@ -155,7 +155,7 @@ def test_a_template_is_not_given_a_second_beginning_token():
     )
     text = render("chat", Question("How many"), (), tokenizer)
     assert encode_prompts(tokenizer, ["How many"])[0][0] == 1
-    assert encode_prompts(tokenizer, [text], special=False)[0].count(1) == 1
+    assert encode_prompts(tokenizer, [text], add_special_tokens=False)[0].count(1) == 1
     assert encode_prompts(tokenizer, [text])[0].count(1) == 2  # what it would be
 
 

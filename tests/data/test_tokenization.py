@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
-from rosa.data.prompts import instruction_prompt
+from rosa.data.prompts import Question, instruction_prompt, render
 from rosa.data.sources import hold_out, sample
-from rosa.data.tokenization import MASKED, tokenize_records
+from rosa.data.tokenization import MASKED, encode_prompts, tokenize_records
 from rosa.errors import RosaError
 from tests.support.tiny_folder import word_tokenizer
 
@@ -33,7 +34,42 @@ def test_the_loss_sees_the_response_and_its_end_only(prompt: list[str], reply: l
     assert TOKENIZER.convert_ids_to_tokens(seen) == [*reply, "</s>"]
     assert row["input_ids"][-len(seen) :] == seen
     # What comes before is exactly what generation is given.
-    assert row["input_ids"][: -len(seen)] == TOKENIZER(" ".join(prompt) + " ")["input_ids"]
+    assert row["input_ids"][: -len(seen)] == encode_prompts(TOKENIZER, [" ".join(prompt) + " "])[0]
+
+
+def test_a_prompt_is_the_same_tokens_in_training_and_generation() -> None:
+    """Also with a tokenizer that appends its end-of-text token, and in a chat template."""
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    begin, *body, end = tokenizer("How many")["input_ids"]
+    assert (begin, end) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert encode_prompts(tokenizer, ["How many"]) == [[begin, *body]]
+    pair = {"prompt": "How many", "completion": " 12"}
+    turn = {"role": "user", "content": "How many"}
+    chat = {"messages": [turn, {"role": "assistant", "content": "12"}]}
+    rows = tokenize_records([("d", 1, pair), ("d", 2, chat)], tokenizer, max_length=99).rows
+    text = render("chat", Question("How many"), (), tokenizer)
+    generated = [
+        *encode_prompts(tokenizer, ["How many"]),
+        *encode_prompts(tokenizer, [text], add_special_tokens=False),
+    ]
+    for row, prompt in zip(rows, generated, strict=True):
+        assert row["input_ids"][: row["labels"].count(MASKED)] == prompt
+
+
+def test_a_template_that_ends_a_prompt_with_the_end_token_keeps_it() -> None:
+    assert encode_prompts(TOKENIZER, ["How </s>"], add_special_tokens=False)[0][-1] == 2
+
+
+def test_a_chat_template_that_raises_is_named_with_its_row() -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('Roles must alternate') }}"
+    messages = [{"role": "user", "content": "How"}, {"role": "assistant", "content": "12"}]
+    with pytest.raises(RosaError, match=r"c, row 3: .*cannot take 2 turns \(Roles must alternate"):
+        tokenize_records([("c", 3, {"messages": messages})], tokenizer, max_length=9)
 
 
 def test_the_three_forms_give_the_same_text() -> None:

@@ -24,8 +24,8 @@ class WithBegin:
     bos_token_id = BEGIN
     eos_token_id = TOKENIZER.eos_token_id
 
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        return {"input_ids": [BEGIN, *TOKENIZER(text)["input_ids"]]}
+    def __call__(self, texts: list[str], **_options: bool) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[BEGIN, *ids] for ids in TOKENIZER(texts)["input_ids"]]}
 
 
 @given(st.lists(st.sampled_from(["true", "false", "5", "A"]), min_size=1), st.integers(2, 9))

@@ -63,7 +63,11 @@ def render(
     '1+1= 2\\n\\n2+3='
     """
     if style == "chat":
-        return chat_prompt(tokenizer, chat_turns(question, shots))
+        check_chat_template(tokenizer)
+        try:
+            return chat_text(tokenizer, chat_turns(question, shots))
+        except RosaError as error:
+            raise RosaError(f"{error}; use --prompt alpaca") from error
     ask = instruction_prompt if style == "alpaca" else _plain
     done = [_joined(ask(s.question.instruction, s.question.input), s.response) for s in shots]
     return "\n\n".join([*done, ask(question.instruction, question.input)])
@@ -91,21 +95,22 @@ def _user_turn(question: Question) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def chat_prompt(tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
-    """`turns` in the tokenizer's chat template, up to where the assistant's reply begins.
+def chat_text(
+    tokenizer: Any, turns: Sequence[dict[str, str]], *, add_generation_prompt: bool = True
+) -> str:
+    """`turns` in the tokenizer's chat template, by default up to where a reply begins.
 
     The text holds the template's special tokens: encode it without adding others.
-    Raises RosaError where the tokenizer has no chat template, or one that refuses these turns.
+    Raises RosaError where the template raises an error about these turns.
     """
-    check_chat_template(tokenizer)
     try:
         return tokenizer.apply_chat_template(
-            list(turns), tokenize=False, add_generation_prompt=True
+            list(turns), tokenize=False, add_generation_prompt=add_generation_prompt
         )
-    except Exception as error:  # a template may raise anything about turns that it does not like
+    except Exception as error:  # a template may raise anything
         raise RosaError(
             f"the tokenizer's chat template cannot take {len(turns)} turns "
-            f"({' '.join(str(error).split())[:200]}); use --prompt alpaca"
+            f"({' '.join(str(error).split())[:200]})"
         ) from error
 
 

@@ -11,13 +11,14 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Literal
 
 from rosa.data.json_rows import text_field
-from rosa.data.prompts import instruction_prompt
+from rosa.data.prompts import chat_text, instruction_prompt
 from rosa.errors import RosaError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Located = tuple[str, int, dict[str, Any]]  # source, row number, record
 Encoded = tuple[list[int], list[int]]  # ids, labels
@@ -50,6 +51,24 @@ class Examples:
             f"{len(self.rows)} rows, longest {longest} tokens; "
             f"{self.truncated} truncated, {self.dropped} dropped"
         )
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, add_special_tokens: bool = True
+) -> list[list[int]]:
+    """Token ids of each prompt, the same in training, generation and inspection.
+
+    An end-of-text token that the tokenizer appends is removed: the response comes next. Text in a
+    chat template holds its special tokens already (`add_special_tokens=False`) and is kept whole.
+    """
+    encoded: list[list[int]] = tokenizer(list(prompts), add_special_tokens=add_special_tokens)[
+        "input_ids"
+    ]
+    if not add_special_tokens:
+        return encoded
+    end = tokenizer.eos_token_id
+    # A lone token stays: it may be the beginning of text too, and generation needs a token.
+    return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in encoded]
 
 
 def fingerprint_of(*parts: Sequence[dict[str, list[int]]]) -> str:
@@ -141,21 +160,15 @@ def _encode_pairs(
             "the model's tokenizer has no end-of-text token (eos_token), so nothing would "
             "teach the model where a response ends; name one in its tokenizer_config.json"
         )
-    texts = [prompt for prompt, _ in pairs] + [prompt + response for prompt, response in pairs]
-    ids = [_without_end(each, tokenizer) for each in tokenizer(texts)["input_ids"]]
-    for (_, response), before, whole in zip(
-        pairs, ids[: len(pairs)], ids[len(pairs) :], strict=True
-    ):
+    prompts = encode_prompts(tokenizer, [prompt for prompt, _ in pairs])
+    wholes = encode_prompts(tokenizer, [prompt + response for prompt, response in pairs])
+    for (_, response), before, whole in zip(pairs, prompts, wholes, strict=True):
         if whole[: len(before)] == before:
             after = whole[len(before) :]
         else:  # a token spans the border: training must not see a prompt that is never given
             after = tokenizer(response, add_special_tokens=False)["input_ids"]
         after = [*after, tokenizer.eos_token_id]
         yield before + after, [MASKED] * len(before) + after
-
-
-def _without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def _check_chat(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
@@ -172,14 +185,16 @@ def _encode_chats(
 ) -> Iterator[Encoded]:
     """Conversations in the model's chat template; the loss is on every assistant turn."""
     turns = [
-        (messages, turn)
-        for _, messages in chats
+        (where, messages, turn)
+        for where, messages in chats
         for turn, message in enumerate(messages)
         if message["role"] == "assistant"
     ]
-    whole = _ids_of([messages for _, messages in chats], tokenizer)
-    prompts = iter(_ids_of([m[:turn] for m, turn in turns], tokenizer, reply_follows=True))
-    replies = iter(_ids_of([m[: turn + 1] for m, turn in turns], tokenizer))
+    whole = _chat_ids(chats, tokenizer)
+    prompts = iter(
+        _chat_ids([(w, m[:turn]) for w, m, turn in turns], tokenizer, add_generation_prompt=True)
+    )
+    replies = iter(_chat_ids([(w, m[: turn + 1]) for w, m, turn in turns], tokenizer))
     for (where, messages), ids in zip(chats, whole, strict=True):
         labels = [MASKED] * len(ids)
         for turn, message in enumerate(messages):
@@ -196,16 +211,22 @@ def _encode_chats(
         yield ids, labels
 
 
-def _ids_of(
-    chats: list[Any], tokenizer: PreTrainedTokenizerBase, *, reply_follows: bool = False
+def _chat_ids(
+    chats: Sequence[tuple[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    add_generation_prompt: bool = False,
 ) -> list[list[int]]:
-    """Token ids of each conversation, or of each with the start of a reply."""
-    if not chats:
-        return []
-    encoded: Any = tokenizer.apply_chat_template(
-        chats, add_generation_prompt=reply_follows, return_dict=True
-    )
-    return encoded["input_ids"]
+    """Token ids of each (where, messages), or of each with the start of a reply."""
+    texts = []
+    for where, messages in chats:
+        try:
+            texts.append(
+                chat_text(tokenizer, messages, add_generation_prompt=add_generation_prompt)
+            )
+        except RosaError as error:
+            raise RosaError(f"{where}: {error}") from error
+    return encode_prompts(tokenizer, texts, add_special_tokens=False) if texts else []
 
 
 def _shared_start(left: list[int], right: list[int]) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rosa.assets import ASSETS
+from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError
 from rosa.evaluate.generation import longest_first_batches
 from rosa.models.loading import resolve_name
@@ -139,7 +140,7 @@ def scored_pieces(
     begin = beginning(tokenizer)
     pieces = []
     for document in text.documents:
-        ids = tokenizer(document, add_special_tokens=False)["input_ids"]
+        ids = encode_prompts(tokenizer, [document])[0][len(begin) :]
         for part in windows(len(ids), window - len(begin), stride, from_first=bool(begin)):
             pieces.append(
                 (begin + ids[part.start : part.end], len(begin) + part.first - part.start)
@@ -151,7 +152,7 @@ def scored_pieces(
 
 def beginning(tokenizer: Any) -> list[int]:
     """The token that this tokenizer puts before every text, if it puts one."""
-    ids = tokenizer("a")["input_ids"]
+    ids = encode_prompts(tokenizer, ["a"])[0]
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and ids[:1] == [bos] else []
 

@@ -21,18 +21,6 @@ class Response:
     tokens: int
 
 
-def encode_prompts(
-    tokenizer: Any, prompts: Sequence[str], *, special: bool = True
-) -> list[list[int]]:
-    """Token ids of each prompt, as training sees them: without a closing end-of-text token.
-
-    `special=False` for prompts that hold their special tokens already.
-    """
-    encoded = [list(tokenizer(p, add_special_tokens=special)["input_ids"]) for p in prompts]
-    end = tokenizer.eos_token_id
-    return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in encoded]
-
-
 def longest_first_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Positions in batches of similar length, the longest first: too large a batch shows at once.
 

@@ -21,12 +21,12 @@ from typing import Any, TextIO
 from rosa.common.files import told_if_unwritable
 from rosa.common.lock import folder_in_use
 from rosa.data.prompts import NEXT_EXAMPLE
+from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError
 from rosa.evaluate.answers import PROTOCOLS, PUBLISHED
 from rosa.evaluate.folder import EvaluationFolder
 from rosa.evaluate.generation import (
     Response,
-    encode_prompts,
     generate,
     longest_first_batches,
     padding_share,
@@ -153,7 +153,8 @@ class _Bench:
         report(task.title, len(done), self.rate)
         texts = [e.prompt for e in work.examples]
         # A chat template writes the special tokens itself.
-        prompts = encode_prompts(self.tokenizer, texts, special=task.prompt != "chat")
+        templated = task.prompt == "chat"
+        prompts = encode_prompts(self.tokenizer, texts, add_special_tokens=not templated)
         self._note_overlong(task, prompts)
         lengths = [len(prompt) for prompt in prompts]
         batches = longest_first_batches(lengths, self.batch_size)

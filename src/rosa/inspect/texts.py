@@ -13,9 +13,8 @@ from typing import Any
 
 from rosa.data.json_rows import read_text, text_field
 from rosa.data.sources import sample, toy_tasks, training_records
-from rosa.data.tokenization import KNOWN_FORMS, tokenize_records
+from rosa.data.tokenization import KNOWN_FORMS, encode_prompts, tokenize_records
 from rosa.errors import RosaError
-from rosa.evaluate.generation import encode_prompts
 from rosa.models.loading import quiet
 
 PLAIN_TEXT = (".txt", ".text", ".md")
