@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from rosa import DlsConfig, RosaConfig
+from rosa.assets.paper import paper_data
 from rosa.cli.main import main
 from rosa.cli.recipe_parser import resolve_recipe
 from rosa.cli.reproduce import papers_own
@@ -281,7 +282,7 @@ def test_the_papers_half_of_table_4_stands_beside_each_figure():
     assert [t.name for t in papers_own("figure3")] == ["paper-table4-k_ratio"]
     assert [t.name for t in papers_own("figure4")] == ["paper-table4-ablation"]
     assert len(papers_own("table4")) == 2
-    printed = {row["k_ratio"]: row["micro"] for row in figures.papers_table4()["k_ratio"]}
+    printed = {row["k_ratio"]: row["micro"] for row in paper_data("table4")["k_ratio"]}
     assert max(printed, key=printed.get) == 0.5
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from rosa.assets.paper import paper_percent
 from rosa.errors import RosaError, did_you_mean
 from rosa.methods import peft_methods as other_methods
 
@@ -45,10 +46,14 @@ class Method:
     peft_config: str  # name of a class in `peft` or `rosa`
     kwargs: dict[str, Any]  # its arguments
     dls: bool = False  # whether dynamic layer selection is part of the method
-    paper_percent: dict[str, float] = dataclasses.field(default_factory=dict)  # Table 1, by model
     of_total_steps: dict[str, float] = dataclasses.field(default_factory=dict)
     # Arguments that are a share of the run's optimizer steps where the user gives none.
     note: str = ""  # what a reader of its numbers must know
+
+    @property
+    def paper_percent(self) -> dict[str, float]:
+        """Trainable parameters in percent as the paper's Table 1 prints them, by model."""
+        return paper_percent(self.name)
 
     @property
     def config_class(self) -> type[PeftConfig]:
@@ -117,14 +122,14 @@ def _all_methods() -> dict[str, Method]:
 def _extended(entry: dict[str, Any], others: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """A method's keys with those of its `base` where it says nothing itself.
 
-    What is said of the base alone, its note and the paper's figures, is not taken over.
+    The base's note is about the base alone, and not taken over.
     """
     own = {key: value for key, value in entry.items() if key != "base"}
     if "base" not in entry:
         return own
     base = _extended(others[entry["base"]], others)
     kwargs = {**base["kwargs"], **own.get("kwargs", {})}
-    return {**base, "note": "", "paper_percent": {}, **own, "kwargs": kwargs}
+    return {**base, "note": "", **own, "kwargs": kwargs}
 
 
 def method_config(

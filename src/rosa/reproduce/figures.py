@@ -6,14 +6,13 @@ what can be compared is the shape.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rosa.assets import ASSETS
+from rosa.assets.paper import paper_data
 from rosa.common.plot_style import canvas
 from rosa.compare.grid import read_entry
 from rosa.compare.results import StudyResults
@@ -40,7 +39,7 @@ def draw_figure3(study: StudyResults, model: str, picture: Path) -> None:
         RosaError: no run of a k_ratio has finished.
     """
     ours = k_ratio_points(study, model)
-    printed = {row["k_ratio"]: Point(row["micro"]) for row in papers_table4()["k_ratio"]}
+    printed = {row["k_ratio"]: Point(row["micro"]) for row in paper_data("table4")["k_ratio"]}
     _need_runs(ours, "figure 3", study)
     title = "Figure 3: accuracy over k_ratio, the share of layers that are trained"
     with canvas(9.6, 4.2, title, _conditions(study, model)) as figure:
@@ -56,7 +55,7 @@ def draw_figure4(study: StudyResults, model: str, picture: Path) -> None:
     Raises:
         RosaError: none of them has a finished run.
     """
-    rows = papers_table4()["ablation"]
+    rows = paper_data("table4")["ablation"]
     printed = {row["title"]: Point(row["micro"]) for row in rows}
     ours = {row["title"]: p for row in rows if (p := point_of(study, model, row["method"]))}
     _need_runs(ours, "figure 4", study)
@@ -87,11 +86,6 @@ def point_of(study: StudyResults, model: str, method: str) -> Point | None:
     if not values:
         return None
     return Point(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
-
-
-def papers_table4() -> dict[str, list[dict[str, Any]]]:
-    """The paper's Table 4: the rows of `ablation` and of `k_ratio`, each with its `micro`."""
-    return json.loads((ASSETS / "paper_tables.json").read_text(encoding="utf-8"))["table4"]
 
 
 def _need_runs(points: Mapping[Any, Point], what: str, study: StudyResults) -> None:

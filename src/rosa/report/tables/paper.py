@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from rosa.assets import ASSETS
+from rosa.assets.paper import paper_data
 from rosa.common.tables.model import RANKING, Block, Cell, Column, Row, Table, ranked
 from rosa.errors import RosaError, did_you_mean
 from rosa.evaluate.results import micro_average
@@ -39,7 +38,7 @@ def paper_tables(name: str) -> list[Table]:
             f"there is no table '{name}' of the paper{did_you_mean(key, NAMES)}; "
             f"there are {', '.join(NAMES)}"
         )
-    content = _content()[key]
+    content = paper_data(key)
     if key in ("table1", "table3"):
         return [_scores_table(key, content)]
     return [_sizes_table(content)] if key == "table2" else _ablation_tables(content)
@@ -63,20 +62,20 @@ def averages(tasks: Sequence[str], models: Sequence[str]) -> dict[tuple[str, str
 @cache
 def _printed_averages() -> dict[tuple[str, frozenset[str], str], float]:
     """Every average that the paper prints, by (model, tasks, method)."""
-    content = _content()
     found = {}
-    for table in (content["table1"], content["table3"]):
+    for table in (paper_data("table1"), paper_data("table3")):
         for block in table["models"]:
             for row in block["rows"]:
                 key = (_plain(block["model"]), frozenset(table["tasks"]), row["method"])
                 found[key] = row["micro"]
-    commonsense = frozenset(content["table1"]["tasks"])  # Tables 2 and 4 are about these
-    for row in content["table2"]["rows"]:
-        for model, micro in zip(content["table2"]["models"], row["micro"], strict=True):
+    commonsense = frozenset(paper_data("table1")["tasks"])  # Tables 2 and 4 are about these
+    sizes, ablation = paper_data("table2"), paper_data("table4")
+    for row in sizes["rows"]:
+        for model, micro in zip(sizes["models"], row["micro"], strict=True):
             found[_plain(model), commonsense, row["method"]] = micro
     for part in ("ablation", "k_ratio"):
-        for row in content["table4"][part]:
-            found[_plain(content["table4"]["model"]), commonsense, row["method"]] = row["micro"]
+        for row in ablation[part]:
+            found[_plain(ablation["model"]), commonsense, row["method"]] = row["micro"]
     return found
 
 
@@ -84,16 +83,11 @@ def matching_table(tasks: Sequence[str], models: Sequence[str]) -> Table | None:
     """The paper's table of these tasks, where it has one of the models."""
     ours = {_plain(short_name(model)) for model in models}
     for key in ("table1", "table3"):
-        content = _content()[key]
+        content = paper_data(key)
         theirs = {_plain(block["model"]) for block in content["models"]}
         if set(content["tasks"]) == set(tasks) and ours & theirs:
             return paper_tables(key)[0]
     return None
-
-
-@cache
-def _content() -> dict[str, Any]:
-    return json.loads((ASSETS / "paper_tables.json").read_text(encoding="utf-8"))
 
 
 def _plain(model: str) -> str:
