@@ -22,7 +22,7 @@ from rosa.compare.grid import Evaluation, Grid, TrainingSet, Tuning
 from rosa.compare.job import run_job, status_file
 from rosa.compare.local import PRELOAD, visible_gpus
 from rosa.compare.plan import Job, plan
-from rosa.compare.progress import Watch, in_words
+from rosa.compare.progress import Watch
 from rosa.compare.results import StudyResults, to_json
 from rosa.compare.run import claim, compare, merged_environment, sigterm_as_ctrl_c
 from rosa.compare.schedule import Schedule
@@ -298,13 +298,6 @@ def test_the_table_shows_every_group(tmp_path: Path) -> None:
     text = console.export_text()
     assert "✗✓" in text  # rosa's first seed failed
     assert "lora" in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(4.4, "4 s"), (89, "89 s"), (600, "10 min"), (7260, "2 h 1 min")]
-)
-def test_in_words(seconds: float, words: str) -> None:
-    assert in_words(seconds) == words
 
 
 @pytest.mark.parametrize(

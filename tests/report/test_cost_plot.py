@@ -104,7 +104,7 @@ def test_a_panel_for_time_and_one_for_memory(
 ) -> None:
     time, memory = drawn(monkeypatch, points(), tmp_path / "costs.png")
     assert imread(tmp_path / "costs.png").std() > 0.01
-    assert time.get_xlabel() == "training time (minutes)"
+    assert time.get_xlabel() == "training time (min)"
     assert memory.get_xlabel() == "peak memory (MB)"
     dots = [float(c.get_offsets()[0][0]) for c in time.collections]
     assert dots == pytest.approx([(p.seconds or 0) / 60 for p in points()])
@@ -120,7 +120,7 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path, monkeypatch: pytest.M
     assert memory.get_xscale() == "log"
     assert memory.get_xlabel() == "peak memory (GB)"
     [alone] = drawn(monkeypatch, [CostPoint("a", 0, 0, None, 0)], tmp_path / "one.png")
-    assert alone.get_xlabel() == "training time (seconds)"
+    assert alone.get_xlabel() == "training time (ms)"
     for nothing in ([], [CostPoint("a", 50, None, None, 10)]):
         with pytest.raises(RosaError, match="no measured cost"):
             draw_costs(nothing, tmp_path / "nothing.png")

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from rosa.compare.results import StudyResults
 from rosa.report.html import training
-from rosa.report.html.axes import Axis, fit, fit_percent, short
-from rosa.report.html.costs import digits, duration, size
+from rosa.report.html.axes import Axis, fit, fit_percent
 from rosa.report.html.scatter import label_box, overlap, place_labels
 from tests.support import report_page
 
@@ -44,7 +43,6 @@ def test_ticks_are_round() -> None:
     assert [t.text for t in Axis(0, 100).ticks()] == ["0", "20", "40", "60", "80", "100"]
     assert [t.text for t in Axis(1e3, 1e6, True).ticks()] == ["1k", "10k", "100k", "1M"]
     assert [t.text for t in Axis(50.3, 70.1).ticks()] == ["55", "60", "65", "70"]
-    assert short(1_234_567) == "1.23M"
 
 
 def test_an_axis_of_accuracies_neither_blows_up_noise_nor_leaves_0_to_100() -> None:
@@ -68,17 +66,6 @@ def test_labels_cover_neither_each_other_nor_a_dot(
     boxes = [label_box(label, "n" * length) for label in found if label]
     assert not any(overlap(a, b) for a, b in combinations(boxes, 2))
     assert not any(overlap(box, (x - 4, y - 4, x + 4, y + 4)) for box in boxes for x, y in places)
-
-
-def test_units() -> None:
-    assert [duration(s) for s in (0.02, 82, 210, 7560)] == [
-        "20.0 ms",
-        "82.0 s",
-        "3.50 min",
-        "2.10 h",
-    ]
-    assert [size(b) for b in (12, 200_000, 7.5e8, 2e10)] == ["12 B", "200 kB", "750 MB", "20.0 GB"]
-    assert [digits(v) for v in (0.3, 12, 250, 1e-9)] == ["0.300", "12.0", "250", "1e-09"]
 
 
 def test_layer_shares_count_the_choices(study: StudyResults) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rosa.cli.parser import Parser
+from rosa.common.formatting import format_bytes, format_duration
 from rosa.errors import RosaError
 
 if TYPE_CHECKING:
@@ -163,9 +164,9 @@ def list_runs(target: Target, device: Device, console: Console) -> None:
     console.print(f"{target.name}: {target.title}")
     for line in run_lines(found):
         console.print(line, soft_wrap=True)
-    hours = sum(run.seconds for run in found) / 3600
+    total = format_duration(sum(run.seconds for run in found))
     console.print(
-        f"{len(found)} runs, about {hours:,.1f} hours on one {device.name} at "
+        f"{len(found)} runs, about {total} on one {device.name} at "
         f"{device.utilisation:.0%} of its peak, computing alone: expect more (docs/reproduce.md)",
         soft_wrap=True,
     )
@@ -201,30 +202,10 @@ def _cells(run: Forecast) -> tuple[str, str, str, str, str, str, str, str, str]:
         str(run.job.seed),
         "-" if budget.trainable is None else f"{budget.trainable:,}",
         "-" if budget.percent is None else f"{budget.percent:.3f}",
-        "-" if run.memory is None else size(run.memory),
-        "-" if run.training is None else duration(run.training),
-        "-" if run.evaluation is None else duration(run.evaluation),
+        "-" if run.memory is None else format_bytes(run.memory),
+        "-" if run.training is None else format_duration(run.training, digits=2),
+        "-" if run.evaluation is None else format_duration(run.evaluation, digits=2),
     )
-
-
-def size(count: float) -> str:
-    """`18.2 GB` or `64 MB`, in powers of ten.
-
-    >>> size(18.2e9), size(64e6)
-    ('18.2 GB', '64 MB')
-    """
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def duration(seconds: float) -> str:
-    """`12 s`, `34 min` or `5.6 h`.
-
-    >>> duration(5400), duration(600), duration(3)
-    ('1.5 h', '10 min', '3 s')
-    """
-    if seconds >= 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def assumed_device(args: Any) -> Device:
@@ -256,5 +237,5 @@ def inspect(target: Target, args: Any, console: Console) -> int:
 
     weights = (2 if args.scale == "full" else 4) * base_parameters(model)
     console.print(f"{target.name}: {target.title}\nrosa inspect {' '.join(words)}", soft_wrap=True)
-    console.print(f"one forward pass over 64 texts; weights take {size(weights)}")
+    console.print(f"one forward pass over 64 texts; weights take {format_bytes(weights)}")
     return 0

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from rosa.common.formatting import format_duration
 from rosa.compare.job import read_status
 from rosa.compare.plan import Job
 from rosa.compare.schedule import DONE, Schedule
@@ -77,7 +78,7 @@ class Watch:
         if failed := schedule.count("failed"):
             text += f", {failed} failed"
         left = self.seconds_left()
-        return text if left is None else f"{text}, about {in_words(left)} left"
+        return text if left is None else f"{text}, about {format_duration(left, digits=2)} left"
 
     def seconds_left(self) -> float | None:
         """From the mean time of the latest runs; None before the first has ended."""
@@ -124,16 +125,8 @@ def doing(study: Path, job: Job) -> str:
     last = _last_line(study / job.id / "metrics.jsonl")
     total = f" of {job.recipe.max_steps}" if job.recipe.max_steps else ""
     loss = f", loss {last['loss']:.4f}" if "loss" in last else ""
-    since = time.time() - status["started"]
-    return f"training, step {last.get('step', 0)}{total}{loss}, {in_words(since)} so far"
-
-
-def in_words(seconds: float) -> str:
-    """`40 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+    spent = format_duration(time.time() - status["started"], digits=2)
+    return f"training, step {last.get('step', 0)}{total}{loss}, {spent} so far"
 
 
 def _asked(folder: Path) -> str:

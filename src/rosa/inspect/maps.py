@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rosa.common.formatting import format_count
 from rosa.common.plot_style import INK
 from rosa.common.ranges import runs
 from rosa.inspect.capture import LayerStates
@@ -121,14 +122,4 @@ def _step(count: int, at_most: int) -> int:
 
 
 def _wavelength(frequency: float | None) -> str:
-    if not frequency:
-        return "–"
-    tokens = 2 * math.pi / frequency
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if tokens >= size:
-            return (
-                f"{tokens / size:.0f}{unit}"
-                if tokens >= 10 * size
-                else f"{tokens / size:.1f}{unit}"
-            )
-    return f"{tokens:.0f}" if tokens >= 10 else f"{tokens:.1f}"
+    return format_count(2 * math.pi / frequency) if frequency else "–"

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rosa.common.formatting import format_count
+
 STEPS = (1, 2, 2.5, 5, 10)
 LEAST_PERCENT = 4.0  # an axis of accuracies spans at least this many points
 WIDE = 20  # values that span more than this factor are drawn on a logarithmic axis
@@ -37,7 +39,7 @@ class Axis:
     def ticks(self, about: int = 5) -> list[Tick]:
         """Round values inside the axis, `about` as many as wished."""
         values = _log_ticks(self, about) if self.log else _linear_ticks(self, about)
-        return [Tick(self.at(v), short(v), v) for v in values]
+        return [Tick(self.at(v), format_count(v), v) for v in values]
 
 
 def fit(
@@ -72,14 +74,6 @@ def is_wide(values: Iterable[float]) -> bool:
     """Whether positive values span so much that a linear axis would hide the small ones."""
     kept = [v for v in values if math.isfinite(v)]
     return bool(kept) and min(kept) > 0 and max(kept) > WIDE * min(kept)
-
-
-def short(value: float) -> str:
-    """A number as a tick shows it: 1200000 is `1.2M`."""
-    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= unit:
-            return f"{value / unit:.3g}{letter}"
-    return f"{value:.3g}"
 
 
 def _linear_ticks(axis: Axis, about: int) -> list[float]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rosa.common.formatting import format_bytes, format_duration, format_number
 from rosa.compare.results import RunResult
 from rosa.report.html.tables import Block, Row
 
@@ -41,40 +42,22 @@ def cost_tables(blocks: Sequence[Block]) -> list[CostTable]:
     return tables
 
 
-def digits(value: float) -> str:
-    """Three significant digits, the last of them even where it is 0."""
-    return f"{value:#.3g}".rstrip(".") if 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """`42.0 s`, `3.50 min`, `2.10 h`."""
-    if seconds < 1:
-        return f"{digits(1000 * seconds)} ms"
-    if seconds < 100:
-        return f"{digits(seconds)} s"
-    return f"{digits(seconds / 60)} min" if seconds < 100 * 60 else f"{digits(seconds / 3600)} h"
-
-
-def size(count: float) -> str:
-    """Bytes as `1.2 MB` or `3.4 GB`, in powers of ten."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= unit:
-            return f"{digits(count / unit)} {name}"
-    return f"{count:.0f} B"
-
-
 def energy(joules: float) -> str:
     """Watt-hours, below one as kilojoules."""
-    return f"{digits(joules / 3600)} Wh" if joules >= 3600 else f"{digits(joules / 1000)} kJ"
+    return (
+        f"{format_number(joules / 3600)} Wh"
+        if joules >= 3600
+        else f"{format_number(joules / 1000)} kJ"
+    )
 
 
 COSTS = (
-    Cost("train_seconds", "training", duration),
-    Cost("step_seconds_median", "step", duration),
+    Cost("train_seconds", "training", format_duration),
+    Cost("step_seconds_median", "step", format_duration),
     Cost("tokens_per_second", "tokens/s", lambda v: f"{v:,.0f}"),
-    Cost("peak_device_bytes", "GPU memory", size),
-    Cost("peak_host_bytes", "host memory", size),
-    Cost("adapter_bytes", "adapter file", size),
+    Cost("peak_device_bytes", "GPU memory", format_bytes),
+    Cost("peak_host_bytes", "host memory", format_bytes),
+    Cost("adapter_bytes", "adapter file", format_bytes),
     Cost("energy_joules", "energy", energy),
     Cost("forgetting", "forgetting", lambda v: f"{v:+.3f}"),
 )

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rosa.report.html.axes import Tick, fit, fit_percent, is_wide, short
-from rosa.report.html.costs import duration, mean_cost, memory_cost
+from rosa.common.formatting import format_count, format_duration
+from rosa.report.html.axes import Tick, fit, fit_percent, is_wide
+from rosa.report.html.costs import mean_cost, memory_cost
 from rosa.report.html.tables import Block, Row
 
 WIDTH, HEIGHT = 420, 310
@@ -70,7 +71,7 @@ def budget_plot(block: Block) -> Scatter:
         for row in block.rows
         if (cell := row.cells[block.micro]).values
     ]
-    return _scatter("Accuracy and trainable parameters", "trainable parameters", data, short)
+    return _scatter("Accuracy and trainable parameters", "trainable parameters", data, format_count)
 
 
 def cost_plot(block: Block) -> Scatter | None:
@@ -83,7 +84,7 @@ def cost_plot(block: Block) -> Scatter | None:
         if seconds is None or not cell.values:
             continue
         radius = LARGEST * (peak / max(peaks)) ** 0.5 if peak else DOT
-        says = f"trained in {duration(seconds)}"
+        says = f"trained in {format_duration(seconds)}"
         says += f", {memory.show(peak)} of {memory.title}" if peak else ""
         data.append(_Datum(row, seconds, cell.mean, radius, says))
     if not data:
@@ -93,7 +94,7 @@ def cost_plot(block: Block) -> Scatter | None:
     if known:
         spread = f"{memory.show(min(known))} to {memory.show(max(known))}"
         note = f"The larger the dot, the more {memory.title}: {spread}."
-    return _scatter("Accuracy, time and memory", "training time", data, duration, note)
+    return _scatter("Accuracy, time and memory", "training time", data, format_duration, note)
 
 
 def _scatter(

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rosa.common.formatting import format_number
 from rosa.compare.results import RunResult, StudyResults
 from rosa.report.html.axes import Axis, Tick, fit, is_wide
-from rosa.report.html.costs import digits
 from rosa.train.layer_plot import scores_of
 from rosa.train.loss_plot import read_jsonl
 from rosa.train.run_folder import RunFolder
@@ -96,8 +96,8 @@ def _ends(runs: Sequence[list[dict[str, Any]]]) -> str:
     """The last training loss and the lowest validation loss, means over the seeds."""
     last = [series[-1][1] for lines in runs if (series := _series(lines, "loss"))]
     best = [min(v for _, v in s) for lines in runs if (s := _series(lines, "eval_loss"))]
-    says = [f"ends at {digits(sum(last) / len(last))}"] if last else []
-    says += [f"validation {digits(sum(best) / len(best))}"] if best else []
+    says = [f"ends at {format_number(sum(last) / len(last))}"] if last else []
+    says += [f"validation {format_number(sum(best) / len(best))}"] if best else []
     return ", ".join(says) or "no finite loss"
 
 

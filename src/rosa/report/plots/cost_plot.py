@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rosa.common.formatting import BYTE_UNITS, DURATION_UNITS
 from rosa.common.label_placement import Mark, place_labels
 from rosa.errors import RosaError
 
@@ -21,8 +22,6 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5
 SHAPES = "osD^vPX"
 SMALLEST, LARGEST = 26.0, 230.0  # areas in square points
 FAR_APART = 10  # costs that differ by more than this are drawn on a logarithmic axis
-TIMES = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
-SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ class Panel:
 
 
 PANELS = (
-    Panel(lambda point: point.seconds, "training time", TIMES),
-    Panel(lambda point: point.peak_bytes, "peak memory", SIZES),
+    Panel(lambda point: point.seconds, "training time", DURATION_UNITS),
+    Panel(lambda point: point.peak_bytes, "peak memory", BYTE_UNITS),
 )
 
 
@@ -117,7 +116,8 @@ def _draw_panel(
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     known = [(cost, p) for p in points if (cost := panel.cost(p)) is not None]
-    unit, unit_name = next(u for u in panel.units if u[0] <= max(c for c, _ in known) or u[0] == 1)
+    most = max(cost for cost, _ in known)
+    unit, unit_name = next((unit for unit in panel.units if unit[0] <= most), panel.units[-1])
     costs, accuracies = [cost / unit for cost, _ in known], [p.accuracy for _, p in known]
     front = pareto_front(costs, accuracies)
     line = [(costs[front[0]], accuracies[front[0]])]

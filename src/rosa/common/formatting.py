@@ -1,0 +1,42 @@
+"""Durations, sizes and counts as a person reads them.
+
+>>> format_duration(12600), format_duration(0.0312), format_duration(600, digits=2)
+('3.50 h', '31.2 ms', '10 min')
+>>> format_bytes(18.2e9), format_count(1_200_000)
+('18.2 GB', '1.2M')
+"""
+
+from __future__ import annotations
+
+import math
+
+DURATION_UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
+BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+COUNT_UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def format_number(value: float, digits: int = 3) -> str:
+    """`value` to so many significant digits, trailing zeros included; integer digits all stay."""
+    if not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.{digits}g}"
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # after rounding: 99.96 is 100
+    return f"{value:.{max(0, digits - 1 - exponent)}f}"
+
+
+def format_duration(seconds: float, digits: int = 3) -> str:
+    """`42.0 s`, `3.50 min` or `2.10 h`; seconds and minutes up to 100 of them."""
+    units = zip((6000, 100, 1, -math.inf), DURATION_UNITS, strict=True)
+    unit, name = next(unit for floor, unit in units if seconds >= floor)
+    return f"{format_number(seconds / unit, digits)} {name}"
+
+
+def format_bytes(count: float, digits: int = 3) -> str:
+    """`3.40 GB` or `1.20 MB`, in powers of ten."""
+    unit, name = next((u for u in BYTE_UNITS if count >= u[0]), BYTE_UNITS[-1])
+    return f"{count:.0f} B" if unit == 1 else f"{format_number(count / unit, digits)} {name}"
+
+
+def format_count(value: float, digits: int = 3) -> str:
+    """`1.2M`, `3k` or `512`: significant digits without trailing zeros, as an axis shows them."""
+    unit, letter = next((u for u in COUNT_UNITS if abs(value) >= u[0]), (1.0, ""))
+    return f"{value / unit:.{digits}g}{letter}"
