@@ -48,7 +48,8 @@ def test_a_killed_run_resumes_and_ends_with_the_adapter_of_the_uninterrupted_one
     folder: Path,
 ) -> None:
     assert main(["train", "run.yaml", "--output_dir", "killed", "--resume"]) == 0
-    steps = [json.loads(line)["step"] for line in Path("killed/metrics.jsonl").open()]
+    metrics = Path("killed/metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in metrics]
     assert steps == sorted(steps)
     assert steps[0] == 4  # the validation before the kill is still there
     expected = load_file("run/adapter_model.safetensors")
