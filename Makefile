@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo demo-record tiny-study test lint nightly versions bench real clean
+.PHONY: install demo demo-record tiny-study test lint format nightly versions bench real clean
 
 install: .venv/installed
 
@@ -36,6 +36,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
 
 test: lint
 	$(BIN)/python -m pytest -q -n 2
