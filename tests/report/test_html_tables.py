@@ -13,7 +13,7 @@ from rosa.compare.results import StudyResults
 from rosa.report.html.page import render
 from rosa.report.html.tables import chapters
 from rosa.report.tables import captions
-from rosa.report.tables.sections import parts
+from rosa.report.tables.sections import sections
 from tests.support import report_page
 from tests.support.report_page import Reader
 from tests.support.report_study import rich_study
@@ -61,14 +61,14 @@ def test_a_method_that_lacks_a_seed_is_named(study: StudyResults, html: str) -> 
 
 
 def test_stars_and_notes_are_those_of_the_tables(study: StudyResults, html: str) -> None:
-    for part, chapter in zip(parts(study), chapters(study), strict=True):
+    for section, chapter in zip(sections(study), chapters(study), strict=True):
         (block,) = chapter.blocks
         for row in block.rows:
             stars = [cell.star is not None for cell in row.cells]
-            assert stars == [part.star(block.model, row.method)] + [False] * (len(stars) - 1)
-        assert captions.star(part) in chapter.notes
-        assert str(escape(captions.star(part))) in html
-        for d in part.all_differences:
+            assert stars == [section.star(block.model, row.method)] + [False] * (len(stars) - 1)
+        assert captions.star(section) in chapter.notes
+        assert str(escape(captions.star(section))) in html
+        for d in section.all_differences:
             assert f"{d.difference:+.1f}".replace("-", "−") in html
 
 

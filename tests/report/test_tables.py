@@ -21,16 +21,16 @@ from rosa.errors import RosaError
 from rosa.evaluate.results import TaskScore
 from rosa.report.tables.build import average_table, difference_table, main_table
 from rosa.report.tables.differences import best_baseline, differences
-from rosa.report.tables.sections import Options, Part, parts
+from rosa.report.tables.sections import Section, TableOptions, sections
 from rosa.report.tables.write import SIGNIFICANCE, write_tables
 from tests.support.synthetic_study import synthetic_study
 
 ONE = {"toy": ["tiny-sums", "tiny-choice"]}
 
 
-def only(study: StudyResults, **options) -> Part:
-    (part,) = parts(study, Options(**options))
-    return part
+def only(study: StudyResults, **options) -> Section:
+    (section,) = sections(study, TableOptions(**options))
+    return section
 
 
 def rows_of(table: Table) -> dict[str, list[Cell]]:
@@ -114,9 +114,12 @@ def test_models_are_ranked_each_for_itself(tmp_path):
 
 def test_suites_are_in_tables_of_their_own(tmp_path):
     study = synthetic_study(tmp_path, train_sets={"all": ["boolq", "gsm8k", "piqa"]})
-    found = parts(study)
-    assert [part.name for part in found] == ["all-commonsense", "all-arithmetic"]
-    assert [[task.title for task in part.tasks] for part in found] == [["BoolQ", "PIQA"], ["GSM8K"]]
+    found = sections(study)
+    assert [section.name for section in found] == ["all-commonsense", "all-arithmetic"]
+    assert [[task.title for task in section.tasks] for section in found] == [
+        ["BoolQ", "PIQA"],
+        ["GSM8K"],
+    ]
 
 
 # What is missing.
@@ -124,8 +127,8 @@ def test_suites_are_in_tables_of_their_own(tmp_path):
 
 def test_missing_seeds_are_marked_with_their_reason(tmp_path):
     failed = [("rosa", 2), ("lora", 1), ("lora", 2), ("lora", 3)]
-    part = only(synthetic_study(tmp_path, train_sets=ONE, failed=failed))
-    table = main_table(part)
+    section = only(synthetic_study(tmp_path, train_sets=ONE, failed=failed))
+    table = main_table(section)
     (block,) = table.blocks
     assert [row.mark for row in block.rows] == ["‡", "", "‡", ""]
     assert [cell.value for cell in block.rows[0].cells] == [None] * 5
@@ -148,10 +151,10 @@ def test_runs_that_are_still_to_come_are_told_from_failed_ones(tmp_path):
 def test_a_model_without_any_run_is_in_the_table(tmp_path):
     study = synthetic_study(tmp_path, train_sets=ONE, models=("rosa-tiny", "later"))
     early = dataclasses.replace(study, runs=tuple(r for r in study.runs if r.model == "rosa-tiny"))
-    part = only(early)
-    assert [block.title for block in main_table(part).blocks] == ["rosa-tiny", "later"]
-    assert [block.title for block in difference_table(part).blocks] == ["rosa-tiny"]
-    assert average_table(part).blocks[0].rows[0].cells[1].value is None
+    section = only(early)
+    assert [block.title for block in main_table(section).blocks] == ["rosa-tiny", "later"]
+    assert [block.title for block in difference_table(section).blocks] == ["rosa-tiny"]
+    assert average_table(section).blocks[0].rows[0].cells[1].value is None
 
 
 def test_a_study_without_runs_has_no_tables(tmp_path):
@@ -162,25 +165,25 @@ def test_a_study_without_runs_has_no_tables(tmp_path):
 
 
 def test_the_star_is_the_t_test_against_the_best_baseline():
-    part = only(by_hand(FIVE, GROUPS))
-    (a, b, rosa) = rows_of(main_table(part)).values()
+    section = only(by_hand(FIVE, GROUPS))
+    (a, b, rosa) = rows_of(main_table(section)).values()
     assert [cells[-2].star for cells in (a, b, rosa)] == [False, False, True]
-    (told,) = [n for n in main_table(part).notes if n.startswith("*")]
+    (told,) = [n for n in main_table(section).notes if n.startswith("*")]
     assert "best baseline, A, in micro avg.: two-sided Welch t-test over seeds, p < 0.05" in told
-    found = {d.method: d for d in part.found["m"]}
+    found = {d.method: d for d in section.found["m"]}
     assert found["rosa"].t == welch(FIVE["rosa"], FIVE["a"])
     assert found["b"].t.p < 0.05  # significantly worse, and so without a star
     assert found["rosa"].difference == pytest.approx(np.mean(FIVE["rosa"]) - np.mean(FIVE["a"]))
 
 
 def test_another_baseline_may_be_named():
-    part = only(by_hand(FIVE, GROUPS), baseline="B")
-    assert [d.method for d in part.found["m"]] == ["a", "rosa"]
-    assert rows_of(main_table(part))["A"][-2].star
-    (told,) = [n for n in main_table(part).notes if n.startswith("*")]
+    section = only(by_hand(FIVE, GROUPS), baseline="B")
+    assert [d.method for d in section.found["m"]] == ["a", "rosa"]
+    assert rows_of(main_table(section))["A"][-2].star
+    (told,) = [n for n in main_table(section).notes if n.startswith("*")]
     assert "than the baseline, B" in told
     with pytest.raises(RosaError, match="did you mean 'rosa'"):
-        parts(by_hand(FIVE, GROUPS), Options(baseline="rossa"))
+        sections(by_hand(FIVE, GROUPS), TableOptions(baseline="rossa"))
 
 
 def test_no_star_says_why():
@@ -203,10 +206,10 @@ def test_holm_counts_the_methods_of_the_table():
     assert rows_of(main_table(plain))["ROSA"][-2].star
     assert rows_of(main_table(corrected))["ROSA"][-2].star  # the larger of two is not raised
     three = {**percents, "c": [80.2, 80.5, 80.4]}
-    part = only(by_hand(three, {**GROUPS, "c": "variant"}), holm=True)
-    assert next(d for d in part.found["m"] if d.method == "rosa").t_holm == pytest.approx(2 * p)
-    assert not rows_of(main_table(part))["ROSA"][-2].star
-    assert "Holm-corrected" in " ".join(main_table(part).notes)
+    section = only(by_hand(three, {**GROUPS, "c": "variant"}), holm=True)
+    assert next(d for d in section.found["m"] if d.method == "rosa").t_holm == pytest.approx(2 * p)
+    assert not rows_of(main_table(section))["ROSA"][-2].star
+    assert "Holm-corrected" in " ".join(main_table(section).notes)
 
 
 def test_the_tests_on_examples_read_the_answers(tmp_path):

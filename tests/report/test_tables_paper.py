@@ -23,7 +23,7 @@ from rosa.evaluate.tasks import built_in_tasks
 from rosa.methods.registry import load_method
 from rosa.report.tables import paper
 from rosa.report.tables.build import main_table
-from rosa.report.tables.sections import parts
+from rosa.report.tables.sections import sections
 from rosa.report.tables.write import write_tables
 from tests.docs.test_pages import rosa_commands
 
@@ -99,8 +99,8 @@ def study_of_the_paper(folder: Path, number: int) -> StudyResults:
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_study_with_the_papers_accuracies_renders_the_papers_table(number, tmp_path):
-    (part,) = parts(study_of_the_paper(tmp_path, number))
-    table = main_table(part)
+    (section,) = sections(study_of_the_paper(tmp_path, number))
+    table = main_table(section)
     rows = [row for row in PRINTED if row["table"] == number]
     shown = [
         [re.sub(r"\*\*|</?u>|\\.*", "", cell).strip() for cell in line.strip("|").split("|")]

@@ -120,11 +120,11 @@ def conclude(target: Target, study: StudyResults, console: Console) -> None:
     """The target's tables, the paper's, and its pictures, into its folder; tables printed too."""
     from rosa.common.tables.render import FORMATS, print_table
     from rosa.report.tables.build import main_table
-    from rosa.report.tables.sections import Options, parts
+    from rosa.report.tables.sections import TableOptions, sections
     from rosa.report.tables.write import save, write_tables
     from rosa.reproduce import figures
 
-    tables = [main_table(part) for part in parts(study, Options())]
+    tables = [main_table(section) for section in sections(study, TableOptions())]
     printed = papers_own(target.name)
     files = write_tables(study, target.folder) + save(printed, target.folder, FORMATS)
     for table in [*tables, *printed]:

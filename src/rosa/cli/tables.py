@@ -95,9 +95,9 @@ def _print(tables: list[Table], name: str) -> None:
 def _study(args: Any) -> tuple[Any, Any]:
     """The study's results and what to show of them."""
     from rosa.compare.results import StudyResults
-    from rosa.report.tables.sections import Options
+    from rosa.report.tables.sections import TableOptions
 
-    options = Options(
+    options = TableOptions(
         star=args.star,
         holm=args.holm,
         std=args.std,
@@ -109,12 +109,12 @@ def _study(args: Any) -> tuple[Any, Any]:
 
 def _tables(args: Any) -> list[Table]:
     from rosa.report.tables.build import average_table
-    from rosa.report.tables.sections import parts
+    from rosa.report.tables.sections import sections
     from rosa.report.tables.write import tables_of
 
-    found = parts(*_study(args))
+    found = sections(*_study(args))
     if not found:
         raise RosaError(f"{args.study} has no finished run yet; `rosa compare` goes on with it")
     if args.averages:
-        return [average_table(part) for part in found]
-    return [table for part in found for table in tables_of(part)]
+        return [average_table(section) for section in found]
+    return [table for section in found for table in tables_of(section)]

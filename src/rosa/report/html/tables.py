@@ -16,7 +16,7 @@ from rosa.compare.statistics import stated
 from rosa.report.tables import captions, paper
 from rosa.report.tables.build import difference_table
 from rosa.report.tables.differences import TESTS
-from rosa.report.tables.sections import MethodRuns, Part, parts
+from rosa.report.tables.sections import MethodRuns, Section, sections
 
 MICRO, MACRO = "micro", "macro"
 
@@ -114,28 +114,31 @@ class Chapter:
 
 def chapters(study: StudyResults) -> list[Chapter]:
     """All results, in the order of the grid."""
-    return [_chapter(part) for part in parts(study)]
+    return [_chapter(section) for section in sections(study)]
 
 
-def _chapter(part: Part) -> Chapter:
-    notes = captions.notes(part)
-    printed = paper.averages([task.name for task in part.tasks], part.models)
+def _chapter(section: Section) -> Chapter:
+    notes = captions.notes(section)
+    printed = paper.averages([task.name for task in section.tasks], section.models)
     if printed:
         notes.append(paper.COLUMN_NOTE)
-    differences = difference_table(part) if part.all_differences else None
-    blocks = (_block(part, model, methods, printed) for model, methods in part.rows.items())
+    differences = difference_table(section) if section.all_differences else None
+    blocks = (_block(section, model, methods, printed) for model, methods in section.rows.items())
     return Chapter(tuple(b for b in blocks if b.rows), tuple(notes), differences)
 
 
 def _block(
-    part: Part, model: str, methods: Sequence[MethodRuns], printed: dict[tuple[str, str], float]
+    section: Section,
+    model: str,
+    methods: Sequence[MethodRuns],
+    printed: dict[tuple[str, str], float],
 ) -> Block:
-    columns = _columns(part)
-    empty = Block(model, part.train_set, part.suite, columns, ())
+    columns = _columns(section)
+    empty = Block(model, section.train_set, section.suite, columns, ())
     methods = [method for method in methods if method.runs]
     values = [[_values(empty, method, column) for column in columns] for method in methods]
     places = [_places([row[i] for row in values]) for i in range(len(columns))]
-    stars = _stars(part, model)
+    stars = _stars(section, model)
     rows = []
     for at, method in enumerate(methods):
         cells = tuple(
@@ -145,14 +148,14 @@ def _block(
         group = method.runs[0].group
         said = printed.get((model, method.name))
         rows.append(Row(method.name, method.title, group, method.runs, cells, said))
-    return Block(model, part.train_set, part.suite, columns, tuple(rows))
+    return Block(model, section.train_set, section.suite, columns, tuple(rows))
 
 
-def _columns(part: Part) -> tuple[Column, ...]:
+def _columns(section: Section) -> tuple[Column, ...]:
     averages = (Column(MICRO, "micro avg."), Column(MACRO, "macro avg."))
     tasks = []
-    for task in part.tasks:
-        mark = f" {SEEN}" if (part.seen(task.name) or (0, 0))[0] else ""
+    for task in section.tasks:
+        mark = f" {SEEN}" if (section.seen(task.name) or (0, 0))[0] else ""
         tasks.append(Column(task.name, task.title + mark, task.scored))
     return (*averages, *tasks)
 
@@ -172,11 +175,11 @@ def _places(column: Sequence[tuple[float, ...]]) -> list[int]:
     return [order.get(mean, 0) for mean in means]
 
 
-def _stars(part: Part, model: str) -> dict[str, str]:
+def _stars(section: Section, model: str) -> dict[str, str]:
     """By method, what the test said of it."""
-    test, holm = part.options.star, part.options.holm
+    test, holm = section.options.star, section.options.holm
     return {
         d.method: f"better than {d.baseline_title}, p {stated(d.p(test, holm))} ({TESTS[test]})"
-        for d in part.found[model]
+        for d in section.found[model]
         if d.star(test, holm)
     }

@@ -1,6 +1,6 @@
 """The study's tables: one structure, printed as text, Markdown, LaTeX and CSV.
 
-parts.py        one training set and suite: runs by model and method, and their tests
+sections.py        one training set and suite: runs by model and method, and their tests
 table.py        what a table is; which cells are best and second best
 build.py        a study's results as tables: methods x tasks, and methods x models
 captions.py     what a reader must know before believing one

@@ -24,84 +24,86 @@ from rosa.compare.statistics import Sample, stated
 from rosa.models.loading import short_name
 from rosa.report.tables import captions, paper
 from rosa.report.tables.differences import Difference
-from rosa.report.tables.sections import MethodRuns, Part
+from rosa.report.tables.sections import MethodRuns, Section
 
 MICRO = "Micro avg. (%)"
 MACRO = "Macro avg. (%)"
 
 
-def main_table(part: Part) -> Table:
+def main_table(section: Section) -> Table:
     """Methods x tasks, a block per model; the paper's averages beside them where they match."""
-    seen = [SEEN if (part.seen(task.name) or (0, 0))[0] else "" for task in part.tasks]
+    seen = [SEEN if (section.seen(task.name) or (0, 0))[0] else "" for task in section.tasks]
     columns = [
         Column("# Param (%)", 3),
-        *(Column(task.title, 1, mark) for task, mark in zip(part.tasks, seen, strict=True)),
+        *(Column(task.title, 1, mark) for task, mark in zip(section.tasks, seen, strict=True)),
         Column(MICRO),
         Column(MACRO),
     ]
-    printed = paper.averages([task.name for task in part.tasks], part.models)
+    printed = paper.averages([task.name for task in section.tasks], section.models)
     if printed:
         columns.append(Column("Paper's micro avg. (%)"))
     blocks = []
-    for model, methods in part.rows.items():
-        rows = [_row(part, model, method, printed) for method in methods]
-        ranks = range(1, len(part.tasks) + 3)
+    for model, methods in section.rows.items():
+        rows = [_row(section, model, method, printed) for method in methods]
+        ranks = range(1, len(section.tasks) + 3)
         blocks.append(Block(short_name(model), tuple(ranked(rows, columns, ranks))))
-    notes = captions.notes(part) + ([paper.COLUMN_NOTE] if printed else [])
+    notes = captions.notes(section) + ([paper.COLUMN_NOTE] if printed else [])
     return Table(
-        name=part.name,
-        title=captions.title(part),
+        name=section.name,
+        title=captions.title(section),
         head="Method",
         columns=tuple(columns),
         blocks=tuple(blocks),
         notes=tuple(notes),
         ranking=RANKING,
-        names_models=len(part.models) > 1,
+        names_models=len(section.models) > 1,
     )
 
 
-def _row(part: Part, model: str, method: MethodRuns, printed: dict[tuple[str, str], float]) -> Row:
-    scores = [_cell(method.accuracy(task.name)) for task in part.tasks]
-    if not part.options.std:
+def _row(
+    section: Section, model: str, method: MethodRuns, printed: dict[tuple[str, str], float]
+) -> Row:
+    scores = [_cell(method.accuracy(task.name)) for task in section.tasks]
+    if not section.options.std:
         scores = [replace(cell, spread=None) for cell in scores]
     cells = [
         replace(_cell(method.sample(lambda run: run.percent)), spread=None),
         *scores,
-        replace(_micro(part, method), star=part.star(model, method.name)),
-        _cell(method.sample(lambda run: run.macro(part.suite))),
+        replace(_micro(section, method), star=section.star(model, method.name)),
+        _cell(method.sample(lambda run: run.macro(section.suite))),
     ]
     if printed:
         cells.append(Cell(printed.get((model, method.name))))
     return Row(method.title, tuple(cells), INCOMPLETE if method.gap else "", method.gap)
 
 
-def _micro(part: Part, method: MethodRuns) -> Cell:
-    return _cell(method.sample(lambda run: run.micro(part.suite)))
+def _micro(section: Section, method: MethodRuns) -> Cell:
+    return _cell(method.sample(lambda run: run.micro(section.suite)))
 
 
-def average_table(part: Part) -> Table:
+def average_table(section: Section) -> Table:
     """Methods x models: micro averages, best and second best of each model."""
-    columns = [Column(short_name(model)) for model in part.models]
+    columns = [Column(short_name(model)) for model in section.models]
     rows = []
-    for i, method in enumerate(next(iter(part.rows.values()))):
-        across = [part.rows[model][i] for model in part.models]
+    for i, method in enumerate(next(iter(section.rows.values()))):
+        across = [section.rows[model][i] for model in section.models]
         cells = tuple(
-            replace(_micro(part, runs), star=part.star(model, runs.name))
-            for model, runs in zip(part.models, across, strict=True)
+            replace(_micro(section, runs), star=section.star(model, runs.name))
+            for model, runs in zip(section.models, across, strict=True)
         )
         gap = "; ".join(
             f"{short_name(model)}: {runs.gap}"
-            for model, runs in zip(part.models, across, strict=True)
+            for model, runs in zip(section.models, across, strict=True)
             if runs.gap
         )
         rows.append(Row(method.title, cells, INCOMPLETE if gap else "", gap))
     return Table(
-        name=f"{part.name}-averages",
-        title=captions.title(part, "micro average in percent"),
+        name=f"{section.name}-averages",
+        title=captions.title(section, "micro average in percent"),
         head="Method",
         columns=tuple(columns),
         blocks=(Block("", tuple(ranked(rows, columns, range(len(columns))))),),
-        notes=tuple(captions.notes(part)),
+        notes=tuple(captions.notes(section)),
         ranking=RANKING,
     )
 
@@ -117,32 +119,32 @@ DIFFERENCE_COLUMNS = (
 )
 
 
-def difference_table(part: Part) -> Table:
+def difference_table(section: Section) -> Table:
     """Each method against the best baseline: difference, interval, p values."""
     blocks = []
-    for model, found in part.found.items():
+    for model, found in section.found.items():
         if not found:
             continue
         nothing = [Cell()] * (len(DIFFERENCE_COLUMNS) - 1)
         base = Row(found[0].baseline_title, (_cell(found[0].theirs), *nothing))
-        shown = [row.name for row in part.rows[model]]
-        rows = [_against(part, d) for d in found if d.method in shown]
+        shown = [row.name for row in section.rows[model]]
+        rows = [_against(section, d) for d in found if d.method in shown]
         blocks.append(Block(short_name(model), (base, *rows)))
     return Table(
-        name=f"{part.name}-significance",
-        title=captions.title(part, "difference to the baseline in percent points"),
+        name=f"{section.name}-significance",
+        title=captions.title(section, "difference to the baseline in percent points"),
         head="Method",
         columns=DIFFERENCE_COLUMNS,
         blocks=tuple(blocks),
-        notes=tuple(captions.test_notes(part)),
-        names_models=len(part.models) > 1,
+        notes=tuple(captions.test_notes(section)),
+        names_models=len(section.models) > 1,
     )
 
 
-def _against(part: Part, found: Difference) -> Row:
+def _against(section: Section, found: Difference) -> Row:
     low, high = found.interval.low, found.interval.high
     interval = None if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
-    test, holm = part.options.star, part.options.holm
+    test, holm = section.options.star, section.options.holm
     cells = (
         _cell(found.ours),
         Cell(found.difference, star=found.star(test, holm)),

@@ -7,78 +7,80 @@ from rosa.compare.statistics import LEVEL, RESAMPLES
 from rosa.evaluate.answers import PUBLISHED
 from rosa.models.loading import short_name
 from rosa.report.tables.differences import TESTS, Difference
-from rosa.report.tables.sections import Part
+from rosa.report.tables.sections import Section
 
 
-def title(part: Part, what: str = "accuracy in percent") -> str:
+def title(section: Section, what: str = "accuracy in percent") -> str:
     """The line above a table."""
-    where = f", {short_name(part.models[0])}" if len(part.models) == 1 else ""
-    suite = part.suite[:1].upper() + part.suite[1:]
-    return f"{suite} tasks after training on {part.train_set}{where}: {what}"
+    where = f", {short_name(section.models[0])}" if len(section.models) == 1 else ""
+    suite = section.suite[:1].upper() + section.suite[1:]
+    return f"{suite} tasks after training on {section.train_set}{where}: {what}"
 
 
-def notes(part: Part) -> list[str]:
+def notes(section: Section) -> list[str]:
     """The sentences below a table of scores."""
-    found = [_seeds(part), "Micro avg. is over all examples, macro avg. over tasks."]
+    found = [_seeds(section), "Micro avg. is over all examples, macro avg. over tasks."]
     found += [
-        star(part),
-        protocol(part),
-        *_tuning(part),
-        *_sizes(part),
-        seen(part),
-        *gaps(part),
+        star(section),
+        protocol(section),
+        *_tuning(section),
+        *_sizes(section),
+        seen(section),
+        *gaps(section),
     ]
     return [note for note in found if note]
 
 
-def _seeds(part: Part) -> str:
-    seeds = part.study.grid.get("seeds") or part.study.names("seed")
+def _seeds(section: Section) -> str:
+    seeds = section.study.grid.get("seeds") or section.study.names("seed")
     listed = ", ".join(map(str, seeds))
     if len(seeds) == 1:
         return f"One seed ({listed})."
     return f"Mean of {len(seeds)} seeds ({listed}); ± is their standard deviation."
 
 
-def star(part: Part) -> str:
+def star(section: Section) -> str:
     """Which test gave the star, against what; or why none was given."""
-    test, found = part.options.star, part.all_differences
+    test, found = section.options.star, section.all_differences
     if not found:
         return "No star: there is no baseline to compare with."
     made = [d for d in found if d.p(test) is not None]
     if not made:
         reasons = " and ".join(dict.fromkeys(d.reason(test) or "" for d in found))
         return f"No star: the {TESTS[test]} could not be made ({reasons})."
-    bases = {model: ds[0].baseline_title for model, ds in part.found.items() if ds}
+    bases = {model: ds[0].baseline_title for model, ds in section.found.items() if ds}
     names = list(dict.fromkeys(bases.values()))
     if len(names) == 1:
         against = names[0]
     else:
         against = ", ".join(f"{base} ({short_name(model)})" for model, base in bases.items())
-    kind = "the baseline" if part.options.baseline else "the best baseline"
-    corrected = ", Holm-corrected over the methods of a model" if part.options.holm else ""
+    kind = "the baseline" if section.options.baseline else "the best baseline"
+    corrected = ", Holm-corrected over the methods of a model" if section.options.holm else ""
     missing = [d.title for d in found if d.p(test) is None]
     untested = f" Not tested: {', '.join(dict.fromkeys(missing))}." if missing else ""
     better = f"significantly better than {kind}, {against}, in micro avg."
     how = f"{TESTS[test]}, p < {LEVEL:g}{corrected}"
-    if any(d.star(test, part.options.holm) for d in found):
+    if any(d.star(test, section.options.holm) for d in found):
         return f"* {better}: {how}.{untested}"
     return f"No star: no method is {better} ({how}).{untested}"
 
 
-def test_notes(part: Part) -> list[str]:
+def test_notes(section: Section) -> list[str]:
     """What the columns of a table of differences mean."""
-    found = part.all_differences
-    corrected = "Holm-corrected over the methods of a model" if part.options.holm else "uncorrected"
+    found = section.all_differences
+    corrected = (
+        "Holm-corrected over the methods of a model" if section.options.holm else "uncorrected"
+    )
     told = [
-        _seeds(part),
-        star(part),
+        _seeds(section),
+        star(section),
         f"The first row is the baseline. p (t over seeds): {TESTS['t']}, would other seeds say the "
         f"same? p (McNemar): {TESTS['examples']}, would other examples say the same of these "
         "trained models? An example is ahead where the method got it right in a larger share of "
         f"its seeds than the baseline, behind where in a smaller. p values are {corrected}.",
         f"95 % interval: of the difference, paired bootstrap over examples within each task, "
         f"{RESAMPLES:,} resamples.",
-        protocol(part),
+        protocol(section),
         *_reasons(found),
     ]
     return [note for note in told if note]
@@ -94,9 +96,9 @@ def _reasons(found: list[Difference]) -> list[str]:
     return [f"{what}: {', '.join(dict.fromkeys(titles))}." for what, titles in reasons.items()]
 
 
-def protocol(part: Part) -> str:
+def protocol(section: Section) -> str:
     """How the models were asked and their answers read."""
-    given = part.study.grid.get("evaluate") or {}
+    given = section.study.grid.get("evaluate") or {}
     beams = given.get("num_beams") or 1
     told = [f"Evaluation protocol {given.get('protocol') or PUBLISHED}"]
     told.append("greedy decoding" if beams == 1 else f"{beams} beams")
@@ -109,27 +111,29 @@ def protocol(part: Part) -> str:
     return ", ".join(told) + "."
 
 
-def _tuning(part: Part) -> list[str]:
-    if not part.study.tuning:
+def _tuning(section: Section) -> list[str]:
+    if not section.study.tuning:
         return []
     return ["The learning rate of each method was chosen on validation rows, not on these tests."]
 
 
-def _sizes(part: Part) -> list[str]:
+def _sizes(section: Section) -> list[str]:
     """Test sets of which not every example was asked, or that are not the published ones."""
-    sampled = [f"{t.title} {t.scored:,} of {t.rows:,}" for t in part.tasks if 0 < t.scored < t.rows]
+    sampled = [
+        f"{t.title} {t.scored:,} of {t.rows:,}" for t in section.tasks if 0 < t.scored < t.rows
+    ]
     other = [
         f"{t.title} {t.rows:,} rows, not {t.size:,}"
-        for t in part.tasks
+        for t in section.tasks
         if t.size not in (0, t.rows)
     ]
     found = [f"A sample of the examples was asked: {', '.join(sampled)}."] if sampled else []
     return found + ([f"Not the published test sets: {', '.join(other)}."] if other else [])
 
 
-def seen(part: Part) -> str:
+def seen(section: Section) -> str:
     """What the search of the training data for test questions found."""
-    counts = {task.title: part.seen(task.name) for task in part.tasks}
+    counts = {task.title: section.seen(task.name) for task in section.tasks}
     checked = {name: count for name, count in counts.items() if count is not None}
     hits = [f"{n:,} of {m:,} in {name}" for name, (n, m) in checked.items() if n]
     same = "letter by letter, white space and case aside"
@@ -146,11 +150,11 @@ def seen(part: Part) -> str:
     return " ".join(told)
 
 
-def gaps(part: Part) -> list[str]:
+def gaps(section: Section) -> list[str]:
     """Rows with fewer seeds than asked for, and why."""
     alike: dict[tuple[str, str], list[str]] = {}
-    for model, rows in part.rows.items():
-        where = f" ({short_name(model)})" if len(part.models) > 1 else ""
+    for model, rows in section.rows.items():
+        where = f" ({short_name(model)})" if len(section.models) > 1 else ""
         for row in rows:
             if row.gap:
                 alike.setdefault((where, row.gap), []).append(row.title)

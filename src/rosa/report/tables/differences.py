@@ -122,7 +122,7 @@ def best_baseline(groups: dict[str, list[RunResult]], suite: str) -> str | None:
     return max(means, key=lambda method: means[method]) if means else None
 
 
-def method_called(study: StudyResults, name: str) -> str:
+def find_method(study: StudyResults, name: str) -> str:
     """The study's method of that name or title.
 
     Raises:

@@ -73,8 +73,8 @@ def _printed_averages() -> dict[tuple[str, frozenset[str], str], float]:
     for row in sizes["rows"]:
         for model, micro in zip(sizes["models"], row["micro"], strict=True):
             found[_plain(model), commonsense, row["method"]] = micro
-    for part in ("ablation", "k_ratio"):
-        for row in ablation[part]:
+    for kind in ("ablation", "k_ratio"):
+        for row in ablation[kind]:
             found[_plain(ablation["model"]), commonsense, row["method"]] = row["micro"]
     return found
 
@@ -153,12 +153,12 @@ def _sizes_table(content: dict[str, Any]) -> Table:
 def _ablation_tables(content: dict[str, Any]) -> list[Table]:
     columns = (Column("Micro avg. (%)"),)
     tables = []
-    for part, head in (("ablation", "Variant"), ("k_ratio", "k_ratio")):
+    for kind, head in (("ablation", "Variant"), ("k_ratio", "k_ratio")):
         rows = [
-            Row(row["title"] if "title" in row else f"{row[part]:.2f}", (Cell(row["micro"]),))
-            for row in content[part]
+            Row(row["title"] if "title" in row else f"{row[kind]:.2f}", (Cell(row["micro"]),))
+            for row in content[kind]
         ]
         blocks = (Block(content["model"], tuple(ranked(rows, columns, [0]))),)
-        name, title = f"paper-table4-{part}", f"{content['caption']}: {part}"
+        name, title = f"paper-table4-{kind}", f"{content['caption']}: {kind}"
         tables.append(Table(name, title, head, columns, blocks, (_PRINTED,), RANKING))
     return tables

@@ -14,13 +14,13 @@ from rosa.compare.plan import Group
 from rosa.compare.results import RunResult, StudyResults
 from rosa.compare.statistics import Sample
 from rosa.evaluate.results import TaskScore
-from rosa.report.tables.differences import Difference, StarTest, differences, method_called
+from rosa.report.tables.differences import Difference, StarTest, differences, find_method
 
 LONGEST_ERROR = 80  # characters of a failed run's error in a footnote
 
 
 @dataclass(frozen=True)
-class Options:
+class TableOptions:
     """What tables show.
 
     Attributes:
@@ -59,7 +59,7 @@ class MethodRuns:
 
 
 @dataclass(frozen=True)
-class Part:
+class Section:
     """Everything about one training set and suite."""
 
     study: StudyResults
@@ -68,7 +68,7 @@ class Part:
     name: str
     tasks: tuple[TaskScore, ...]  # of some run: names, titles, sizes
     rows: dict[str, list[MethodRuns]]  # by model
-    options: Options
+    options: TableOptions
     overlap: OverlapTable | None = None
     found: dict[str, list[Difference]] = field(default_factory=dict)  # by model
 
@@ -98,26 +98,26 @@ class Part:
         return (values["matches"], values["of"]) if values else None
 
 
-def parts(study: StudyResults, options: Options | None = None) -> list[Part]:
+def sections(study: StudyResults, options: TableOptions | None = None) -> list[Section]:
     """Every training set and suite that has a finished run, tested.
 
     Raises:
         RosaError: a method named in the options has no finished run, or a file is damaged.
     """
-    options = options or Options()
-    baseline = method_called(study, options.baseline) if options.baseline else None
-    shown = {method_called(study, method) for method in options.methods}
+    options = options or TableOptions()
+    baseline = find_method(study, options.baseline) if options.baseline else None
+    shown = {find_method(study, method) for method in options.methods}
     overlap = load_overlap(study.folder)
-    return list(_parts(study, options, baseline, shown, overlap))
+    return list(_sections(study, options, baseline, shown, overlap))
 
 
-def _parts(
+def _sections(
     study: StudyResults,
-    options: Options,
+    options: TableOptions,
     baseline: str | None,
     shown: set[str],
     overlap: OverlapTable | None,
-) -> Iterator[Part]:
+) -> Iterator[Section]:
     for train_set in study.names("train_set"):
         runs = study.select(train_set=train_set)
         tasks = {score.name: score for run in runs for score in run.scores}
@@ -134,7 +134,7 @@ def _parts(
             }
             name = f"{train_set}-{suite}" if len(suites) > 1 else train_set
             own = tuple(score for score in tasks.values() if score.suite == suite)
-            yield Part(study, train_set, suite, name, own, rows, options, overlap, found)
+            yield Section(study, train_set, suite, name, own, rows, options, overlap, found)
 
 
 def method_runs(

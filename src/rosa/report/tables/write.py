@@ -12,7 +12,7 @@ from rosa.common.tables.render import FORMATS
 from rosa.compare.results import StudyResults
 from rosa.report.tables import differences, paper
 from rosa.report.tables.build import average_table, difference_table, main_table
-from rosa.report.tables.sections import Options, Part, parts
+from rosa.report.tables.sections import Section, TableOptions, sections
 
 SIGNIFICANCE = "significance.json"
 
@@ -20,7 +20,7 @@ SIGNIFICANCE = "significance.json"
 def write_tables(
     study: StudyResults,
     out_dir: str | Path,
-    options: Options | None = None,
+    options: TableOptions | None = None,
     formats: Iterable[str] = tuple(FORMATS),
 ) -> list[Path]:
     """Write every table in every format, and `significance.json`; returns the files.
@@ -30,28 +30,28 @@ def write_tables(
     Raises:
         RosaError: the options name a method that the study has not, or a file is damaged.
     """
-    options = options or Options()
-    found = parts(study, options)
+    options = options or TableOptions()
+    found = sections(study, options)
     folder = Path(out_dir)
-    files = save([table for part in found for table in tables_of(part)], folder, formats)
+    files = save([table for section in found for table in tables_of(section)], folder, formats)
     if found:
-        every = [d for part in found for d in part.all_differences]
+        every = [d for section in found for d in section.all_differences]
         content = differences.to_json(every, options.star, options.holm)
         files.append(_replace(folder / SIGNIFICANCE, json.dumps(content, indent=1) + "\n"))
     return files
 
 
-def tables_of(part: Part) -> list[Table]:
+def tables_of(section: Section) -> list[Table]:
     """The tables of one training set and suite.
 
     The scores, the paper's where it has the same tasks and models, the averages by model where
     there are several, and the differences where there is a baseline.
     """
     tables: list[Table | None] = [
-        main_table(part),
-        paper.matching_table([task.name for task in part.tasks], part.models),
-        average_table(part) if len(part.models) > 1 else None,
-        difference_table(part) if part.all_differences else None,
+        main_table(section),
+        paper.matching_table([task.name for task in section.tasks], section.models),
+        average_table(section) if len(section.models) > 1 else None,
+        difference_table(section) if section.all_differences else None,
     ]
     return [table for table in tables if table is not None]
 
