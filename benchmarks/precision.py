@@ -37,7 +37,7 @@ from rosa.models.loading import load_tokenizer
 from rosa.models.quantization import keep_gradients, loading_options
 from rosa.roae.norms import NormWrapper
 from rosa.train.recipe import Recipe
-from rosa.train.run import load_examples
+from rosa.train.run import load_tokenized_rows
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "precision.json"
 TASK, BATCH, LR, WARMUP = "tiny-choice", 16, 5e-3, 0.05
@@ -233,7 +233,7 @@ def toy_rows() -> tuple[list[dict[str, list[int]]], Any]:
     """The task's tokenised training rows, and the tokenizer."""
     recipe = Recipe(model="rosa-tiny", data=TASK, output_dir="unused", validation=0)
     tokenizer = load_tokenizer("rosa-tiny")
-    return load_examples(recipe, tokenizer)[0].rows, tokenizer
+    return load_tokenized_rows(recipe, tokenizer)[0].rows, tokenizer
 
 
 def run(name: str, seed: int, steps: int, questions: int, folder: Path) -> dict[str, float]:

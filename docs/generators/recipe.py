@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from rosa import DlsConfig, RosaConfig
-from rosa.train.recipe import MethodsOwn, Recipe
+from rosa.train.recipe import Recipe, UseMethodDefault
 
 HEAD = """# Recipe keys
 
@@ -107,7 +107,7 @@ def default_of(field: dataclasses.Field[Any]) -> str:
         return "required"
     if value == {}:
         return "see below"
-    if isinstance(value, MethodsOwn):
+    if isinstance(value, UseMethodDefault):
         return str(value)
     return (
         "`null`"

@@ -20,7 +20,7 @@ from rosa.compare.contamination import (
     without_template,
 )
 from rosa.data.prompts import Question, instruction_prompt
-from rosa.data.sources import training_records
+from rosa.data.sources import load_training_rows
 from rosa.errors import RosaError
 from rosa.evaluate.tasks import Example, load_examples, load_task
 from tests.support.synthetic_study import synthetic_study
@@ -85,7 +85,7 @@ def test_the_template_comes_off_again(instruction, context):
 )
 def test_real_data(shared_data: Path, training: str, expected: dict[str, int]) -> None:
     """Counted independently: a set of instructions stripped of white space and lowered."""
-    rows = training_records(str(shared_data / "train" / f"{training}.json"))
+    rows = load_training_rows(str(shared_data / "train" / f"{training}.json"))
     for task in MATH:
         found = overlap(rows, load_examples(load_task(task), shared_data / "test"))
         assert found == Overlap(expected[task], load_task(task).size), task
@@ -94,7 +94,7 @@ def test_real_data(shared_data: Path, training: str, expected: dict[str, int]) -
 def test_the_toy_tasks_tests_are_not_in_their_training_rows():
     for task in ("tiny-sums", "tiny-choice"):
         examples = load_examples(load_task(task))
-        assert overlap(training_records(task), examples) == Overlap(0, 250)
+        assert overlap(load_training_rows(task), examples) == Overlap(0, 250)
 
 
 def test_a_study_is_checked_on_its_own_data(tmp_path: Path) -> None:

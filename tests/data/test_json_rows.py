@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rosa.data.json_rows import read_records
+from rosa.data.json_rows import read_rows
 from rosa.errors import RosaError
 
 rows_of_text = st.lists(
@@ -24,8 +24,8 @@ def test_json_and_jsonl_give_the_rows_that_were_written(tmp_path_factory, rows, 
     array.write_text(json.dumps(rows, indent=indent, ensure_ascii=ascii), encoding="utf-8")
     text = "\n".join(json.dumps(row, ensure_ascii=ascii) for row in rows)
     lines.write_text(text, encoding="utf-8", newline="\n")
-    assert read_records(array) == rows
-    assert read_records(lines) == rows
+    assert read_rows(array) == rows
+    assert read_rows(lines) == rows
 
 
 @given(row=st.integers(0, 4))
@@ -36,7 +36,7 @@ def test_bad_json_names_its_row(tmp_path_factory, kind, row):
     file = tmp_path_factory.mktemp("bad") / f"rows.{kind}"
     file.write_text("\n".join(parts) if kind == "jsonl" else "[" + ",\n".join(parts) + "]")
     with pytest.raises(RosaError, match=rf"rows\.{kind}, row {row + 1}: bad JSON"):
-        read_records(file)
+        read_rows(file)
 
 
 @pytest.mark.parametrize(
@@ -55,18 +55,18 @@ def test_wrong_content_is_named(tmp_path, content, complaint):
     file = tmp_path / "rows.json"
     file.write_bytes(content)
     with pytest.raises(RosaError, match=re.escape(complaint)) as caught:
-        read_records(file)
+        read_rows(file)
     assert str(file) in str(caught.value)
 
 
 def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(RosaError, match=r"no data file .*absent\.json"):
-        read_records(tmp_path / "absent.json")
+        read_rows(tmp_path / "absent.json")
     with pytest.raises(RosaError, match="is a folder"):
-        read_records(tmp_path)
+        read_rows(tmp_path)
 
 
 def test_a_byte_order_mark_and_a_line_separator_are_harmless(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('\ufeff{"a": "one\u2028two"}\n', encoding="utf-8")
-    assert read_records(file) == [{"a": "one\u2028two"}]
+    assert read_rows(file) == [{"a": "one\u2028two"}]

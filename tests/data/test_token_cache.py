@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 from rosa import tiny_model_path
 from rosa.data import token_cache
 from rosa.data.prompts import instruction_prompt
-from rosa.data.token_cache import cached_examples
-from rosa.data.tokenization import MASKED, Examples, Located, tokenize_records
+from rosa.data.token_cache import tokenize_rows_cached
+from rosa.data.tokenization import IGNORE_INDEX, LocatedRow, TokenizedRows, tokenize_rows
 from rosa.errors import RosaError
 from tests.support.tiny_folder import word_tokenizer
 
@@ -50,7 +50,7 @@ def one_by_one(record: dict[str, Any], tokenizer: Any) -> tuple[list[int], list[
     if "messages" in record:
         messages = record["messages"]
         ids = chat(messages, False)
-        labels = [MASKED] * len(ids)
+        labels = [IGNORE_INDEX] * len(ids)
         for turn, message in enumerate(messages):
             if message["role"] == "assistant":
                 pairs = list(zip(chat(messages[:turn], True), ids, strict=False))
@@ -68,7 +68,7 @@ def one_by_one(record: dict[str, Any], tokenizer: Any) -> tuple[list[int], list[
     if whole[: len(before)] != before:
         after = tokenizer(reply, add_special_tokens=False)["input_ids"]
     after = [*after, tokenizer.eos_token_id]
-    return before + after, [MASKED] * len(before) + after
+    return before + after, [IGNORE_INDEX] * len(before) + after
 
 
 TEXT = st.text(st.sampled_from("ab12 .\né漢😀"), max_size=12)
@@ -91,30 +91,30 @@ CHAT = st.lists(st.tuples(TEXT, REPLY), min_size=1, max_size=3).map(
 @settings(max_examples=40, deadline=None)
 def test_many_at_once_are_the_same(name: str, records: list[dict[str, Any]]) -> None:
     tokenizer = TOKENIZERS[name]
-    found = tokenize_records(located(records), tokenizer, max_length=10_000)
+    found = tokenize_rows(located(records), tokenizer, max_length=10_000)
     expected = [one_by_one(record, tokenizer) for record in records]
     assert [(row["input_ids"], row["labels"]) for row in found.rows] == expected
 
 
-def located(records: list[dict[str, Any]]) -> list[Located]:
+def located(records: list[dict[str, Any]]) -> list[LocatedRow]:
     return [("rows.json", number, record) for number, record in enumerate(records, 1)]
 
 
 def test_the_order_is_kept_from_chunk_to_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     records = [{"prompt": "How ", "completion": f"{i % 40} is"} for i in range(50)]
-    whole = tokenize_records(located(records), TOKENIZERS["words"], max_length=99)
-    monkeypatch.setattr("rosa.data.tokenization.TOGETHER", 7)
-    assert tokenize_records(located(records), TOKENIZERS["words"], max_length=99) == whole
+    whole = tokenize_rows(located(records), TOKENIZERS["words"], max_length=99)
+    monkeypatch.setattr("rosa.data.tokenization.TOKENIZE_BATCH", 7)
+    assert tokenize_rows(located(records), TOKENIZERS["words"], max_length=99) == whole
     records[23] = {"prompt": "x", "completion": " "}
     with pytest.raises(RosaError, match=r"rows\.json, row 24: the response is empty"):
-        tokenize_records(located(records), TOKENIZERS["words"], max_length=99)
+        tokenize_rows(located(records), TOKENIZERS["words"], max_length=99)
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache in which every number of rows is kept."""
     monkeypatch.setenv("ROSA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(token_cache, "WORTH_KEEPING", 1)
+    monkeypatch.setattr(token_cache, "MIN_CACHED_ROWS", 1)
     return tmp_path / "cache"
 
 
@@ -128,20 +128,20 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows whenever rows are tokenised rather than read."""
     calls: list[int] = []
 
-    def spy(rows: Any, *args: Any, **options: Any) -> Examples:
+    def spy(rows: Any, *args: Any, **options: Any) -> TokenizedRows:
         calls.append(len(rows))
-        return tokenize_records(rows, *args, **options)
+        return tokenize_rows(rows, *args, **options)
 
-    monkeypatch.setattr(token_cache, "tokenize_records", spy)
+    monkeypatch.setattr(token_cache, "tokenize_rows", spy)
     return calls
 
 
 def test_what_is_kept_is_what_was_made(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = counted(monkeypatch)
     tokenizer = TOKENIZERS["words"]
-    expected = tokenize_records(ROWS, tokenizer, max_length=20, overlong="drop")
+    expected = tokenize_rows(ROWS, tokenizer, max_length=20, overlong="drop")
     for _ in range(2):
-        assert cached_examples(ROWS, tokenizer, max_length=20, overlong="drop") == expected
+        assert tokenize_rows_cached(ROWS, tokenizer, max_length=20, overlong="drop") == expected
     assert len(calls) == 1
     assert expected.dropped
     assert [file.suffix for file in cache.iterdir()] == [".safetensors"]
@@ -152,16 +152,16 @@ def test_anything_that_decides_the_tokens_makes_another_file(
 ) -> None:
     calls = counted(monkeypatch)
     tokenizer = tokenizer_of("words")
-    cached_examples(ROWS, tokenizer, max_length=20)
-    cached_examples(ROWS, tokenizer, max_length=21)
-    cached_examples(ROWS, tokenizer, max_length=20, train_on_prompt=True)
-    cached_examples(ROWS[:-1], tokenizer, max_length=20)
-    cached_examples(ROWS[::-1], tokenizer, max_length=20)
-    cached_examples(ROWS, TOKENIZERS["pieces"], max_length=20)
+    tokenize_rows_cached(ROWS, tokenizer, max_length=20)
+    tokenize_rows_cached(ROWS, tokenizer, max_length=21)
+    tokenize_rows_cached(ROWS, tokenizer, max_length=20, train_on_prompt=True)
+    tokenize_rows_cached(ROWS[:-1], tokenizer, max_length=20)
+    tokenize_rows_cached(ROWS[::-1], tokenizer, max_length=20)
+    tokenize_rows_cached(ROWS, TOKENIZERS["pieces"], max_length=20)
     tokenizer.chat_template = TEMPLATE.replace(":", "")
-    cached_examples(ROWS, tokenizer, max_length=20)
+    tokenize_rows_cached(ROWS, tokenizer, max_length=20)
     tokenizer.eos_token = "."
-    cached_examples(ROWS, tokenizer, max_length=20)
+    tokenize_rows_cached(ROWS, tokenizer, max_length=20)
     assert len(calls) == 8 == len(list(cache.iterdir()))
 
 
@@ -169,32 +169,32 @@ def test_anything_that_decides_the_tokens_makes_another_file(
 def test_a_damaged_file_is_made_again(
     cache: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    expected = cached_examples(ROWS, TOKENIZERS["words"], max_length=20)
+    expected = tokenize_rows_cached(ROWS, TOKENIZERS["words"], max_length=20)
     [file] = cache.iterdir()
     content = bytearray(file.read_bytes())
     content[-9] ^= 1
     damaged = {"empty": b"", "cut": content[:-3], "one bit": content, "text": b"x" * 900}
     file.write_bytes(damaged[damage])
     calls = counted(monkeypatch)
-    assert cached_examples(ROWS, TOKENIZERS["words"], max_length=20) == expected
-    assert cached_examples(ROWS, TOKENIZERS["words"], max_length=20) == expected
+    assert tokenize_rows_cached(ROWS, TOKENIZERS["words"], max_length=20) == expected
+    assert tokenize_rows_cached(ROWS, TOKENIZERS["words"], max_length=20) == expected
     assert len(calls) == 1
 
 
 def test_a_bad_row_is_named_and_nothing_is_kept(cache: Path) -> None:
     rows = [*ROWS, ("rows.json", 31, {"prompt": "x", "completion": ""})]
     with pytest.raises(RosaError, match=r"rows\.json, row 31"):
-        cached_examples(rows, TOKENIZERS["words"], max_length=20)
+        tokenize_rows_cached(rows, TOKENIZERS["words"], max_length=20)
     assert not cache.exists()
 
 
 def test_without_a_place_to_write_nothing_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_cache, "WORTH_KEEPING", 1)
+    monkeypatch.setattr(token_cache, "MIN_CACHED_ROWS", 1)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ROSA_CACHE", str(tmp_path / "file"))
-    assert cached_examples(ROWS, TOKENIZERS["words"], max_length=20).rows
+    assert tokenize_rows_cached(ROWS, TOKENIZERS["words"], max_length=20).rows
 
 
 def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -209,8 +209,8 @@ def _in_a_process(folder: str) -> str:
     import os
 
     os.environ["ROSA_CACHE"] = folder
-    token_cache.WORTH_KEEPING = 1
-    found = [cached_examples(ROWS, TOKENIZERS["words"], max_length=20).rows for _ in range(20)]
+    token_cache.MIN_CACHED_ROWS = 1
+    found = [tokenize_rows_cached(ROWS, TOKENIZERS["words"], max_length=20).rows for _ in range(20)]
     assert all(rows == found[0] for rows in found)
     return json.dumps(found[0])
 

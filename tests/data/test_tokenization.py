@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 
 from rosa.data.prompts import Question, instruction_prompt, render
 from rosa.data.sources import hold_out, sample
-from rosa.data.tokenization import MASKED, encode_prompts, tokenize_records
+from rosa.data.tokenization import IGNORE_INDEX, encode_prompts, tokenize_rows
 from rosa.errors import RosaError
 from tests.support.tiny_folder import word_tokenizer
 
@@ -22,7 +22,7 @@ WORDS = st.lists(st.sampled_from(["answer1", "12", "the", "true", "."]), min_siz
 
 
 def one(record: dict, **options: object) -> dict[str, list[int]]:
-    [row] = tokenize_records([("rows.json", 1, record)], TOKENIZER, max_length=500, **options).rows
+    [row] = tokenize_rows([("rows.json", 1, record)], TOKENIZER, max_length=500, **options).rows
     return row
 
 
@@ -30,7 +30,7 @@ def one(record: dict, **options: object) -> dict[str, list[int]]:
 @settings(max_examples=30, deadline=None)
 def test_the_loss_sees_the_response_and_its_end_only(prompt: list[str], reply: list[str]) -> None:
     row = one({"prompt": " ".join(prompt) + " ", "completion": " ".join(reply)})
-    seen = [label for label in row["labels"] if label != MASKED]
+    seen = [label for label in row["labels"] if label != IGNORE_INDEX]
     assert TOKENIZER.convert_ids_to_tokens(seen) == [*reply, "</s>"]
     assert row["input_ids"][-len(seen) :] == seen
     # What comes before is exactly what generation is given.
@@ -50,14 +50,14 @@ def test_a_prompt_is_the_same_tokens_in_training_and_generation() -> None:
     pair = {"prompt": "How many", "completion": " 12"}
     turn = {"role": "user", "content": "How many"}
     chat = {"messages": [turn, {"role": "assistant", "content": "12"}]}
-    rows = tokenize_records([("d", 1, pair), ("d", 2, chat)], tokenizer, max_length=99).rows
+    rows = tokenize_rows([("d", 1, pair), ("d", 2, chat)], tokenizer, max_length=99).rows
     text = render("chat", Question("How many"), (), tokenizer)
     generated = [
         *encode_prompts(tokenizer, ["How many"]),
         *encode_prompts(tokenizer, [text], add_special_tokens=False),
     ]
     for row, prompt in zip(rows, generated, strict=True):
-        assert row["input_ids"][: row["labels"].count(MASKED)] == prompt
+        assert row["input_ids"][: row["labels"].count(IGNORE_INDEX)] == prompt
 
 
 def test_a_template_that_ends_a_prompt_with_the_end_token_keeps_it() -> None:
@@ -69,7 +69,7 @@ def test_a_chat_template_that_raises_is_named_with_its_row() -> None:
     tokenizer.chat_template = "{{ raise_exception('Roles must alternate') }}"
     messages = [{"role": "user", "content": "How"}, {"role": "assistant", "content": "12"}]
     with pytest.raises(RosaError, match=r"c, row 3: .*cannot take 2 turns \(Roles must alternate"):
-        tokenize_records([("c", 3, {"messages": messages})], tokenizer, max_length=9)
+        tokenize_rows([("c", 3, {"messages": messages})], tokenizer, max_length=9)
 
 
 def test_the_three_forms_give_the_same_text() -> None:
@@ -92,8 +92,8 @@ def test_chat_rows_learn_every_assistant_turn() -> None:
         {"role": "user", "content": "question"},
         {"role": "assistant", "content": "true ."},
     ]
-    [row] = tokenize_records([("c", 1, {"messages": messages})], tokenizer, max_length=99).rows
-    seen = [token for token in row["labels"] if token != MASKED]
+    [row] = tokenize_rows([("c", 1, {"messages": messages})], tokenizer, max_length=99).rows
+    seen = [token for token in row["labels"] if token != IGNORE_INDEX]
     assert tokenizer.convert_ids_to_tokens(seen) == ["12", "</s>", "true", ".", "</s>"]
 
 
@@ -102,8 +102,8 @@ def test_a_prompt_that_opens_the_reply_hides_none_of_it() -> None:
     tokenizer = word_tokenizer()
     tokenizer.chat_template = TEMPLATE.replace("assistant{%", "assistant the the{%")
     messages = [{"role": "user", "content": "How"}, {"role": "assistant", "content": "12 true ."}]
-    [row] = tokenize_records([("c", 1, {"messages": messages})], tokenizer, max_length=99).rows
-    seen = [token for token in row["labels"] if token != MASKED]
+    [row] = tokenize_rows([("c", 1, {"messages": messages})], tokenizer, max_length=99).rows
+    seen = [token for token in row["labels"] if token != IGNORE_INDEX]
     assert tokenizer.convert_ids_to_tokens(seen) == ["12", "true", ".", "</s>"]
 
 
@@ -111,7 +111,7 @@ def test_without_an_end_of_text_token_nothing_is_taught() -> None:
     tokenizer = word_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(RosaError, match="no end-of-text token"):
-        tokenize_records([("d", 1, {"prompt": "a", "completion": "12"})], tokenizer, max_length=9)
+        tokenize_rows([("d", 1, {"prompt": "a", "completion": "12"})], tokenizer, max_length=9)
 
 
 def test_long_rows_are_counted() -> None:
@@ -120,10 +120,10 @@ def test_long_rows_are_counted() -> None:
         ("d", 2, {"prompt": "the the ", "completion": "12 12 12"}),  # 6: cut
         ("d", 3, {"prompt": "the the the the the ", "completion": "12"}),  # nothing left
     ]
-    cut = tokenize_records(rows, TOKENIZER, max_length=5)
+    cut = tokenize_rows(rows, TOKENIZER, max_length=5)
     assert (len(cut.rows), cut.truncated, cut.dropped) == (2, 1, 1)
     assert max(len(row["input_ids"]) for row in cut.rows) == 5
-    dropped = tokenize_records(rows, TOKENIZER, max_length=5, overlong="drop")
+    dropped = tokenize_rows(rows, TOKENIZER, max_length=5, overlong="drop")
     assert (len(dropped.rows), dropped.truncated, dropped.dropped) == (1, 0, 2)
 
 
@@ -139,7 +139,7 @@ def test_long_rows_are_counted() -> None:
 )
 def test_a_bad_row_is_named(record: dict, words: str) -> None:
     with pytest.raises(RosaError, match=f"rows.json, row 7.*{words}"):
-        tokenize_records([("rows.json", 7, record)], TOKENIZER, max_length=9)
+        tokenize_rows([("rows.json", 7, record)], TOKENIZER, max_length=9)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_bad_conversation_is_named(messages: object) -> None:
     tokenizer = word_tokenizer()
     tokenizer.chat_template = TEMPLATE
     with pytest.raises(RosaError, match="c, row 1"):
-        tokenize_records([("c", 1, {"messages": messages})], tokenizer, max_length=9)
+        tokenize_rows([("c", 1, {"messages": messages})], tokenizer, max_length=9)
 
 
 @given(st.integers(1, 60), st.floats(0, 0.9), st.integers(0, 5))

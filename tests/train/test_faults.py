@@ -24,7 +24,7 @@ from transformers import OlmoConfig, OlmoForCausalLM
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 from rosa.cli.main import main
 from rosa.cli.recipe_parser import load_recipe
-from rosa.data.json_rows import read_records
+from rosa.data.json_rows import read_rows
 from rosa.errors import RosaError
 from rosa.evaluate.forgetting import Text, forgetting
 from rosa.evaluate.generation import generate
@@ -235,7 +235,7 @@ def test_anchors_and_merged_keys_of_yaml_work(tmp_path: Path) -> None:
 def test_a_table_is_called_what_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("instruction,output\nWhat is it?,true\n")
     with pytest.raises(RosaError, match=r"is not JSON: it begins with 'instruction,output'.*conv"):
-        read_records(tmp_path / name)
+        read_rows(tmp_path / name)
 
 
 def test_a_wrong_key_of_dls_is_an_error_and_a_later_version_s_a_warning(tmp_path: Path) -> None:

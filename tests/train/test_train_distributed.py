@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from rosa import DlsConfig
 from rosa.cli.main import main
 from rosa.common.distributed import Share, share_of
-from rosa.data.tokenization import Examples
+from rosa.data.tokenization import TokenizedRows
 from rosa.errors import RosaError
 from rosa.train.recipe import Recipe
 from rosa.train.run import build_model
@@ -99,7 +99,7 @@ def test_layers_are_not_chosen_on_trial_before_fsdp_has_sharded_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = Recipe("rosa-tiny", "tiny-choice", "unused", dls=DlsConfig(layers=[99]))
-    nothing = Examples([])
+    nothing = TokenizedRows([])
     run = PreparedRun(recipe, build_model(recipe, 8), None, nothing, nothing, 8)
     with pytest.raises(RosaError, match="names 99"):
         try_selection(run)

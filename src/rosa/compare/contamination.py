@@ -1,6 +1,6 @@
 """Test questions that are in the training data, found in the data itself.
 
-    overlap(training_records("math_10k.json"), task, load_examples(task, "dataset"))
+    overlap(load_training_rows("math_10k.json"), task, load_examples(task, "dataset"))
     # Overlap(matches=141, of=600)
 
 Two questions are the same where their texts are, white space and case aside: "in the box ?" is
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rosa.common.files import write_whole
 from rosa.data.prompts import instruction_prompt
-from rosa.data.sources import training_records
+from rosa.data.sources import load_training_rows
 from rosa.errors import RosaError
 from rosa.evaluate.tasks import Example, load_examples, resolve_tasks
 
@@ -110,7 +110,7 @@ def check_overlap(study: StudyResults) -> OverlapTable:
 
 
 def _rows(sources: Sequence[str]) -> list[dict[str, Any]]:
-    return [row for source in sources for row in training_records(source)]
+    return [row for source in sources for row in load_training_rows(source)]
 
 
 def load_overlap(folder: str | Path) -> OverlapTable | None:

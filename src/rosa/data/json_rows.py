@@ -13,7 +13,7 @@ from typing import Any
 from rosa.errors import RosaError
 
 
-def read_records(path: str | Path) -> list[dict[str, Any]]:
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """The rows of `path`: a JSON array of objects, or JSONL (one object per line).
 
     The content decides, not the file's ending. Blank lines of a JSONL file are skipped.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rosa.assets import ASSETS
-from rosa.data.json_rows import read_records
+from rosa.data.json_rows import read_rows
 from rosa.errors import RosaError
 
 TOY_DATA = ASSETS / "tiny-data"
@@ -21,7 +21,7 @@ def toy_tasks() -> list[str]:
     return sorted(folder.parent.name for folder in TOY_DATA.glob("*/train.json"))
 
 
-def training_records(source: str) -> list[dict[str, Any]]:
+def load_training_rows(source: str) -> list[dict[str, Any]]:
     """The rows of one `data:` entry of a recipe.
 
     Raises:
@@ -29,10 +29,10 @@ def training_records(source: str) -> list[dict[str, Any]]:
             cannot be loaded, or no rows.
     """
     if source in toy_tasks():
-        return read_records(TOY_DATA / source / "train.json")
+        return read_rows(TOY_DATA / source / "train.json")
     looks_local = Path(source).exists() or source.endswith((".json", ".jsonl"))
     if looks_local or source.startswith((".", "/", "~")):
-        return read_records(Path(source).expanduser())
+        return read_rows(Path(source).expanduser())
     return _hub_records(source)
 
 

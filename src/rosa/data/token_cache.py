@@ -1,6 +1,6 @@
 """Tokenised rows kept between runs, in one file for each set of rows, tokenizer and options.
 
-    examples = cached_examples(rows, tokenizer, max_length=512)     # as `tokenize_records`
+    examples = tokenize_rows_cached(rows, tokenizer, max_length=512)     # as `tokenize_rows`
 
 A file's name is a hash of all that decides what is in it: the rows, the tokenizer with its chat
 template, the options, the libraries' versions. It lies in `ROSA_CACHE`, else in `rosa` inside
@@ -26,27 +26,27 @@ import tokenizers
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from rosa.data.tokenization import Examples, Located, tokenize_records
+from rosa.data.tokenization import LocatedRow, TokenizedRows, tokenize_rows
 
 FORMAT = 1  # another where the same input shall give other tokens
-WORTH_KEEPING = 1000  # rows; fewer are tokenised as fast as they are read
+MIN_CACHED_ROWS = 1000  # rows; fewer are tokenised as fast as they are read
 
 
-def cached_examples(
-    rows: Sequence[Located], tokenizer: PreTrainedTokenizerBase, **options: Any
-) -> Examples:
-    """`tokenize_records(rows, tokenizer, **options)`, from the cache where it is there.
+def tokenize_rows_cached(
+    rows: Sequence[LocatedRow], tokenizer: PreTrainedTokenizerBase, **options: Any
+) -> TokenizedRows:
+    """`tokenize_rows(rows, tokenizer, **options)`, from the cache where it is there.
 
     Raises:
-        RosaError: what `tokenize_records` raises; nothing is kept then.
+        RosaError: what `tokenize_rows` raises; nothing is kept then.
     """
-    identity = _identity(tokenizer) if len(rows) >= WORTH_KEEPING else None
+    identity = _identity(tokenizer) if len(rows) >= MIN_CACHED_ROWS else None
     if identity is None:
-        return tokenize_records(rows, tokenizer, **options)
+        return tokenize_rows(rows, tokenizer, **options)
     file = cache_folder() / f"{_key(rows, identity, options)}.safetensors"
     found = _read(file)
     if found is None:
-        found = tokenize_records(rows, tokenizer, **options)
+        found = tokenize_rows(rows, tokenizer, **options)
         with contextlib.suppress(OSError):
             _write(found, file)
     return found
@@ -79,7 +79,7 @@ def _identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
     }
 
 
-def _key(rows: Sequence[Located], identity: dict[str, Any], options: dict[str, Any]) -> str:
+def _key(rows: Sequence[LocatedRow], identity: dict[str, Any], options: dict[str, Any]) -> str:
     """A hash of the rows' contents in their order, of the tokenizer and of the options."""
     hasher = hashlib.sha256(json.dumps([identity, options], sort_keys=True).encode())
     for _, _, record in rows:
@@ -87,7 +87,7 @@ def _key(rows: Sequence[Located], identity: dict[str, Any], options: dict[str, A
     return hasher.hexdigest()
 
 
-def _write(examples: Examples, file: Path) -> None:
+def _write(examples: TokenizedRows, file: Path) -> None:
     from safetensors.numpy import save
 
     lengths = np.array([len(row["input_ids"]) for row in examples.rows], dtype=np.int64)
@@ -110,7 +110,7 @@ def _write(examples: Examples, file: Path) -> None:
         raise
 
 
-def _read(file: Path) -> Examples | None:
+def _read(file: Path) -> TokenizedRows | None:
     """What a file holds; None where it is not there, or not as it was written."""
     from safetensors import SafetensorError, safe_open
 
@@ -126,7 +126,7 @@ def _read(file: Path) -> Examples | None:
         return None
     spans = zip([0, *ends], ends, strict=False)
     rows = [{"input_ids": ids[a:b], "labels": labels[a:b]} for a, b in spans]
-    return Examples(rows, truncated, dropped)
+    return TokenizedRows(rows, truncated, dropped)
 
 
 def _checksum(tensors: dict[str, Any]) -> str:

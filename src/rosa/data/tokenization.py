@@ -20,18 +20,18 @@ from rosa.errors import RosaError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Located = tuple[str, int, dict[str, Any]]  # source, row number, record
+LocatedRow = tuple[str, int, dict[str, Any]]  # source, row number, record
 Encoded = tuple[list[int], list[int]]  # ids, labels
 
-MASKED = -100
-TOGETHER = 1000  # rows that the tokenizer is given at a time
+IGNORE_INDEX = -100
+TOKENIZE_BATCH = 1000  # rows that the tokenizer is given at a time
 KNOWN_FORMS = (
     "`instruction` and `output` (LLM-Adapters), `prompt` and `completion`, or `messages` (chat)"
 )
 
 
 @dataclass
-class Examples:
+class TokenizedRows:
     """Tokenised rows, and what became of the others.
 
     Attributes:
@@ -81,14 +81,14 @@ def fingerprint_of(*parts: Sequence[dict[str, list[int]]]) -> str:
     return hasher.hexdigest()
 
 
-def tokenize_records(
-    rows: Iterable[Located],
+def tokenize_rows(
+    rows: Iterable[LocatedRow],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
     overlong: Literal["truncate", "drop"] = "truncate",
     train_on_prompt: bool = False,
-) -> Examples:
+) -> TokenizedRows:
     """Token ids and labels of every (source, row number, record), cut or dropped at `max_length`.
 
     Raises:
@@ -96,14 +96,14 @@ def tokenize_records(
             tokenizer without a chat template; the sentence names the source and the row. Or the
             tokenizer has no end-of-text token.
     """
-    examples = Examples()
+    examples = TokenizedRows()
     for ids, labels in _encoded(rows, tokenizer):
         if train_on_prompt:
             labels = list(ids)
         if len(ids) > max_length:
             ids, labels = ids[:max_length], labels[:max_length]
             # A response that begins beyond the cut leaves nothing to learn from.
-            if overlong == "drop" or all(label == MASKED for label in labels):
+            if overlong == "drop" or all(label == IGNORE_INDEX for label in labels):
                 examples.dropped += 1
                 continue
             examples.truncated += 1
@@ -111,10 +111,10 @@ def tokenize_records(
     return examples
 
 
-def _encoded(rows: Iterable[Located], tokenizer: PreTrainedTokenizerBase) -> Iterator[Encoded]:
+def _encoded(rows: Iterable[LocatedRow], tokenizer: PreTrainedTokenizerBase) -> Iterator[Encoded]:
     """Ids and labels of every row in order. A fast tokenizer does many texts at once in threads."""
     rows = iter(rows)
-    while chunk := list(itertools.islice(rows, TOGETHER)):
+    while chunk := list(itertools.islice(rows, TOKENIZE_BATCH)):
         pairs: dict[int, tuple[str, str]] = {}
         chats: dict[int, tuple[str, Any]] = {}
         for place, (source, number, record) in enumerate(chunk):
@@ -168,7 +168,7 @@ def _encode_pairs(
         else:  # a token spans the border: training must not see a prompt that is never given
             after = tokenizer(response, add_special_tokens=False)["input_ids"]
         after = [*after, tokenizer.eos_token_id]
-        yield before + after, [MASKED] * len(before) + after
+        yield before + after, [IGNORE_INDEX] * len(before) + after
 
 
 def _check_chat(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
@@ -196,7 +196,7 @@ def _encode_chats(
     )
     replies = iter(_chat_ids([(w, m[: turn + 1]) for w, m, turn in turns], tokenizer))
     for (where, messages), ids in zip(chats, whole, strict=True):
-        labels = [MASKED] * len(ids)
+        labels = [IGNORE_INDEX] * len(ids)
         for turn, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue

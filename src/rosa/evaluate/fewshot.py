@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rosa.data.json_rows import read_records, text_field
+from rosa.data.json_rows import read_rows, text_field
 from rosa.data.prompts import Question, Shot
 from rosa.errors import RosaError
 from rosa.evaluate.answers import FILTERS
@@ -26,7 +26,7 @@ def draw_shots(
         RosaError: there is no such file, a row lacks its response (`output`), or too few rows are
             left.
     """
-    rows = read_records(source)
+    rows = read_rows(source)
     fitting = [(number, row) for number, row in enumerate(rows, 1) if _has_label(task, row)]
     asked = {_key(example.question) for example in tests}
     shots = [_shot(row, str(source), number) for number, row in fitting]

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from rosa.assets import ASSETS
-from rosa.data.json_rows import read_records, text_field
+from rosa.data.json_rows import read_rows, text_field
 from rosa.data.prompts import PROMPTS, Question, chat_turns, render
 from rosa.errors import RosaError
 from rosa.evaluate.answers import FILTERS, PROTOCOLS, PUBLISHED
@@ -215,7 +215,7 @@ def load_examples(task: Task, data: str | Path | None = None) -> list[Example]:
     """
     file = data_file(task, data)
     if file is not None:
-        rows, source = read_records(file), str(file)
+        rows, source = read_rows(file), str(file)
     else:
         rows, source = _hub_rows(task)
     return [_example(task, row, source, number) for number, row in enumerate(rows, 1)]

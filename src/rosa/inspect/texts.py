@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rosa.data.json_rows import read_text, text_field
-from rosa.data.sources import sample, toy_tasks, training_records
-from rosa.data.tokenization import KNOWN_FORMS, encode_prompts, tokenize_records
+from rosa.data.sources import load_training_rows, sample, toy_tasks
+from rosa.data.tokenization import KNOWN_FORMS, encode_prompts, tokenize_rows
 from rosa.errors import RosaError
 from rosa.models.loading import quiet
 
@@ -59,7 +59,7 @@ def read_source(data: str | None = None) -> Source:
     if data is not None and _is_plain_text(data):
         return Source(data, plain=read_text(Path(data).expanduser()))
     names = toy_tasks() if data is None else [data]
-    rows = [(name, n, row) for name in names for n, row in enumerate(training_records(name), 1)]
+    rows = [(name, n, row) for name in names for n, row in enumerate(load_training_rows(name), 1)]
     return Source(data or f"the package's toy questions ({', '.join(names)})", rows=rows)
 
 
@@ -120,7 +120,7 @@ def _row_ids(
     for source, number, row in rows:
         if any(form in row for form in _FORMS):
             # With the prompt in the loss no row is dropped for having a long one.
-            examples = tokenize_records(
+            examples = tokenize_rows(
                 [(source, number, row)], tokenizer, max_length=max_length, train_on_prompt=True
             )
             ids += [example["input_ids"] for example in examples.rows]

@@ -22,7 +22,7 @@ from rosa.budget.memory import (
 )
 from rosa.budget.parameters import Budget, builtin_models, count, model_shape
 from rosa.data.prompts import instruction_prompt
-from rosa.data.sources import toy_tasks, training_records
+from rosa.data.sources import load_training_rows, toy_tasks
 from rosa.errors import RosaError
 from rosa.evaluate.tasks import resolve_tasks
 
@@ -136,7 +136,7 @@ def workload(train_set: TrainingSet, facts: dict[str, int] | None, limit: int | 
     sources = [train_set.data] if isinstance(train_set.data, str) else train_set.data
     if facts is not None and not all(s in toy_tasks() or Path(s).is_file() for s in sources):
         return Work(**facts, longest=None, questions=questions)
-    rows = [lengths(record) for source in sources for record in training_records(source)]
+    rows = [lengths(record) for source in sources for record in load_training_rows(source)]
     prompt, response = (sum(column) / len(rows) for column in zip(*rows, strict=True))
     return Work(len(rows), prompt, response, round(max(map(sum, rows))), questions)
 

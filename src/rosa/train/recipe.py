@@ -22,14 +22,14 @@ from rosa.models.quantization import Quantization, check_quantization
 DEFAULT_METHOD = "rosa"
 
 
-class MethodsOwn:
+class UseMethodDefault:
     """Stands for a value that the recipe does not give and its method decides."""
 
     def __repr__(self) -> str:
         return "the method's"
 
 
-METHODS_OWN: Any = MethodsOwn()
+USE_METHOD_DEFAULT: Any = UseMethodDefault()
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Recipe:
     output_dir: str
     method: str = DEFAULT_METHOD
     adapter: dict[str, Any] = field(default_factory=dict)
-    dls: DlsConfig | None = METHODS_OWN
+    dls: DlsConfig | None = USE_METHOD_DEFAULT
     max_length: int = 512
     overlong: Literal["truncate", "drop"] = "truncate"
     train_on_prompt: bool = False
@@ -107,7 +107,7 @@ class Recipe:
         method = load_method(self.method)
         self.method = method.name
         self.model, self.output_dir = map(os.path.expanduser, (self.model, self.output_dir))
-        if isinstance(self.dls, MethodsOwn):
+        if isinstance(self.dls, UseMethodDefault):
             self.dls = DlsConfig() if method.dls else None
 
     @property

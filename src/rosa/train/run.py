@@ -18,9 +18,9 @@ from transformers import TrainerCallback, set_seed
 from rosa.common.distributed import by_the_first, connect, is_first, share_of, team_size
 from rosa.common.files import told_if_unwritable
 from rosa.common.lock import folder_in_use
-from rosa.data.sources import hold_out, sample, training_records
-from rosa.data.token_cache import cached_examples
-from rosa.data.tokenization import Examples, fingerprint_of
+from rosa.data.sources import hold_out, load_training_rows, sample
+from rosa.data.token_cache import tokenize_rows_cached
+from rosa.data.tokenization import TokenizedRows, fingerprint_of
 from rosa.errors import RosaError
 from rosa.methods.peft_methods import ATTACHING_FAILED, set_targets
 from rosa.methods.registry import method_config, one_line
@@ -81,12 +81,12 @@ def train(
     check_recipe(recipe)
     share_of(recipe.batch_size, recipe.gradient_accumulation, team_size())
     connect(use_cpu=pick_device().type == "cpu")
-    say = say if is_first() else _in_silence
+    say = say if is_first() else _discard
     folder = RunFolder(Path(recipe.output_dir))
     by_the_first(lambda: folder.check(recipe, resume))
     # Read everything that may be wrong before the folder is claimed.
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    train_set, validation_set = load_examples(recipe, tokenizer)
+    train_set, validation_set = load_tokenized_rows(recipe, tokenizer)
     say(f"training rows: {train_set.report()}")
     if validation_set.rows:
         say(f"validation rows: {validation_set.report()}")
@@ -98,7 +98,7 @@ def train(
     prepared = PreparedRun(recipe, model, tokenizer, train_set, validation_set, total_steps)
     try_selection(prepared)
     held = folder_in_use(folder.path) if is_first() else nullcontext()
-    with held, told_if_unwritable(folder.path, lambda: _goes_on(folder)):
+    with held, told_if_unwritable(folder.path, lambda: _resume_hint(folder)):
         checkpoint = by_the_first(lambda: _open(folder, prepared, resume))
         return _run(prepared, folder, checkpoint, say)
 
@@ -117,7 +117,7 @@ def _run(
     if not (checkpoint and trainer.take_over_finished(checkpoint)):
         with stop_on_signals(stopper), progress, meter:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return conclude(prepared.recipe, folder, trainer, meter)
+    return finish_run(prepared.recipe, folder, trainer, meter)
 
 
 def _open(folder: RunFolder, run: PreparedRun, resume: bool) -> Path | None:
@@ -133,11 +133,11 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[-1])
 
 
-def _in_silence(_line: str) -> None:
+def _discard(_line: str) -> None:
     """What a process says that is not the first."""
 
 
-def _goes_on(folder: RunFolder) -> str:
+def _resume_hint(folder: RunFolder) -> str:
     """What a person does when the disk is full: half a checkpoint does not fill it further."""
     if is_first():
         folder.drop_saving()
@@ -146,7 +146,7 @@ def _goes_on(folder: RunFolder) -> str:
     return f"make room there, and the same command with --resume goes on {after}"
 
 
-def conclude(
+def finish_run(
     recipe: Recipe, folder: RunFolder, trainer: GuardedTrainer, meter: CostMeter
 ) -> TrainResult:
     """Draws what happened; writes adapter, costs and card if the run came to its end."""
@@ -184,18 +184,18 @@ def conclude(
     return result
 
 
-def load_examples(recipe: Recipe, tokenizer: Any) -> tuple[Examples, Examples]:
+def load_tokenized_rows(recipe: Recipe, tokenizer: Any) -> tuple[TokenizedRows, TokenizedRows]:
     """Training and validation rows of every source, sampled, split and tokenised."""
     rows = [
         (source, number, record)
         for source in recipe.data_sources
-        for number, record in enumerate(training_records(source), start=1)
+        for number, record in enumerate(load_training_rows(source), start=1)
     ]
     rows = sample(rows, recipe.limit, recipe.seed)
     parts = []
     for part in hold_out(rows, recipe.validation, recipe.seed):
         parts.append(
-            cached_examples(
+            tokenize_rows_cached(
                 part,
                 tokenizer,
                 max_length=recipe.max_length,

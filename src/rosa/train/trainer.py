@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from trl import SFTConfig, SFTTrainer
 
 from rosa.common.distributed import share_of, team_size
-from rosa.data.tokenization import Examples
+from rosa.data.tokenization import TokenizedRows
 from rosa.dls import DlsCallback, DynamicLayerSelection
 from rosa.errors import DivergedError
 from rosa.models.loading import pick_device, pick_dtype
@@ -39,7 +39,7 @@ from rosa.train.sharded_checkpoint import is_sharded, load_sharded_optimizer, lo
 
 CHECKPOINTS_PER_RUN = 10
 # A launcher hands a terminal's Ctrl-C on to processes that got it themselves: one, not two.
-ECHO = 2.0 if team_size() > 1 else 0.0  # seconds
+DUPLICATE_SIGNAL_WINDOW = 2.0 if team_size() > 1 else 0.0  # seconds
 STATE_FILE = "trainer_state.json"
 
 
@@ -50,8 +50,8 @@ class PreparedRun:
     recipe: Recipe
     model: Any
     tokenizer: Any
-    train_set: Examples
-    validation_set: Examples
+    train_set: TokenizedRows
+    validation_set: TokenizedRows
     total_steps: int
 
 
@@ -271,7 +271,7 @@ def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) ->
         use_cpu=device.type == "cpu",
         seed=recipe.seed,
         data_seed=recipe.seed,
-        max_length=None,  # rows are cut in `tokenize_records`, with a count
+        max_length=None,  # rows are cut in `tokenize_rows`, with a count
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=device.type == "cuda",
     )
@@ -285,7 +285,7 @@ def stop_on_signals(stopper: StopOnSignal) -> Iterator[None]:
 
     def request(number: int, frame: Any) -> None:
         nonlocal first
-        if stopper.requested and time.monotonic() - first > ECHO:
+        if stopper.requested and time.monotonic() - first > DUPLICATE_SIGNAL_WINDOW:
             raise KeyboardInterrupt
         if not stopper.requested:
             stopper.requested, first = True, time.monotonic()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rosa.compare.results import RunResult, StudyResults
-from rosa.data.json_rows import read_records
+from rosa.data.json_rows import read_rows
 from rosa.errors import RosaError
 from rosa.report.html.head import seeds_in_order
 
@@ -147,7 +147,7 @@ def _read(study: StudyResults) -> list[TaskAnswers]:
 
 
 def _answers(file: Path, task: TaskAnswers) -> Iterable[Answer]:
-    for number, record in enumerate(read_records(file), 1):
+    for number, record in enumerate(read_rows(file), 1):
         try:
             row = (int(record["index"]), str(record["prompt"]), str(record["label"]))
             prediction = record["prediction"]

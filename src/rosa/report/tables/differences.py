@@ -23,7 +23,7 @@ from rosa.compare.statistics import (
     mcnemar,
     welch,
 )
-from rosa.data.json_rows import read_records
+from rosa.data.json_rows import read_rows
 from rosa.errors import RosaError, did_you_mean
 
 Answers = tuple[Path, int, int] | None  # a file, when it was written, its size
@@ -217,7 +217,7 @@ def _paired(
 @lru_cache(maxsize=4096)
 def _read(answers: tuple[Path, int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the examples, ascending, and whether each was answered right."""
-    records = sorted((r["index"], bool(r["correct"])) for r in read_records(answers[0]))
+    records = sorted((r["index"], bool(r["correct"])) for r in read_rows(answers[0]))
     indices, correct = zip(*records, strict=True)
     return np.array(indices, dtype=int), np.array(correct, dtype=bool)
 
