@@ -22,11 +22,11 @@ demo-record: install
 	cp runs/demo-record/demo.json docs/results/demo.json
 	$(BIN)/python -m docs.generators
 
-# Time and memory beside the frozen model and other methods; docs/performance.md. Run it alone.
+# Time and memory beside the frozen model and other methods; docs/notes/performance.md. Run it alone.
 bench: install
 	$(BIN)/python -m benchmarks.performance
 
-# The comparison of all methods on the toy model, two to three hours; docs/tiny_study.md.
+# The comparison of all methods on the toy model, two to three hours; docs/notes/tiny_study.md.
 tiny-study: install
 	$(BIN)/rosa compare recipes/tiny_study.yaml
 	$(BIN)/python -m docs.generators.record_study runs/tiny-study docs/results/tiny
@@ -49,11 +49,11 @@ nightly: install
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ray,lm-eval,torchao]"
 	$(BIN)/python -m pytest -q -n 2 -m "slow or not slow"
 
-# The core tests on the oldest and the newest versions of what RoSA builds on; docs/versions.md.
+# The core tests on the oldest and the newest versions of what RoSA builds on; docs/reference/versions.md.
 versions: install
 	$(BIN)/python -m tests.support.version_matrix
 
-# Converts, trains and scores on real data: make real DATA=/path/to/data (docs/real_input.md)
+# Converts, trains and scores on real data: make real DATA=/path/to/data (docs/guides/real_models.md)
 real: install
 	ROSA_TEST_DATA=$(DATA) $(BIN)/python -m pytest -q -m "slow or not slow" tests/test_real_input.py
 

@@ -1,4 +1,4 @@
-"""Decoding with a static cache and `torch.compile`, as docs/inference.md has it."""
+"""Decoding with a static cache and `torch.compile`, as docs/guides/serving.md has it."""
 
 from __future__ import annotations
 

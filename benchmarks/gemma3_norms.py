@@ -3,8 +3,8 @@
 python -m benchmarks.gemma3_norms           # measures, one to two minutes of one core
 python -m benchmarks.gemma3_norms --render  # only writes the tables anew from the figures
 
-Writes docs/results/gemma3.json and the tables of docs/gemma3.md. Models are tiny and random, first
-trained on one Markov chain and then adapted to another, so that norms and weights are used.
+Writes docs/results/gemma3.json and the tables of docs/notes/gemma3.md. Models are tiny and random,
+first trained on one Markov chain and then adapted to another, so that norms and weights are used.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from rosa.dls.scores import layer_scores
 from rosa.rope import low_pair_count
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-RESULTS, PAGE = DOCS / "results" / "gemma3.json", DOCS / "gemma3.md"
+RESULTS, PAGE = DOCS / "results" / "gemma3.json", DOCS / "notes/gemma3.md"
 LAYERS, VOCABULARY, LENGTH, BATCH = 6, 64, 24, 8
 PRETRAINING, STEPS, LR = 200, 100, 1e-3
 FACTORS = (1 / 30, 1.0, 30.0)

@@ -6,8 +6,8 @@ python -m benchmarks.performance --parts decode    # some parts anew, the others
 python -m benchmarks.performance --render          # only the page anew, from the figures
 
 Writes docs/results/performance_<device>.json after every part, then the tables and the picture of
-docs/performance.md. All contenders of a part run in one process, in turns; a figure is the median
-of the ratios to the first one in the same round. Run it when nothing else runs.
+docs/notes/performance.md. All contenders of a part run in one process, in turns; a figure is
+the median of the ratios to the first one in the same round. Run it when nothing else runs.
 """
 
 from __future__ import annotations

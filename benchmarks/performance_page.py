@@ -1,4 +1,4 @@
-"""Tables and picture of docs/performance.md, from docs/results/performance_<device>.json."""
+"""Tables and picture of docs/notes/performance.md, from docs/results/performance_<device>.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.targets import SAVED, STEP, targets
 from rosa.common.plot_style import canvas
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-RESULTS, PAGE = DOCS / "results", DOCS / "performance.md"
+RESULTS, PAGE = DOCS / "results", DOCS / "notes/performance.md"
 PICTURE = DOCS / "images" / "performance.png"
 Row = dict[str, Any]
 COLOURS = {"lora": "#b4530a", "rosa": "#0f6ba8", "rosa_dls": "#3a8f5c", "rosa_pre": "#7a5ca8"}

@@ -13,18 +13,20 @@ from pathlib import Path
 
 from docs.generators import methods, precision, recipe, scale, tiny_study
 from docs.generators.blocks import DOCS, ROOT, filled
+from rosa import DlsConfig
 
 
 def pages() -> dict[Path, str]:
     """Every page with generated parts, as it should be."""
     blocks = {
         ROOT / "README.md": {"demo-table": tiny_study.demo_table()},
-        DOCS / "tiny_study.md": {
+        DOCS / "guides/dls.md": {"dls-config": recipe.table(DlsConfig)},
+        DOCS / "notes/tiny_study.md": {
             "scores": tiny_study.scores_table(),
             "questions": tiny_study.questions_table(),
             "rates": tiny_study.rates_table(),
         },
-        DOCS / "methods.md": {
+        DOCS / "reference/methods.md": {
             "paper-methods": methods.methods_table(["baseline", "ours"]),
             "variants": methods.methods_table(["variant"]),
             "refused": methods.refused_table(),
@@ -42,4 +44,4 @@ def pages() -> dict[Path, str]:
     filled_in = {
         path: filled(path.read_text(encoding="utf-8"), own) for path, own in blocks.items()
     }
-    return {DOCS / "recipe.md": recipe.page(), **filled_in}
+    return {DOCS / "reference/recipe.md": recipe.page(), **filled_in}

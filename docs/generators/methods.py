@@ -1,4 +1,4 @@
-"""The tables of docs/methods.md, from the study's YAML files."""
+"""The tables of docs/reference/methods.md, from the study's YAML files."""
 
 from __future__ import annotations
 

@@ -68,12 +68,12 @@ as quick, and so are those of a tokenizer without the fast backend.
 
 | file | |
 |---|---|
-| `adapter_config.json`, `adapter_model.safetensors` | [the adapter](adapter-format.md) |
+| `adapter_config.json`, `adapter_model.safetensors` | [the adapter](adapter_format.md) |
 | `recipe.yaml` | the resolved recipe |
 | `metrics.jsonl` | a line per log: step, loss, learning rate, gradient norm, tokens per second |
 | `dls_history.jsonl` | a line per choice of layers: step, mode, scores, selected |
-| `loss.png`, `layers.png` | the same, drawn; [`rosa plot`](dls.md#seeing-it) draws the second |
-| `costs.json` | [what it cost](costs.md): time, memory, tokens, energy, size |
+| `loss.png`, `layers.png` | their pictures ([`rosa plot`](../guides/dls.md#plots-and-trackers)) |
+| `costs.json` | [what it cost](../costs.md): time, memory, tokens, energy, size |
 | `README.md` | the model card |
 | `checkpoint-N/` | what `--resume` needs; the newest and the best are kept |
 
@@ -83,7 +83,7 @@ process). A folder that holds another run is refused. A loss that is not a finit
 run and leaves the last good checkpoint; start again in another folder. One run at a time works
 in a folder. A second Ctrl-C ends the run at once, and what came after the last checkpoint is lost.
 A checkpoint with a damaged file is passed over for the one before. A kill, a full disk and other
-[faults](faults.md) cost what came after the last checkpoint and nothing else.
+[faults](../faults.md) cost what came after the last checkpoint and nothing else.
 """
 
 

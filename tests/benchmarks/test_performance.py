@@ -1,4 +1,4 @@
-"""The benchmark of docs/performance.md: what it runs, and that the page says what was measured."""
+"""The benchmark of docs/notes/performance.md: what it runs, and that the page is up to date."""
 
 from __future__ import annotations
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from rosa import DynamicLayerSelection
 from tests.support import dls_models, dls_processes
 from tests.support.dls_models import EVERY_THIRD, LAYERS, adamw, batch
 from tests.support.dls_processes import CLIP, FAST, RESUMED, SAVED, SLOW, STEPS, start
-from tests.support.processes import ROOT
 
 
 def run(folder: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
@@ -135,27 +132,3 @@ def test_a_choice_at_the_first_step_of_a_model_that_ddp_wraps_later(fast: dict[s
 
 def test_every_scenario_is_run_by_a_test() -> None:
     assert sorted(dls_processes.SCENARIOS) == sorted(FAST + SLOW)
-
-
-@pytest.mark.filterwarnings("ignore:DLS never chooses")
-def test_the_page_s_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/distributed.md, in one process: the loop is the same."""
-    monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
-    model = dls_models.tiny_llama(torch.float32)
-    rows = [{key: value[0] for key, value in batch(seed).items()} for seed in range(2)]
-    names = {
-        "model": model,
-        "optimizer": adamw(model),
-        "loader": torch.utils.data.DataLoader(rows),
-    }
-    examples = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    assert len(examples) == 2
-    try:
-        for source in examples:
-            exec(compile(source, "distributed.md", "exec"), names)
-        assert names["dls"].step == 2
-    finally:
-        names["dls"].detach()
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()

@@ -41,7 +41,7 @@ from tests.support.dls_models import (
     word_tokenizer,
 )
 
-DOCS = Path(__file__).parents[2] / "docs" / "dls.md"
+DOCS = Path(__file__).parents[2] / "docs" / "guides" / "dls.md"
 STEPS, PARTS, CLIP = 7, 2, 0.05  # chooses at steps 3 and 6
 QUICK = ("full fine-tuning", "RoSA", "LoRA", "VeRA")
 TRAINER = {
@@ -141,7 +141,7 @@ class Module(pl.LightningModule):
 
 
 def lightning_callback() -> Any:
-    """The callback that docs/dls.md gives."""
+    """The callback of docs/guides/dls.md."""
     section = DOCS.read_text(encoding="utf-8").split("## With Lightning")[1]
     source = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
     names: dict[str, Any] = {"DynamicLayerSelection": DynamicLayerSelection}

@@ -182,7 +182,7 @@ def test_vb_lora_s_bank_trains_whoever_is_chosen() -> None:
 
 
 def refused(method: str) -> pytest.MarkDecorator:
-    return pytest.mark.dls_cell(method=method, loop="any", engine="any", says="refused")
+    return pytest.mark.dls_cell(method=method, loop="any", engine="any", says="error")
 
 
 @pytest.mark.parametrize(

@@ -368,7 +368,7 @@ def test_a_run_in_which_it_never_chose_warns_at_start_and_end(tmp_path: Path) ->
     assert history(tmp_path) == []
 
 
-@pytest.mark.dls_cell(method="any", loop="any", engine="DeepSpeed", says="refused")
+@pytest.mark.dls_cell(method="any", loop="any", engine="DeepSpeed", says="error")
 def test_deepspeed_is_refused(tmp_path: Path) -> None:
     callback = DlsCallback(CONFIG)
     trainer = Trainer(

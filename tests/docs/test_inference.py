@@ -1,4 +1,4 @@
-"""The blocks of docs/inference.md run, in their order, as one program."""
+"""The blocks of docs/guides/serving.md run, in their order, as one program."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.docs.test_pages import ROOT, blocks
+from tests.support.pages import ROOT, blocks
 
 
 def test_the_blocks_run_one_after_another(tmp_path: Path) -> None:
-    found = blocks((ROOT / "docs" / "inference.md").read_text(encoding="utf-8"), "python")
+    found = blocks((ROOT / "docs" / "guides/serving.md").read_text(encoding="utf-8"), "python")
     assert len(found) == 4
     checks = """
 assert (greedy == static).all() and beams.shape[0] == 4

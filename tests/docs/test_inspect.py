@@ -9,9 +9,8 @@ import pytest
 
 from rosa.cli.inspect import build_parser
 from rosa.cli.main import main
-from tests.docs.test_pages import ROOT, blocks, in_a_copy, rosa_commands
+from tests.support.pages import ROOT, blocks, rosa_commands
 
-__all__ = ["in_a_copy"]  # a fixture
 PAGE = (ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")
 QUICK = {"train": ["--max_steps", "4", "--limit", "40"], "inspect": ["--limit", "2"]}
 

@@ -1,4 +1,4 @@
-"""docs/methods.md is true: its recipe and commands run, its Python prints what it says."""
+"""reference/methods.md: its recipe and commands run, its Python prints what it says."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from rosa.cli.main import main
-from tests.docs.test_pages import blocks
+from tests.support.pages import blocks
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "methods.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "reference/methods.md").read_text(encoding="utf-8")
 QUICK = ["--max_steps", "2", "--limit", "40", "--validation", "4", "--report_to", "[]"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,29 +13,9 @@ import pytest
 from docs.generators import pages
 from rosa.cli.main import COMMANDS, main
 from rosa.cli.recipe_parser import load_recipe
+from tests.support.pages import PAGES, ROOT, blocks, rosa_commands
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-
-
-def blocks(text: str, language: str) -> list[str]:
-    """The fenced blocks of a language, but those marked `<!-- no-run -->`."""
-    runnable = re.sub(r"<!-- no-run -->\n```.*?```", "", text, flags=re.DOTALL)
-    return re.findall(rf"```{language}\n(.*?)```", runnable, flags=re.DOTALL)
-
-
-def rosa_commands(text: str) -> list[list[str]]:
-    lines = [line for block in blocks(text, "bash") for line in block.splitlines()]
-    return [line.split("#")[0].split()[1:] for line in lines if line.startswith("rosa ")]
-
-
-@pytest.fixture
-def in_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder with the repository's recipes, as a reader's clone has them."""
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_the_readmes_commands_run(in_a_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +51,7 @@ def test_the_readme_names_every_command() -> None:
 def test_the_commands_on_real_input_run(
     in_a_copy: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = (ROOT / "docs" / "real_input.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "guides/real_models.md").read_text(encoding="utf-8")
     commands = rosa_commands(page.replace("$DATA", str(shared_data)))
     assert [command[0] for command in commands] == ["convert", "train", "evaluate"]
     quick = {"train": ["--max_steps", "4", "--limit", "60", "--validation", "4"]}

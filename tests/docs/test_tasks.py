@@ -1,4 +1,4 @@
-"""docs/tasks.md: its example runs, and what it says about the tasks is so."""
+"""docs/guides/evaluating.md: its example runs, and what it says about the tasks is so."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rosa.evaluate.answers import PROTOCOLS
 from rosa.evaluate.tasks import built_in_tasks, load_task
 from tests.support.tiny_folder import write_model_folder
 
-PAGE = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "guides/evaluating.md").read_text(encoding="utf-8")
 
 
 def test_the_example_task_can_be_added_and_run(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The strict protocol's rules, as docs/tasks.md states them."""
+"""The strict protocol's rules, as docs/guides/evaluating.md states them."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from rosa.cli.main import main
 from rosa.errors import RosaError
 from rosa.models import loading as models
 from tests.support.adapters import randomise
+from tests.support.pages import read_page
 
 pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 
@@ -139,8 +140,8 @@ def test_an_unknown_task_names_the_nearest_of_the_harness():
 
 @pytest.mark.slow
 def test_lm_evals_own_command_loads_a_rosa_adapter_after_import_rosa(adapter, tmp_path):
-    """The command of docs/tasks.md, and without `import rosa` it is the error told there."""
-    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    """The command of evaluating.md; without `import rosa` it raises the error shown there."""
+    page = read_page("guides/evaluating.md")
     (start,) = [
         line.split('"')[1] for line in page.splitlines() if "cli_evaluate" in line and '"' in line
     ]

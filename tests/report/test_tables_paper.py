@@ -25,7 +25,7 @@ from rosa.report.tables import paper
 from rosa.report.tables.build import main_table
 from rosa.report.tables.sections import sections
 from rosa.report.tables.write import write_tables
-from tests.docs.test_pages import rosa_commands
+from tests.support.pages import rosa_commands
 
 PRINTED = json.loads((Path(__file__).parents[1] / "fixtures" / "paper_accuracies.json").read_text())
 # Where averaging the printed accuracies does not print as the paper's average: (model, method).

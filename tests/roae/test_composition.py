@@ -25,9 +25,9 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 from rosa.errors import RosaError
 from rosa.roae import load_adapter_checked
-from tests.docs.test_pages import ROOT, blocks
 from tests.support.adapters import SMALL
 from tests.support.op_variants import each_variant_nightly
+from tests.support.pages import ROOT, blocks
 from tests.support.reference import relative_error
 from tests.support.tiny_models import random_tokens, tiny_model
 

@@ -101,7 +101,7 @@ def test_scores_are_finite_and_comparable_across_layers(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_scores_fall_as_the_scales_of_norms_grow(name: str) -> None:
     """Eq. 5 sees a norm's scale: the same function, written with a scale c times as large, scores
-    1/c. So scores compare layers as far as their norms' scales compare (docs/gemma3.md)."""
+    1/c. So scores compare layers as far as their norms' scales compare (docs/notes/gemma3.md)."""
     factors = [0.1, 10.0, 1.0, 3.0, 1.0, 0.3]
     plain, rescaled = tiny(name), gemma3_norms.rescale(tiny(name), factors)
     with torch.no_grad():

@@ -17,9 +17,9 @@ from rosa import RosaConfig, register_projection
 from rosa.budget.parameters import count, model_shape
 from rosa.errors import RosaError
 from rosa.roae import load_adapter_checked, projection
-from tests.docs.test_pages import ROOT, blocks
 from tests.support.adapters import SMALL, adapted, adapter_state, randomise
 from tests.support.op_variants import each_variant
+from tests.support.pages import ROOT, blocks
 from tests.support.reference import Reference, relative_error
 from tests.support.tiny_models import random_tokens, tiny_model
 

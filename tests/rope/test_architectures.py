@@ -86,7 +86,7 @@ def test_the_layout_is_as_measured_and_as_expected(case: Case) -> None:
         assert known == measured
     assert tuple(case.plain.get_submodule(name).layer_idx for name in measured) == expected.layers
     assert row(expected, measured, is_known) in PAGE.read_text(encoding="utf-8"), (
-        "docs/architectures.md is out of date: run python -m tests.support.architecture_table"
+        "reference/architectures.md is out of date: run python -m tests.support.architecture_table"
     )
     for name, layout in measured.items():
         assert layout.pairing == expected.pairing

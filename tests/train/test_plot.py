@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -169,24 +166,3 @@ def test_the_report_of_a_study_draws_a_static_choice_too() -> None:
     drawn = layer_map(0, [STATIC], 3)
     assert [kind[0] for kind, _ in drawn.paths] == ["c", "n"]
     assert drawn.explored == ()
-
-
-def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "dls.md").read_text(encoding="utf-8")
-    [block] = re.findall(r"```bash\n(.*?)```", page.split("## Seeing it")[1], flags=re.DOTALL)
-    commands = [shlex.split(line)[1:] for line in block.splitlines()]
-    assert [command[0] for command in commands] == ["train", "plot", "train", "train"]
-    quick = ["--max_steps", "11", "--limit", "40", "--validation", "0", "--batch_size", "2"]
-    for command in commands:
-        assert main([*command, *(quick if command[0] == "train" else [])]) == 0
-    modes = {
-        run.name: [record["mode"] for record in read_history(run)]
-        for run in (tmp_path / "runs").iterdir()
-    }
-    assert modes["tiny-random"] == ["explore"]
-    assert modes["tiny-upper"] == ["static"]
-    assert read_history("runs/tiny-upper")[0]["selected"] == [3, 4, 5]
-    assert (tmp_path / "runs" / "tiny" / "chosen.svg").is_file()
-    assert (tmp_path / "runs" / "tiny" / "layers.png").is_file()

@@ -28,8 +28,8 @@ from rosa.models.loading import load, load_base_model
 from rosa.roae.norms import NormWrapper
 from rosa.train.recipe import Recipe, dump_recipe
 from rosa.train.run import train
-from tests.docs.test_pages import blocks
 from tests.support.adapters import adapter_state, randomise
+from tests.support.pages import blocks
 from tests.support.quantized import (
     SMALL,
     TOKENS,
