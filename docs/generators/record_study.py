@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rosa.compare.results import StudyResults
-from rosa.compare.statistics import stated
+from rosa.compare.statistics import format_p_value
 from rosa.report.tables.differences import Difference, differences
 
 KEPT = ["results.json", "grid.yaml", "overlap.json", "tables/*", "figures/*"]
@@ -75,7 +75,7 @@ def table(found: list[tuple[str, Difference]]) -> str:
         interval = "–"
         if d.interval.low is not None and d.interval.high is not None:
             interval = f"{d.interval.low:+.1f} to {d.interval.high:+.1f}"
-        tests = f"{stated(d.t.p)} | {stated(d.mcnemar.p)}"
+        tests = f"{format_p_value(d.t.p)} | {format_p_value(d.mcnemar.p)}"
         lines.append(f"| {question} | {means} | {d.difference:+.1f} | {interval} | {tests} |")
     return "\n".join(lines) + "\n"
 

@@ -16,8 +16,8 @@ import yaml
 
 from rosa.cli.main import main
 from rosa.compare.gather import read_run
-from rosa.compare.grid import read_entry
-from rosa.compare.plan import Group, Job
+from rosa.compare.grid import parse_method_entry
+from rosa.compare.plan import Job, RunGroup
 from rosa.compare.results import StudyResults
 from rosa.errors import RosaError
 from rosa.train.recipe import Recipe
@@ -82,10 +82,10 @@ def test_a_damaged_run_is_named(study: Path, tmp_path: Path, name: str, content:
     run = StudyResults.load(study).runs[0]
     shutil.copytree(study / run.folder, tmp_path / run.folder)
     (tmp_path / run.folder / name).write_text(content)
-    group = Group(run.model, run.train_set, run.method)
+    group = RunGroup(run.model, run.train_set, run.method)
     recipe = Recipe("rosa-tiny", "tiny-sums", str(tmp_path / run.folder))
     with pytest.raises(RosaError, match="damaged"):
-        read_run(tmp_path, Job(run.folder, group, recipe), read_entry("lora"))
+        read_run(tmp_path, Job(run.folder, group, recipe), parse_method_entry("lora"))
 
 
 def test_a_run_can_be_repeated_alone(study: Path, tmp_path: Path) -> None:

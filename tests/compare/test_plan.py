@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rosa.cli.compare import GridParser
 from rosa.cli.recipe_parser import resolve_recipe
 from rosa.compare.gather import kind
-from rosa.compare.grid import Evaluation, Grid, TrainingSet, Tuning, read_entry
+from rosa.compare.grid import Evaluation, Grid, LearningRateSearch, TrainingSet, parse_method_entry
 from rosa.compare.plan import folder_name, plan
 from rosa.errors import RosaError
 
@@ -45,7 +45,7 @@ def test_one_seed_of_every_method_comes_before_the_second_of_any() -> None:
 
 
 def test_tuning_runs_come_first_and_are_not_scored() -> None:
-    grid = make_grid(tune=Tuning([1e-3, 1e-2], [7], {"max_steps": 5}))
+    grid = make_grid(tune=LearningRateSearch([1e-3, 1e-2], [7], {"max_steps": 5}))
     jobs = plan(grid, resolve_recipe)
     tuning, runs = jobs[:4], jobs[4:]
     assert all(job.is_tuning and job.recipe.max_steps == 5 and job.seed == 7 for job in tuning)
@@ -54,7 +54,7 @@ def test_tuning_runs_come_first_and_are_not_scored() -> None:
 
 
 def test_keys_of_tuning_runs_are_read_like_any_recipe() -> None:
-    tune = Tuning([1e-3], [7], {"adapter": {"r": 2}, "dls": {"interval": 1}})
+    tune = LearningRateSearch([1e-3], [7], {"adapter": {"r": 2}, "dls": {"interval": 1}})
     jobs = plan(make_grid(tune=tune, methods=["lora", "rosa"]), resolve_recipe)
     lora, rosa = (job.recipe for job in jobs if job.is_tuning)
     assert (lora.adapter["r"], lora.dls) == (2, None)
@@ -105,14 +105,16 @@ def test_a_budget_is_met_by_the_nearest_rank() -> None:
         ({"methods": ["lorra"]}, ["lorra", "lora"]),
         ({"methods": [{"method": "lora", "adapter": {"rank": 4}}]}, ["the method 'lora'", "rank"]),
         ({"recipe": {"learning_ratee": 1}}, ["learning_rate"]),
-        ({"tune": Tuning([])}, ["tune needs"]),
-        ({"tune": Tuning([1e-3, 0.001])}, ["tune.learning_rates: '0.001' stands there twice"]),
-        ({"tune": Tuning([1e-3], [1, 1])}, ["tune.seeds: '1' stands there twice"]),
-        ({"tune": Tuning([1e-3], [1], {"stepps": 3})}, ["tune.recipe", "stepps"]),
-        ({"tune": Tuning([1e-3], [1], {"max_steps": "ten"})}, ["tune.recipe", "max_steps", "ten"]),
-        ({"tune": Tuning([-1e-3])}, ["learning_rate must be", "-0.001", "'lora'"]),
-        ({"tune": Tuning([1e-3]), "recipe": {"validation": 0}}, ["validation", "tune"]),
-        ({"tune": Tuning([1e-3]), "methods": [{"name": "x", "method": "lora",
+        ({"tune": LearningRateSearch([])}, ["tune needs"]),
+        ({"tune": LearningRateSearch([1e-3, 0.001])},
+         ["tune.learning_rates: '0.001' stands there twice"]),
+        ({"tune": LearningRateSearch([1e-3], [1, 1])}, ["tune.seeds: '1' stands there twice"]),
+        ({"tune": LearningRateSearch([1e-3], [1], {"stepps": 3})}, ["tune.recipe", "stepps"]),
+        ({"tune": LearningRateSearch([1e-3], [1], {"max_steps": "ten"})},
+         ["tune.recipe", "max_steps", "ten"]),
+        ({"tune": LearningRateSearch([-1e-3])}, ["learning_rate must be", "-0.001", "'lora'"]),
+        ({"tune": LearningRateSearch([1e-3]), "recipe": {"validation": 0}}, ["validation", "tune"]),
+        ({"tune": LearningRateSearch([1e-3]), "methods": [{"name": "x", "method": "lora",
           "learning_rate": 0.1}]}, ["learning_rate", "tune"]),
         ({"methods": [{"method": "lora", "adapter": {"r": "four"}}]}, ["'lora'", "adapter.r"]),
         ({"recipe": {"max_steps": 0}}, ["max_steps must be above 0"]),
@@ -157,7 +159,7 @@ def test_seeds_reach_the_recipes(seeds: list[int]) -> None:
     ],
 )
 def test_what_an_entry_is_in_the_comparison(entry: Any, group: str) -> None:
-    assert kind(read_entry(entry)) == group
+    assert kind(parse_method_entry(entry)) == group
 
 
 class TestGridFile:
@@ -180,7 +182,7 @@ class TestGridFile:
         grid = self.parse(tmp_path, self.TEXT, "--output_dir", "b", "--seeds", "[4, 5]")
         assert (grid.output_dir, grid.seeds) == ("b", [4, 5])
         assert grid.training_sets["toy"] == TrainingSet("tiny-sums", ["toy"])
-        assert grid.tune == Tuning([1e-3])
+        assert grid.tune == LearningRateSearch([1e-3])
         assert [entry.name for entry in grid.entries] == ["lora", "x"]
 
     @pytest.mark.parametrize(

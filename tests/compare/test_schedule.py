@@ -18,7 +18,7 @@ from rosa.cli.main import main
 from rosa.cli.recipe_parser import resolve_recipe
 from rosa.compare import schedule as schedule_module
 from rosa.compare.gather import gather_tuning
-from rosa.compare.grid import Evaluation, Grid, TrainingSet, Tuning
+from rosa.compare.grid import Evaluation, Grid, LearningRateSearch, TrainingSet
 from rosa.compare.job import run_job, status_file
 from rosa.compare.local import PRELOAD, visible_gpus
 from rosa.compare.plan import Job, plan
@@ -114,7 +114,7 @@ def run_compare(grid: Grid) -> StudyResults:
 
 def test_each_method_runs_with_the_rate_that_its_tuning_chose(tmp_path: Path) -> None:
     engine = FakeEngine(tmp_path)
-    run(make_schedule(tmp_path, tune=Tuning(RATES)), engine)
+    run(make_schedule(tmp_path, tune=LearningRateSearch(RATES)), engine)
     chosen = {
         job.group.method: job.recipe.learning_rate for job in engine.started if not job.is_tuning
     }
@@ -137,27 +137,27 @@ def test_a_killed_process_is_a_failed_run(tmp_path: Path) -> None:
 
 def test_a_candidate_that_fails_is_not_chosen(tmp_path: Path) -> None:
     engine = FakeEngine(tmp_path, fails="rosa/lr-0.001")
-    run(make_schedule(tmp_path, tune=Tuning(RATES)), engine)
+    run(make_schedule(tmp_path, tune=LearningRateSearch(RATES)), engine)
     rates = {j.recipe.learning_rate for j in engine.started if "runs/" in j.id and "rosa/s" in j.id}
     assert rates == {1e-2}
 
 
 def test_a_candidate_that_diverges_is_an_answer_and_no_failure(tmp_path: Path) -> None:
-    schedule = make_schedule(tmp_path, tune=Tuning(RATES))
+    schedule = make_schedule(tmp_path, tune=LearningRateSearch(RATES))
     run(schedule, FakeEngine(tmp_path, diverges="rosa/lr-0.001"))
     assert not schedule.errors
     assert gather_tuning(schedule)[1]["losses"] == {"0.001": None, "0.01": 0.3}
-    assert not make_schedule(tmp_path, tune=Tuning(RATES)).waiting
+    assert not make_schedule(tmp_path, tune=LearningRateSearch(RATES)).waiting
 
 
 def test_a_method_of_which_all_candidates_diverge_cannot_run(tmp_path: Path) -> None:
-    schedule = make_schedule(tmp_path, tune=Tuning(RATES))
+    schedule = make_schedule(tmp_path, tune=LearningRateSearch(RATES))
     run(schedule, FakeEngine(tmp_path, diverges="rosa/lr-"))
     assert "no finite validation loss" in schedule.errors["runs/rosa-tiny/toy/rosa/seed-1"]
 
 
 def test_a_method_whose_tuning_failed_is_reported_and_the_others_run(tmp_path: Path) -> None:
-    schedule = make_schedule(tmp_path, tune=Tuning(RATES))
+    schedule = make_schedule(tmp_path, tune=LearningRateSearch(RATES))
     run(schedule, FakeEngine(tmp_path, fails="rosa/lr-"))
     assert schedule.count("done") == 2 + 2
     error = schedule.errors["runs/rosa-tiny/toy/rosa/seed-1"]
@@ -169,17 +169,17 @@ def test_a_method_whose_tuning_failed_is_reported_and_the_others_run(tmp_path: P
 def test_no_rate_is_chosen_before_every_candidate_has_ended_by_itself(
     tmp_path: Path, how: str
 ) -> None:
-    schedule = make_schedule(tmp_path, tune=Tuning(RATES))
+    schedule = make_schedule(tmp_path, tune=LearningRateSearch(RATES))
     run(schedule, FakeEngine(tmp_path, **{how: "rosa/lr-0.001"}))  # which would have won
     assert "rosa/lr-0.001" in schedule.errors["runs/rosa-tiny/toy/rosa/seed-1"]
     again = FakeEngine(tmp_path)
-    run(make_schedule(tmp_path, tune=Tuning(RATES)), again)
+    run(make_schedule(tmp_path, tune=LearningRateSearch(RATES)), again)
     rates = [j.recipe.learning_rate for j in again.started if not j.is_tuning]
     assert rates == [1e-3, 1e-3]
 
 
 def test_gathering_in_between_decides_nothing(tmp_path: Path) -> None:
-    grid: dict[str, Any] = {"tune": Tuning(RATES), "methods": ["rosa"]}
+    grid: dict[str, Any] = {"tune": LearningRateSearch(RATES), "methods": ["rosa"]}
     engine = FakeEngine(tmp_path, fails="rosa/lr-0.001")
     run(make_schedule(tmp_path, **grid), engine)
     for job in engine.started:
@@ -193,7 +193,7 @@ def test_gathering_in_between_decides_nothing(tmp_path: Path) -> None:
 
 
 def test_a_method_keeps_the_rate_that_its_first_run_had(tmp_path: Path) -> None:
-    grid: dict[str, Any] = {"tune": Tuning(RATES), "methods": ["rosa"]}
+    grid: dict[str, Any] = {"tune": LearningRateSearch(RATES), "methods": ["rosa"]}
     run(make_schedule(tmp_path, **grid, seeds=[1]), FakeEngine(tmp_path, fails="rosa/lr-0.001"))
     assert gather_tuning(make_schedule(tmp_path, **grid))[0]["chosen"] == 1e-2
     again = FakeEngine(tmp_path)  # whose candidate does not fail any more, and would win
@@ -262,7 +262,7 @@ def test_sigterm_lets_the_runs_save_too(tmp_path: Path) -> None:
 
 
 def test_losses_are_means_over_the_tuning_seeds(tmp_path: Path) -> None:
-    schedule = make_schedule(tmp_path, tune=Tuning(RATES, [1, 2]), methods=["lora"])
+    schedule = make_schedule(tmp_path, tune=LearningRateSearch(RATES, [1, 2]), methods=["lora"])
     run(schedule, FakeEngine(tmp_path, fails="lr-0.01-seed-2"))
     tuning = [job for job in schedule.jobs if job.is_tuning]
     losses = tuning_losses(tmp_path, tuning)
@@ -291,7 +291,7 @@ def test_the_watch_tells_how_many_are_done_and_how_long_it_takes(tmp_path: Path)
 
 
 def test_the_table_shows_every_group(tmp_path: Path) -> None:
-    schedule = make_schedule(tmp_path, tune=Tuning(RATES))
+    schedule = make_schedule(tmp_path, tune=LearningRateSearch(RATES))
     run(schedule, FakeEngine(tmp_path, fails="rosa/seed-1"))
     console = Console(file=io.StringIO(), width=100, record=True)
     console.print(Watch(schedule, 1, console).render())

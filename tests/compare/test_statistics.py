@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rosa.compare.statistics import (
-    LEVEL,
-    Sample,
+    SIGNIFICANCE_LEVEL,
+    MeanStd,
     bootstrap,
+    format_p_value,
     holm,
     mcnemar,
-    stated,
     welch,
 )
 
@@ -59,8 +59,8 @@ def test_welch_where_it_cannot_be_made():
 
 
 def test_a_sample_of_one_has_no_spread():
-    assert Sample.of([3.0]) == Sample(3.0, None, 1)
-    assert Sample.of([1.0, 3.0]) == Sample(2.0, pytest.approx(math.sqrt(2)), 2)
+    assert MeanStd.of([3.0]) == MeanStd(3.0, None, 1)
+    assert MeanStd.of([1.0, 3.0]) == MeanStd(2.0, pytest.approx(math.sqrt(2)), 2)
 
 
 def test_mcnemar_by_hand():
@@ -139,7 +139,12 @@ def test_holm_lies_between_no_correction_and_bonferroni(ps):
 
 
 def test_p_values_as_tables_print_them():
-    assert [stated(p) for p in (None, 0.0004, 0.0496, 1.0)] == ["–", "< 0.001", "0.050", "1.000"]
+    assert [format_p_value(p) for p in (None, 0.0004, 0.0496, 1.0)] == [
+        "–",
+        "< 0.001",
+        "0.050",
+        "1.000",
+    ]
 
 
 # What chance does: no method is better here, and about one test in twenty may say otherwise.
@@ -151,7 +156,7 @@ def test_welch_is_wrong_as_often_as_it_says():
         welch(80 + generator.normal(size=5), 80 + 3 * generator.normal(size=5)).p
         for _ in range(600)
     ]
-    assert np.mean(np.array(found) < LEVEL) <= 0.07
+    assert np.mean(np.array(found) < SIGNIFICANCE_LEVEL) <= 0.07
 
 
 def null_study(generator, examples=200, seeds=5):
@@ -172,8 +177,10 @@ def test_mcnemar_is_wrong_as_often_as_it_says_and_pooled_answers_are_not():
         a, b = null_study(generator)
         ours.append(mcnemar(a.mean(0), b.mean(0)).p)
         pooled.append(mcnemar(a.ravel(), b.ravel()).p)
-    assert np.mean(np.array(ours) < LEVEL) <= 0.07
-    assert np.mean(np.array(pooled) < LEVEL) > 0.2  # why seeds are not counted as examples
+    assert np.mean(np.array(ours) < SIGNIFICANCE_LEVEL) <= 0.07
+    assert (
+        np.mean(np.array(pooled) < SIGNIFICANCE_LEVEL) > 0.2
+    )  # why seeds are not counted as examples
 
 
 def test_the_interval_covers_what_it_says():

@@ -21,7 +21,7 @@ from rosa import tiny_model_path
 from rosa.cli.main import main
 from rosa.compare.grid import Evaluation
 from rosa.compare.job import _evaluate as evaluate_job
-from rosa.compare.plan import Group, Job
+from rosa.compare.plan import Job, RunGroup
 from rosa.errors import RosaError
 from rosa.evaluate.answers import FILTERS, PROTOCOLS
 from rosa.evaluate.generation import generate
@@ -445,7 +445,7 @@ def test_a_study_keeps_responses_whole_unless_its_grid_says_otherwise(
     run = tmp_path / "run"
     shutil.copytree(adapter, run)
     recipe = Recipe("model", "rows", str(run))
-    evaluate_job(Job("run", Group("m", "t", "lora"), recipe, ("boolq",), options), options, run)
+    evaluate_job(Job("run", RunGroup("m", "t", "lora"), recipe, ("boolq",), options), options, run)
     results = json.loads((run / "evaluation" / "results.json").read_text())
     assert results["settings"]["full_responses"] is (asked is not False)
     responses = [record["response"].split() for record in lines(run / "evaluation", "boolq")]

@@ -16,7 +16,7 @@ from rosa.assets.paper import paper_data
 from rosa.cli.main import main
 from rosa.cli.recipe_parser import resolve_recipe
 from rosa.cli.reproduce import papers_own
-from rosa.compare.grid import TrainingSet, read_entry
+from rosa.compare.grid import TrainingSet, parse_method_entry
 from rosa.compare.plan import plan
 from rosa.compare.results import RunResult, StudyResults
 from rosa.errors import RosaError
@@ -238,7 +238,7 @@ def results(folder, name, micros, seeds=(1, 2)):
     """A study of a target with the given accuracies by method, each seed one point apart."""
     grid = load_target(name, "tiny").grid
     runs = []
-    for entry in map(read_entry, grid.methods):
+    for entry in map(parse_method_entry, grid.methods):
         for i, seed in enumerate(seeds if entry.name in micros else ()):
             score = TaskScore("toy", "toy", "toy", micros[entry.name] + i, 100, 0, 100, 0)
             runs.append(

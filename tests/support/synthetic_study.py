@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rosa.compare.grid import Grid, TrainingSet
-from rosa.compare.plan import Group
+from rosa.compare.plan import RunGroup
 from rosa.compare.results import RESULTS, RunResult, StudyResults, to_json
 from rosa.data.prompts import instruction_prompt
 from rosa.evaluate.results import TaskScore
@@ -67,7 +67,7 @@ def synthetic_study(
         for train_set, asked in tasks.items():
             for method, skill in skills.items():
                 for seed in seeds:
-                    name = f"runs/{Group(model, train_set, method).path}/seed-{seed}"
+                    name = f"runs/{RunGroup(model, train_set, method).path}/seed-{seed}"
                     if (method, seed) in failed:
                         failures.append({"run": name, "error": "out of memory on purpose"})
                         continue

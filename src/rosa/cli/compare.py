@@ -10,7 +10,7 @@ import yaml
 
 from rosa.cli.parser import Parser
 from rosa.cli.recipe_parser import read_recipe_file, resolve_recipe
-from rosa.compare.grid import Evaluation, Grid, TrainingSet, Tuning
+from rosa.compare.grid import Evaluation, Grid, LearningRateSearch, TrainingSet
 from rosa.errors import RosaError, did_you_mean
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def check_grid_keys(given: dict[str, Any], path: str) -> None:
     parts: list[tuple[str, Any, Any]] = [
         (f"training_sets.{name}", value, TrainingSet) for name, value in sets.items()
     ]
-    for name, kind in (("tune", Tuning), ("evaluate", Evaluation)):
+    for name, kind in (("tune", LearningRateSearch), ("evaluate", Evaluation)):
         parts += [(name, given[name], kind)] if name in given else []
     for where, mapping, kind in parts:
         if not isinstance(mapping, dict):

@@ -11,7 +11,7 @@ import yaml
 
 from rosa.common.files import write_whole
 from rosa.compare.grid import Grid, MethodEntry
-from rosa.compare.plan import Group, Job
+from rosa.compare.plan import Job, RunGroup
 from rosa.compare.results import RESULTS, RunResult, StudyResults, to_json
 from rosa.compare.schedule import OVER, Schedule
 from rosa.compare.tuning import record, tuning_losses
@@ -106,7 +106,7 @@ def _forgetting(folder: Path) -> dict[str, Any]:
 
 def gather_tuning(schedule: Schedule) -> list[dict[str, Any]]:
     """What the tuning runs that have ended say, and the rate that was chosen, if one was."""
-    groups: dict[Group, list[Job]] = {}
+    groups: dict[RunGroup, list[Job]] = {}
     for job in schedule.jobs:
         if job.is_tuning and schedule.states[job.id] in OVER:
             groups.setdefault(job.group, []).append(job)
@@ -116,7 +116,7 @@ def gather_tuning(schedule: Schedule) -> list[dict[str, Any]]:
     ]
 
 
-def _chosen(schedule: Schedule, group: Group) -> float | None:
+def _chosen(schedule: Schedule, group: RunGroup) -> float | None:
     try:
         return schedule.rate(group)
     except RosaError:

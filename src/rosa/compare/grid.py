@@ -55,7 +55,7 @@ class TrainingSet:
 
 
 @dataclass
-class Tuning:
+class LearningRateSearch:
     """The learning rates each method may choose from; the lowest validation loss wins.
 
     Args:
@@ -123,7 +123,7 @@ class Grid:
     training_sets: dict[str, TrainingSet]
     seeds: list[int] = field(default_factory=lambda: [2333])
     recipe: dict[str, Any] = field(default_factory=dict)
-    tune: Tuning | None = None
+    tune: LearningRateSearch | None = None
     evaluate: Evaluation = field(default_factory=Evaluation)
     threads: int = 1
 
@@ -179,7 +179,7 @@ class Grid:
     @property
     def entries(self) -> list[MethodEntry]:
         """The methods as mappings; a bare name stands for itself."""
-        return [read_entry(value) for value in self.methods]
+        return [parse_method_entry(value) for value in self.methods]
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class MethodEntry:
         return load_method(self.name).title if self.is_plain else self.name
 
 
-def read_entry(value: Any) -> MethodEntry:
+def parse_method_entry(value: Any) -> MethodEntry:
     """An element of `methods`.
 
     Raises:

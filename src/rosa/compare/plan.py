@@ -14,11 +14,11 @@ from rosa.errors import RosaError
 from rosa.methods.registry import load_method
 from rosa.train.recipe import Recipe, check_recipe
 
-Resolve = Callable[[dict[str, Any], str], Recipe]  # (keys, where they stand) -> recipe
+ResolveRecipe = Callable[[dict[str, Any], str], Recipe]  # (keys, where they stand) -> recipe
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """The runs that differ in nothing but their seed: one row of one table."""
 
     model: str
@@ -46,7 +46,7 @@ class Job:
     """
 
     id: str
-    group: Group
+    group: RunGroup
     recipe: Recipe
     tasks: tuple[str, ...] = ()
     evaluate: Evaluation | None = None
@@ -62,7 +62,7 @@ class Job:
         return self.evaluate is None
 
 
-def plan(grid: Grid, resolve: Resolve) -> list[Job]:
+def plan(grid: Grid, resolve: ResolveRecipe) -> list[Job]:
     """Every job of the study, in the order they are started.
 
     One seed of every method comes before the second of any, so that a study that is stopped
@@ -73,7 +73,7 @@ def plan(grid: Grid, resolve: Resolve) -> list[Job]:
     """
     grid.check()
     groups = {
-        Group(model, name, entry.name): entry
+        RunGroup(model, name, entry.name): entry
         for model in grid.models
         for name in grid.training_sets
         for entry in grid.entries
@@ -95,9 +95,9 @@ def folder_name(name: str) -> str:
 
 def _recipe(
     grid: Grid,
-    group: Group,
+    group: RunGroup,
     entry: MethodEntry,
-    resolve: Resolve,
+    resolve: ResolveRecipe,
     tuning: dict[str, Any] | None = None,
 ) -> Recipe:
     """The recipe of one group; its output_dir, seed and learning rate are still to come.
@@ -127,7 +127,9 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _tuning_jobs(grid: Grid, group: Group, entry: MethodEntry, resolve: Resolve) -> list[Job]:
+def _tuning_jobs(
+    grid: Grid, group: RunGroup, entry: MethodEntry, resolve: ResolveRecipe
+) -> list[Job]:
     if grid.tune is None:
         return []
     recipe = _recipe(grid, group, entry, resolve, grid.tune.recipe)
@@ -143,7 +145,7 @@ def _tuning_jobs(grid: Grid, group: Group, entry: MethodEntry, resolve: Resolve)
     return jobs
 
 
-def _run_job(grid: Grid, group: Group, recipe: Recipe, seed: int) -> Job:
+def _run_job(grid: Grid, group: RunGroup, recipe: Recipe, seed: int) -> Job:
     id = f"runs/{group.path}/seed-{seed}"
     own = replace(recipe, seed=seed, output_dir=str(Path(grid.output_dir) / id))
     tasks = tuple(grid.training_sets[group.train_set].tasks)
@@ -157,8 +159,8 @@ def _check(job: Job) -> None:
         raise RosaError(f"the method '{job.group.method}': {error}") from None
 
 
-def _refuse_shared_folders(groups: list[Group]) -> None:
-    seen: dict[str, Group] = {}
+def _refuse_shared_folders(groups: list[RunGroup]) -> None:
+    seen: dict[str, RunGroup] = {}
     for group in groups:
         if group.path.lower() in seen:
             raise RosaError(

@@ -18,7 +18,7 @@ from rosa.compare.contamination import check_overlap
 from rosa.compare.gather import gather, write
 from rosa.compare.grid import Evaluation, Grid
 from rosa.compare.job import prepare_questions
-from rosa.compare.plan import Job, Resolve, plan
+from rosa.compare.plan import Job, ResolveRecipe, plan
 from rosa.compare.progress import Watch
 from rosa.compare.results import GRID, StudyResults
 from rosa.compare.schedule import Engine, Schedule
@@ -37,7 +37,7 @@ GROWING = ("output_dir", "models", "methods", "training_sets", "seeds")
 
 def compare(
     grid: Grid,
-    resolve: Resolve,
+    resolve: ResolveRecipe,
     make_engine: Callable[[Path], Engine],
     console: Console,
     write_output: WriteOutput,

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import yaml
 
 from rosa.compare.job import read_status
-from rosa.compare.plan import Group, Job
+from rosa.compare.plan import Job, RunGroup
 from rosa.compare.tuning import choose, tuning_losses, with_rate
 from rosa.errors import RosaError
 from rosa.train.run_folder import RunFolder, first_difference
@@ -48,7 +48,7 @@ class Schedule:
         self.states = {job.id: self._state_on_disk(job) for job in jobs}
         self.errors: dict[str, str] = {}
         self._cut_off: set[str] = set()  # failed by no fault of their own
-        self._tuning: dict[Group, list[Job]] = {}
+        self._tuning: dict[RunGroup, list[Job]] = {}
         for job in jobs:
             if job.is_tuning:
                 self._tuning.setdefault(job.group, []).append(job)
@@ -107,7 +107,7 @@ class Schedule:
                 self._fail(job, str(error))
         return None
 
-    def rate(self, group: Group) -> float:
+    def rate(self, group: RunGroup) -> float:
         """The learning rate of the group's runs: the one they began with, else the best.
 
         Raises:
@@ -124,7 +124,7 @@ class Schedule:
             self._rates[group] = choose(losses, self._reason(group))
         return self._rates[group]
 
-    def _reason(self, group: Group) -> str:
+    def _reason(self, group: RunGroup) -> str:
         """Why the first of the group's tuning runs that failed did so."""
         errors = [self.errors[job.id] for job in self._tuning[group] if job.id in self.errors]
         return errors[0] if errors else "no finite validation loss"
@@ -166,12 +166,12 @@ def refuse_another_recipe(folder: Path, job: Job) -> None:
         )
 
 
-def rates_in_use(study: Path, jobs: Sequence[Job]) -> dict[Group, float]:
+def rates_in_use(study: Path, jobs: Sequence[Job]) -> dict[RunGroup, float]:
     """The learning rates that runs were begun with, which their group keeps.
 
     A tuning run that failed and is done again may change the choice, and no table mixes two.
     """
-    rates: dict[Group, float] = {}
+    rates: dict[RunGroup, float] = {}
     for job in jobs:
         recipe = RunFolder(study / job.id).recipe
         if job.group not in rates and recipe.is_file():

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-LEVEL = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 RESAMPLES = 10_000
 SAME = 1e-9  # shares and accuracies nearer than this are equal, up to rounding
 
 
 @dataclass(frozen=True)
-class Sample:
+class MeanStd:
     """Mean and standard deviation (n - 1 in its denominator) of a method's seeds."""
 
     mean: float
@@ -36,7 +36,7 @@ class Sample:
     n: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Sample:
+    def of(cls, values: Sequence[float]) -> MeanStd:
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
         return cls(float(np.mean(values)), std, len(values))
 
@@ -64,7 +64,7 @@ class McNemar:
 
 
 @dataclass(frozen=True)
-class Interval:
+class ConfidenceInterval:
     """A 95 % interval."""
 
     low: float | None = None
@@ -89,7 +89,7 @@ def welch(ours: Sequence[float], theirs: Sequence[float]) -> TTest:
     with warnings.catch_warnings():  # SciPy warns where one side has no spread, which is allowed
         warnings.simplefilter("ignore", RuntimeWarning)
         result = stats.ttest_ind(ours, theirs, equal_var=False)
-    interval = result.confidence_interval(1 - LEVEL)
+    interval = result.confidence_interval(1 - SIGNIFICANCE_LEVEL)
     return TTest(
         p=float(result.pvalue),
         statistic=float(result.statistic),
@@ -126,7 +126,7 @@ def bootstrap(
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Interval:
+) -> ConfidenceInterval:
     """95 % percentile interval of the difference of micro averages, in percent points.
 
     Examples are drawn with replacement within each task, each with all its seeds' answers on both
@@ -139,15 +139,17 @@ def bootstrap(
     tasks = [_difference(a, b) for a, b in zip(ours, theirs, strict=True)]
     examples = sum(map(len, tasks))
     if examples < 2:
-        return Interval(reason="fewer than two examples")
+        return ConfidenceInterval(reason="fewer than two examples")
     generator = np.random.default_rng(seed)
     total = np.zeros(resamples)
     for task in tasks:
         values, counts = np.unique(np.round(task, 12), return_counts=True)
         drawn = generator.multinomial(len(task), counts / len(task), size=resamples)
         total += drawn @ values
-    low, high = np.quantile(100 * total / examples, [LEVEL / 2, 1 - LEVEL / 2])
-    return Interval(float(low), float(high))
+    low, high = np.quantile(
+        100 * total / examples, [SIGNIFICANCE_LEVEL / 2, 1 - SIGNIFICANCE_LEVEL / 2]
+    )
+    return ConfidenceInterval(float(low), float(high))
 
 
 def _difference(ours: ArrayLike, theirs: ArrayLike) -> np.ndarray:
@@ -169,7 +171,7 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def stated(p: float | None) -> str:
+def format_p_value(p: float | None) -> str:
     """A p value as a table prints it; a dash where there is none."""
     if p is None or math.isnan(p):
         return "–"

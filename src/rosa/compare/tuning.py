@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rosa.compare.job import read_status
-from rosa.compare.plan import Group, Job
+from rosa.compare.plan import Job, RunGroup
 from rosa.errors import RosaError
 from rosa.train.run_folder import RunFolder
 
@@ -54,7 +54,7 @@ def with_rate(job: Job, rate: float) -> Job:
     return replace(job, recipe=replace(job.recipe, learning_rate=rate), tuned=False)
 
 
-def record(group: Group, losses: dict[float, float], chosen: float | None) -> dict[str, Any]:
+def record(group: RunGroup, losses: dict[float, float], chosen: float | None) -> dict[str, Any]:
     """What `results.json` keeps of a group's tuning."""
     finite = {f"{rate:g}": loss if math.isfinite(loss) else None for rate, loss in losses.items()}
     return {

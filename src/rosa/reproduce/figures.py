@@ -14,7 +14,7 @@ from typing import Any
 
 from rosa.assets.paper import paper_data
 from rosa.common.plot_style import canvas
-from rosa.compare.grid import read_entry
+from rosa.compare.grid import parse_method_entry
 from rosa.compare.results import StudyResults
 from rosa.errors import RosaError
 from rosa.models.loading import short_name
@@ -71,7 +71,7 @@ def k_ratio_points(study: StudyResults, model: str) -> dict[float, Point]:
     """Micro-averages by k_ratio: the grid's RoSA entries, without those that have no run yet."""
     shared = study.grid.get("recipe", {}).get("dls") or {}
     found = {}
-    for entry in map(read_entry, study.grid.get("methods", [])):
+    for entry in map(parse_method_entry, study.grid.get("methods", [])):
         if entry.recipe["method"] != "rosa":
             continue
         dls = {"k_ratio": 0.5} | shared | (entry.recipe.get("dls") or {})

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from rosa.common.tables.model import SEEN, Table
 from rosa.compare.results import RunResult, StudyResults
-from rosa.compare.statistics import stated
+from rosa.compare.statistics import format_p_value
 from rosa.report.tables import captions, paper
 from rosa.report.tables.build import difference_table
 from rosa.report.tables.differences import TESTS
@@ -44,7 +44,7 @@ class Cell:
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation; None for a single seed."""
+        """MeanStd standard deviation; None for a single seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
@@ -179,7 +179,8 @@ def _stars(section: Section, model: str) -> dict[str, str]:
     """By method, what the test said of it."""
     test, holm = section.options.star, section.options.holm
     return {
-        d.method: f"better than {d.baseline_title}, p {stated(d.p(test, holm))} ({TESTS[test]})"
+        d.method: f"better than {d.baseline_title}, p {format_p_value(d.p(test, holm))} "
+        f"({TESTS[test]})"
         for d in section.found[model]
         if d.star(test, holm)
     }

@@ -20,7 +20,7 @@ from rosa.common.tables.model import (
     Table,
     ranked,
 )
-from rosa.compare.statistics import Sample, stated
+from rosa.compare.statistics import MeanStd, format_p_value
 from rosa.models.loading import short_name
 from rosa.report.tables import captions, paper
 from rosa.report.tables.differences import Difference
@@ -149,8 +149,8 @@ def _against(section: Section, found: Difference) -> Row:
         _cell(found.ours),
         Cell(found.difference, star=found.star(test, holm)),
         Cell(interval),
-        Cell(stated(found.p("t", holm))),
-        Cell(stated(found.p("examples", holm))),
+        Cell(format_p_value(found.p("t", holm))),
+        Cell(format_p_value(found.p("examples", holm))),
         Cell(found.mcnemar.ahead),
         Cell(found.mcnemar.behind),
     )
@@ -161,5 +161,5 @@ def _signed(value: float) -> str:
     return f"{round(value, 1) + 0.0:+.1f}"  # never -0.0
 
 
-def _cell(sample: Sample | None) -> Cell:
+def _cell(sample: MeanStd | None) -> Cell:
     return Cell(sample.mean, sample.std) if sample else Cell()

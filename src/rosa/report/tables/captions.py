@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rosa.common.tables.model import INCOMPLETE, SEEN
-from rosa.compare.statistics import LEVEL, RESAMPLES
+from rosa.compare.statistics import RESAMPLES, SIGNIFICANCE_LEVEL
 from rosa.evaluate.answers import PUBLISHED
 from rosa.models.loading import short_name
 from rosa.report.tables.differences import TESTS, Difference
@@ -59,7 +59,7 @@ def star(section: Section) -> str:
     missing = [d.title for d in found if d.p(test) is None]
     untested = f" Not tested: {', '.join(dict.fromkeys(missing))}." if missing else ""
     better = f"significantly better than {kind}, {against}, in micro avg."
-    how = f"{TESTS[test]}, p < {LEVEL:g}{corrected}"
+    how = f"{TESTS[test]}, p < {SIGNIFICANCE_LEVEL:g}{corrected}"
     if any(d.star(test, section.options.holm) for d in found):
         return f"* {better}: {how}.{untested}"
     return f"No star: no method is {better} ({how}).{untested}"

@@ -12,11 +12,11 @@ import numpy as np
 
 from rosa.compare.results import RunResult, StudyResults
 from rosa.compare.statistics import (
-    LEVEL,
     RESAMPLES,
-    Interval,
+    SIGNIFICANCE_LEVEL,
+    ConfidenceInterval,
     McNemar,
-    Sample,
+    MeanStd,
     TTest,
     bootstrap,
     holm,
@@ -53,12 +53,12 @@ class Difference:
     title: str
     baseline: str
     baseline_title: str
-    ours: Sample
-    theirs: Sample
+    ours: MeanStd
+    theirs: MeanStd
     difference: float
     t: TTest
     mcnemar: McNemar
-    interval: Interval
+    interval: ConfidenceInterval
     t_holm: float | None = None
     mcnemar_holm: float | None = None
 
@@ -78,7 +78,7 @@ class Difference:
         up = self.difference > 0
         if test == "examples" and self.mcnemar.ahead is not None:
             up = up and self.mcnemar.ahead > (self.mcnemar.behind or 0)
-        return p is not None and p < LEVEL and up
+        return p is not None and p < SIGNIFICANCE_LEVEL and up
 
 
 def differences(
@@ -149,8 +149,8 @@ def _difference(
     examples: bool,
 ) -> Difference:
     ours, theirs = ([run.micro(suite) for run in side] for side in (runs, against))
-    mine, other = Sample.of(ours), Sample.of(theirs)
-    paired, interval = McNemar(reason="not asked for"), Interval(reason="not asked for")
+    mine, other = MeanStd.of(ours), MeanStd.of(theirs)
+    paired, interval = McNemar(reason="not asked for"), ConfidenceInterval(reason="not asked for")
     if examples:
         paired, interval = _on_examples(study, runs, against, suite)
     return Difference(
@@ -172,7 +172,7 @@ def _difference(
 
 def _on_examples(
     study: StudyResults, runs: Sequence[RunResult], against: Sequence[RunResult], suite: str
-) -> tuple[McNemar, Interval]:
+) -> tuple[McNemar, ConfidenceInterval]:
     tasks = [score.name for score in runs[0].scores if score.suite == suite]
     ours, theirs = (
         tuple(tuple(_answers(study, run, task) for run in side) for task in tasks)
@@ -194,21 +194,21 @@ def _answers(study: StudyResults, run: RunResult, task: str) -> Answers:
 @lru_cache(maxsize=4096)
 def _paired(
     ours: tuple[tuple[Answers, ...], ...], theirs: tuple[tuple[Answers, ...], ...]
-) -> tuple[McNemar, Interval]:
+) -> tuple[McNemar, ConfidenceInterval]:
     """The tests over examples, from each side's answers per task and run."""
     shares: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for mine, others in zip(ours, theirs, strict=True):
         if None in mine or None in others:
             reason = "answers are not there"
-            return McNemar(reason=reason), Interval(reason=reason)
+            return McNemar(reason=reason), ConfidenceInterval(reason=reason)
         try:
             read = [[_read(answers) for answers in side if answers] for side in (mine, others)]
         except RosaError as error:  # one damaged file is no reason to show no table
-            return McNemar(reason=str(error)), Interval(reason=str(error))
+            return McNemar(reason=str(error)), ConfidenceInterval(reason=str(error))
         first, _ = read[0][0]
         if any(not np.array_equal(indices, first) for side in read for indices, _ in side):
             reason = "runs were asked different examples"
-            return McNemar(reason=reason), Interval(reason=reason)
+            return McNemar(reason=reason), ConfidenceInterval(reason=reason)
         for share, side in zip(shares, read, strict=True):
             share.append(np.mean([correct for _, correct in side], axis=0))
     return mcnemar(*map(np.concatenate, shares)), bootstrap(*shares)
@@ -225,7 +225,7 @@ def _read(answers: tuple[Path, int, int]) -> tuple[np.ndarray, np.ndarray]:
 def to_json(found: Sequence[Difference], test: StarTest, corrected: bool) -> dict[str, Any]:
     """Plain data for `significance.json`."""
     return {
-        "level": LEVEL,
+        "level": SIGNIFICANCE_LEVEL,
         "star": test,
         "holm": corrected,
         "tests": {**TESTS, "interval": f"paired bootstrap over examples, {RESAMPLES} resamples"},

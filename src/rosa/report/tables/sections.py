@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from rosa.compare.contamination import OverlapTable, load_overlap
-from rosa.compare.grid import read_entry
-from rosa.compare.plan import Group
+from rosa.compare.grid import parse_method_entry
+from rosa.compare.plan import RunGroup
 from rosa.compare.results import RunResult, StudyResults
-from rosa.compare.statistics import Sample
+from rosa.compare.statistics import MeanStd
 from rosa.evaluate.results import TaskScore
 from rosa.report.tables.differences import Difference, StarTest, differences, find_method
 
@@ -49,11 +49,11 @@ class MethodRuns:
     runs: tuple[RunResult, ...]
     gap: str = ""
 
-    def sample(self, value: Callable[[RunResult], float]) -> Sample | None:
+    def sample(self, value: Callable[[RunResult], float]) -> MeanStd | None:
         """Mean and spread of `value` over the seeds; None without a run."""
-        return Sample.of([value(run) for run in self.runs]) if self.runs else None
+        return MeanStd.of([value(run) for run in self.runs]) if self.runs else None
 
-    def accuracy(self, task: str) -> Sample | None:
+    def accuracy(self, task: str) -> MeanStd | None:
         """Mean and spread of one task's accuracy."""
         return self.sample(lambda run: run.accuracy(task))
 
@@ -141,7 +141,7 @@ def method_runs(
     study: StudyResults, model: str, train_set: str, suite: str, shown: set[str] | None = None
 ) -> list[MethodRuns]:
     """The methods in the grid's order, with their runs on `suite`; those in `shown`, if any."""
-    entries = map(read_entry, study.grid.get("methods", []))
+    entries = map(parse_method_entry, study.grid.get("methods", []))
     titles = {entry.name: entry.shown for entry in entries}
     titles |= {run.method: run.title for run in study.runs}
     rows = []
@@ -150,12 +150,12 @@ def method_runs(
             continue
         runs = study.select(model=model, train_set=train_set, method=method)
         scored = tuple(r for r in runs if any(s.suite == suite for s in r.scores))
-        gap = _gap(study, Group(model, train_set, method), [r.seed for r in scored])
+        gap = _gap(study, RunGroup(model, train_set, method), [r.seed for r in scored])
         rows.append(MethodRuns(method, title, scored, gap))
     return rows
 
 
-def _gap(study: StudyResults, group: Group, done: list[int]) -> str:
+def _gap(study: StudyResults, group: RunGroup, done: list[int]) -> str:
     """Which seeds are missing, and why."""
     asked = study.grid.get("seeds") or study.names("seed")
     missing = [seed for seed in asked if seed not in done]
