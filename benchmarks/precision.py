@@ -1,7 +1,7 @@
 """How far RoSA's results move with the precision they are computed in: logits, then training.
 
 python -m benchmarks.precision    # some minutes of two cores; writes docs/results/precision.json
-python -m docs.generators           # fills in the tables of docs/precision.md
+python -m docs.generators         # fills in the tables of docs/notes/performance.md
 
 Logits: a model and its adapter in float32 against the same in less. Training: the embedded toy
 model on one toy task, the same rows in the same order, once per precision and seed.

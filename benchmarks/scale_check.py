@@ -1,4 +1,4 @@
-"""Checks the formulas of memory against what PyTorch keeps, at sizes that fit: docs/scale.md.
+"""Checks the memory formulas against what PyTorch keeps; docs/notes/performance.md shows it.
 
 python -m benchmarks.scale_check     # writes docs/results/scale.json, about two minutes
 

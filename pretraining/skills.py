@@ -2,9 +2,9 @@
 
     python -m pretraining.skills src/rosa/assets/rosa-tiny --count 500
 
-It writes skills.json beside the model, and the table of it into the model card and docs/tiny.md. A
-probe is one question about one story of the test part; it counts if every token of the answer is
-the model's first choice, as in greedy generation.
+It writes skills.json beside the model, and the table of it into the model card. A probe is one
+question about one story of the test part; it counts if every token of the answer is the model's
+first choice, as in greedy generation.
 """
 
 from __future__ import annotations
@@ -162,9 +162,8 @@ def main() -> None:
     }
     path = arguments.folder / "skills.json"
     path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    for page in (arguments.folder / "README.md", Path("docs/tiny.md")):
-        if page.exists():
-            write_table(page, table)
+    if (card := arguments.folder / "README.md").exists():
+        write_table(card, table)
     for name, value in found.items():
         print(f"{name:10} {value:6.1%}  {(MAIN | ALSO)[name]}")
 

@@ -198,7 +198,7 @@ def test_work_is_read_from_the_data_or_taken_as_known():
 
 
 def test_the_embedded_model_is_estimated_within_a_factor_of_three():
-    """100 steps of 8 rows took 14 s on one core (docs/reproduce.md)."""
+    """100 steps of 8 rows took 14 s on one core (docs/guides/comparing.md)."""
     toy = workload(TrainingSet(["tiny-sums", "tiny-choice"], ["toy"]), None, None)
     setting = Recipe("m", "d", "o", "rosa", {"r": 64}, batch_size=8, max_steps=100)
     setting.gradient_accumulation = 1

@@ -55,7 +55,7 @@ def composed(other: str, model: str = "llama-gqa", **rosa: Any) -> PeftModel:
 
 
 def loaded(base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
-    """As docs/composition.md says."""
+    """As docs/guides/quickstart.md says."""
     config = PeftConfig.from_pretrained(folder / "ffn")
     config.inference_mode = not trainable
     get_peft_model(base, config, adapter_name="ffn")

@@ -1,4 +1,4 @@
-"""What happens when something goes wrong: docs/faults.md, row by row.
+"""What happens when something goes wrong: docs/guides/training.md.
 
 Disks that fill up while a checkpoint is written, and kills, are in test_kill_resume.py.
 """

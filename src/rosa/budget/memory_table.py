@@ -104,9 +104,9 @@ def memory_table(
     if batch.checkpointing:
         rows_are += ", gradient checkpointing"
     notes.append(
-        "By formula (docs/scale.md); the CUDA context, fragmentation and kernels' workspaces come "
-        "on top. Activations are checked for the frozen model, RoSA and LoRA; those of other "
-        "methods are rough, BOFT's and VeRA's too low."
+        "By formula (docs/notes/performance.md); the CUDA context, fragmentation and kernels' "
+        "workspaces come on top. Activations are checked for the frozen model, RoSA and LoRA; "
+        "those of other methods are rough, BOFT's and VeRA's too low."
     )
     columns = tuple(Column(title, 2) for title in (*_PARTS.values(), "total"))
     title = f"GiB at the peak of a training step, {model}: {rows_are}"

@@ -167,7 +167,7 @@ def list_runs(target: Target, device: Device, console: Console) -> None:
     total = format_duration(sum(run.seconds for run in found))
     console.print(
         f"{len(found)} runs, about {total} on one {device.name} at "
-        f"{device.utilisation:.0%} of its peak, computing alone: expect more (docs/reproduce.md)",
+        f"{device.utilisation:.0%} of its peak, computing alone: expect more (guides/comparing.md)",
         soft_wrap=True,
     )
     for run in {run.budget.title: run for run in found if run.memory is None}.values():

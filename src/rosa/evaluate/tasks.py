@@ -1,8 +1,8 @@
 """Benchmarks: one small YAML each, in `tasks/` or the user's own.
 
-A YAML's keys are the fields of `Task`; docs/tasks.md explains them. Rows come from a local folder
-in LLM-Adapters' layout (`<name>/test.json`), from the package, or from the hub, where the YAML's
-templates bring the data set's own fields into the suite's wording.
+A YAML's keys are the fields of `Task`; docs/guides/evaluating.md explains them. Rows come from a
+local folder in LLM-Adapters' layout (`<name>/test.json`), from the package, or from the
+hub, where the YAML's templates bring the data set's own fields into the suite's wording.
 """
 
 from __future__ import annotations

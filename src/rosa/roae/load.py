@@ -40,7 +40,7 @@ def load_adapter_checked(
     if others:
         warnings.warn(
             f"the adapter {folder} was saved together with {', '.join(others)}, of other methods, "
-            "and is loaded without; to load all, see docs/composition.md",
+            "and is loaded without; to load all, see docs/guides/quickstart.md",
             stacklevel=2,
         )
     return PeftModel.from_pretrained(

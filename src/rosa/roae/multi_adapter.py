@@ -1,7 +1,7 @@
 """RoSA in a model that holds adapters of other methods too, such as LoRA on the feed-forward.
 
 Both are attached to one base model, RoSA last, under names of their own; PEFT then keeps both in
-one table of configurations, and trains, saves and disables them together (docs/composition.md).
+one table of configurations, and trains, saves and disables them together (guides/quickstart.md).
 """
 
 from __future__ import annotations

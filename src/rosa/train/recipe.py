@@ -43,7 +43,7 @@ class Recipe:
         model: hub id, local folder, or the built-in `rosa-tiny`.
         data: training rows: a JSON or JSONL file, a built-in toy task, or a hub id; or a list.
         output_dir: the run's folder; refused when it holds another run.
-        method: a method by its name: the study's (docs/methods.md), or PEFT's such as `ia3`.
+        method: a name from docs/reference/methods.md, or a PEFT method such as `ia3`.
         adapter: the method's own keys, those of its PEFT config.
         dls: dynamic layer selection; `null` trains every layer at every step. Where a recipe does
             not mention it, `rosa` and some of its variants have it and other methods don't.
@@ -54,7 +54,7 @@ class Recipe:
         validation: rows held out for choosing the best checkpoint: a share below 1 or a count.
         epochs: passes over the data; `max_steps` has precedence.
         max_steps: optimizer steps; `null` leaves it to `epochs`.
-        batch_size: rows per micro-step; processes share the rows of a step (docs/distributed.md).
+        batch_size: rows per micro-step; several processes share the rows of a step.
         gradient_accumulation: micro-steps per optimizer step.
         learning_rate: peak of the schedule (AdamW).
         schedule: shape of the learning rate after warm-up.
@@ -63,7 +63,7 @@ class Recipe:
         max_grad_norm: gradient clipping; 0 turns it off.
         precision: `auto` is bf16 where the GPU has it, else float32.
         quantization: the frozen base model in 4 bits (`nf4`, as QLoRA) or 8 (`int8`); needs
-            bitsandbytes (docs/precision.md).
+            bitsandbytes (docs/guides/training.md).
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         save_steps: optimizer steps between checkpoints and validations; `null`: a tenth of the run.
         keep_checkpoints: how many checkpoints stay on disk (the best one always does).
