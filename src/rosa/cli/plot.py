@@ -29,7 +29,7 @@ def build_parser() -> Parser:
 
 def run(args: Any) -> None:
     """Reads the history, writes the picture and says what is on it."""
-    from rosa.train.layer_plot import draw_layers, read_history, summary
+    from rosa.train.plots import draw_layers, read_history, summarize
 
     place = Path(args.run).expanduser()
     records = read_history(place)
@@ -40,4 +40,4 @@ def run(args: Any) -> None:
     check_folder(out.parent)
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_layers(records, out, str(args.run))
-    sys.stdout.write(f"{summary(records)}\n{out}\n")
+    sys.stdout.write(f"{summarize(records)}\n{out}\n")

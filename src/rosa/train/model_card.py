@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rosa.train.recipe import Recipe, dump_recipe
-
-if TYPE_CHECKING:
-    from rosa.train.run import TrainResult
 
 _TEMPLATE = """---
 base_model: {model}
@@ -40,20 +37,21 @@ Score it: `rosa evaluate {folder} --tasks commonsense`
 """
 
 
-def write_model_card(recipe: Recipe, result: TrainResult, log: list[dict[str, Any]]) -> None:
-    """README.md in the run's folder, in the form that the hub reads."""
+def write_model_card(
+    folder: Path, recipe: Recipe, steps: int, loss: float | None, log: list[dict[str, Any]]
+) -> None:
+    """README.md in the run's folder, in the format of the Hugging Face Hub."""
     best = min((entry["eval_loss"] for entry in log if "eval_loss" in entry), default=None)
-    layers = "![chosen layers](layers.png)\n" if (result.folder / "layers.png").is_file() else ""
     text = _TEMPLATE.format(
         model=recipe.model,
         method=recipe.method,
         tags=", ".join(dict.fromkeys(["rosa-peft", recipe.method])),
         data=", ".join(recipe.data_sources),
-        steps=result.steps,
-        loss="unknown" if result.loss is None else f"{result.loss:.4f}",
+        steps=steps,
+        loss="unknown" if loss is None else f"{loss:.4f}",
         best="" if best is None else f", best validation loss {best:.4f}",
         folder=Path(recipe.output_dir).as_posix(),
-        layers=layers,
+        layers="![chosen layers](layers.png)\n" if (folder / "layers.png").is_file() else "",
         recipe=dump_recipe(recipe),
     )
-    (result.folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(text, encoding="utf-8")

@@ -27,9 +27,8 @@ from rosa.methods.registry import method_config, one_line
 from rosa.models.loading import check_vocabulary, load_base_model, load_tokenizer, pick_device
 from rosa.train.callbacks import MetricsWriter, Progress, StopOnSignal
 from rosa.train.costs import CostMeter, Costs, run_costs, write_costs
-from rosa.train.layer_plot import draw_layers, read_history
-from rosa.train.loss_plot import draw_loss
 from rosa.train.model_card import write_model_card
+from rosa.train.plots import draw_layers, draw_loss, read_history
 from rosa.train.recipe import Recipe, check_recipe
 from rosa.train.run_folder import RunFolder, drop_lines_after
 from rosa.train.trainer import (
@@ -179,7 +178,7 @@ def finish_run(
     if costs is not None:
         tokenizer.save_pretrained(folder.path)
         write_costs(costs, folder.path)
-        write_model_card(recipe, result, state.log_history)
+        write_model_card(folder.path, recipe, result.steps, result.loss, state.log_history)
         folder.publish_draft()
     return result
 

@@ -231,6 +231,13 @@ def _is_readable(weights: Path) -> bool:
         return False
 
 
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSONL file; none if it does not exist."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
 def drop_lines_after(path: Path, step: int) -> None:
     """Cut a JSONL file back to its records up to `step`: a resumed run writes the rest again."""
     if not path.is_file():

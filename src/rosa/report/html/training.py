@@ -11,9 +11,8 @@ from typing import Any
 from rosa.common.formatting import format_number
 from rosa.compare.results import RunResult, StudyResults
 from rosa.report.html.axes import Axis, Tick, fit, is_wide
-from rosa.train.layer_plot import scores_of
-from rosa.train.loss_plot import read_jsonl
-from rosa.train.run_folder import RunFolder
+from rosa.train.plots import scores_of
+from rosa.train.run_folder import RunFolder, read_jsonl
 
 POINTS = 120  # per curve; more would not be seen
 CHOICES = 150  # columns of a layer map

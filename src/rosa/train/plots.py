@@ -1,4 +1,4 @@
-"""The picture of layer selection: what was chosen when, how often each layer was, and its scores.
+"""A run's pictures: `loss.png`, and `layers.png` of its dynamic layer selection.
 
     draw_layers(read_history("runs/tiny"), "layers.png", "runs/tiny")
 
@@ -22,25 +22,56 @@ import numpy as np
 from rosa.common.plot_style import INK, SOFT, canvas
 from rosa.dls.choice import EXPLOIT, EXPLORE, STATIC
 from rosa.errors import RosaError
+from rosa.train.run_folder import read_jsonl
 
 HISTORY = "dls_history.jsonl"
-WIDE = 20  # scores that reach further than this are drawn on a logarithmic axis
-# Mode: what it is called, its colour map, and the colour that stands for it elsewhere.
+LOG_RANGE = 20  # values that span more than this factor are drawn on a logarithmic axis
+# Mode: label, color map of the cells, and color of the bars.
 MODES = {
     EXPLOIT: ("by score", "Blues", "#2070b4"),
     EXPLORE: ("at random", "Oranges", "#e1640e"),
     STATIC: ("given", "Greens", "#238b45"),
 }
 FROZEN = ("frozen", "Greys", "#d9d9d9")
-MOST_TICKS = 20
+MAX_TICKS = 20
 
 Record = Mapping[str, Any]
+
+
+def draw_loss(metrics: Path, picture: Path) -> bool:
+    """Training and validation loss against the step; False if `metrics` holds no loss."""
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no display needed
+
+    records = read_jsonl(metrics)
+    train = [(r["step"], r["loss"]) for r in records if "loss" in r]
+    validation = [(r["step"], r["eval_loss"]) for r in records if "eval_loss" in r]
+    if not train:
+        return False
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*train, strict=True), color="#1f4e79", label="training")
+    if validation:
+        axes.plot(*zip(*validation, strict=True), "o-", color="#c55a11", ms=4, label="validation")
+        axes.legend(frameon=False)
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)")
+    losses = [loss for _, loss in train]
+    if _spans_far(min(losses), max(losses)):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, None)
+    axes.grid(alpha=0.25)
+    figure.savefig(picture, dpi=130)
+    return True
+
+
+def _spans_far(low: float, high: float) -> bool:
+    return low > 0 and high > LOG_RANGE * low
 
 
 def read_history(place: str | Path) -> list[Record]:
     """The choices of a run, from its folder or its `dls_history.jsonl`.
 
-    A last line that a kill tore is passed over.
+    An incomplete last line, which a killed run leaves, is ignored.
 
     Raises:
         RosaError: there is no such file, it is damaged, or no choice was made.
@@ -49,26 +80,26 @@ def read_history(place: str | Path) -> list[Record]:
     file = path / HISTORY if path.is_dir() else path
     if path.is_dir() and not file.is_file():
         where = (
-            "it is a study's folder; name one of its runs, or see them all by `rosa report`"
+            "it is a study's folder; name one of its runs, or see them all with `rosa report`"
             if (path / "grid.yaml").is_file()
             else "name the folder of a run that was trained with dls"
         )
-        raise RosaError(f"{path} holds no {HISTORY}: {where}")
+        raise RosaError(f"{path} has no {HISTORY}: {where}")
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RosaError(f"there is no run or history {path}; check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RosaError(f"{file} cannot be read ({error}); name a run's {HISTORY}") from None
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    records = [_record(line, file, number) for number, line in enumerate(whole, 1)]
+    complete = text[: text.rfind("\n") + 1].splitlines()
+    records = [_record(line, file, number) for number, line in enumerate(complete, 1)]
     if not records:
         raise RosaError(
-            f"{file} holds no choice: the run is shorter than dls.interval or its warm-up, or has "
-            "not come to its first choice"
+            f"{file} has no choice: the run is shorter than dls.interval or its warm-up, or has "
+            "not reached its first choice"
         )
     if len({len(record["scores"]) for record in records}) > 1:
-        raise RosaError(f"{file} holds choices of models with different numbers of layers")
+        raise RosaError(f"{file} has choices of models with different numbers of layers")
     return records
 
 
@@ -76,12 +107,12 @@ def _record(line: str, file: Path, number: int) -> Record:
     try:
         record = json.loads(line)
         layers = range(len(record["scores"]))
-        whole = record["mode"] in MODES and all(i in layers for i in record["selected"])
-        if layers and whole and isinstance(record["step"], int):
+        valid = record["mode"] in MODES and all(i in layers for i in record["selected"])
+        if layers and valid and isinstance(record["step"], int):
             return record
     except (ValueError, KeyError, TypeError):
         pass
-    raise RosaError(f"{file}, row {number} is no record of a choice; name a run's {HISTORY}")
+    raise RosaError(f"{file}, row {number} is not a choice of layers; name a run's {HISTORY}")
 
 
 def scores_of(record: Record) -> list[float]:
@@ -89,22 +120,22 @@ def scores_of(record: Record) -> list[float]:
     return [math.nan if score is None else score for score in record["scores"]]
 
 
-def often(records: Sequence[Record]) -> list[float]:
-    """Of each layer, by index, the share of the choices that took it."""
-    chosen = Counter(i for record in records for i in record["selected"])
-    return [chosen[i] / len(records) for i in range(len(records[0]["scores"]))]
+def selection_shares(records: Sequence[Record], mode: str | None = None) -> list[float]:
+    """For each layer, the share of the choices that selected it (in `mode`, if given)."""
+    selected = Counter(i for r in records if mode in (None, r["mode"]) for i in r["selected"])
+    return [selected[i] / len(records) for i in range(len(records[0]["scores"]))]
 
 
-def summary(records: Sequence[Record]) -> str:
-    """The picture in a sentence or two."""
+def summarize(records: Sequence[Record]) -> str:
+    """The choices in one sentence: how many, in which modes, and which layers most often."""
     modes = Counter(record["mode"] for record in records)
-    ways = ", ".join(f"{modes[m]} {name}" for m, (name, _, _) in MODES.items() if modes[m])
-    shares = often(records)
+    counts = ", ".join(f"{modes[m]} {name}" for m, (name, _, _) in MODES.items() if modes[m])
+    shares = selection_shares(records)
     order = sorted(range(len(shares)), key=lambda i: (-shares[i], i))
     top = ", ".join(f"{i} ({100 * shares[i]:.0f} %)" for i in order[:5] if shares[i])
-    never = [str(i) for i, share in enumerate(shares) if not share]
-    said = f"{_choices(records)} among {len(shares)} layers: {ways}; most often layer {top}"
-    return said + (f"; never {', '.join(never)}" if never else "")
+    never = ", ".join(str(i) for i, share in enumerate(shares) if not share)
+    text = f"{_choices(records)} among {len(shares)} layers: {counts}; most often layer {top}"
+    return text + (f"; never {never}" if never else "")
 
 
 def _choices(records: Sequence[Record]) -> str:
@@ -112,33 +143,37 @@ def _choices(records: Sequence[Record]) -> str:
 
 
 def draw_layers(records: Sequence[Record], picture: str | Path, name: str) -> None:
-    """Writes the picture of a run's choices; the file's ending says in which format."""
+    """Draws a run's choices; the format follows from the suffix of `picture`."""
+    from matplotlib.patches import Patch
+
     layers = len(records[0]["scores"])
     width = min(9.0, max(3.0, 0.16 * len(records))) + 5.4
     height = min(11.0, max(3.4, 1.9 + 0.17 * layers))
-    sizes = Counter(len(record["selected"]) for record in records)
-    k = "/".join(map(str, sorted(sizes)))
-    says = f"{_choices(records)} of {k} of {layers} layers; darker: higher score in its step"
-    with canvas(width, height, f"Chosen layers: {name}", says) as figure:
+    k = "/".join(map(str, sorted({len(record["selected"]) for record in records})))
+    subtitle = f"{_choices(records)} of {k} of {layers} layers; darker: higher score in its step"
+    with canvas(width, height, f"Chosen layers: {name}", subtitle) as figure:
         panels = figure.subplots(
             1, 3, sharey=True, gridspec_kw={"width_ratios": [width - 5.0, 1.9, 2.5]}
         )
         _draw_map(panels[0], records)
-        _draw_often(panels[1], records)
+        _draw_shares(panels[1], records)
         _draw_scores(panels[2], records)
-        every = math.ceil(layers / MOST_TICKS)
+        every = math.ceil(layers / MAX_TICKS)
         panels[0].set(yticks=range(0, layers, every), ylim=(-0.5, layers - 0.5), ylabel="layer")
         for axes in panels[1:]:
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="x", color="#e6e9ec", lw=0.6)
             axes.set_axisbelow(True)
             axes.tick_params(axis="y", length=0)
-        _legend(figure, {record["mode"] for record in records})
+        modes = {record["mode"] for record in records}
+        shown = [entry for mode, entry in MODES.items() if mode in modes] + [FROZEN]
+        patches = [Patch(color=color, label=label) for label, _, color in shown]
+        figure.legend(handles=patches, loc="outside lower left", ncols=len(patches), frameon=False)
         figure.savefig(picture)
 
 
-def colours_of(records: Sequence[Record]) -> np.ndarray:
-    """The map's cells as RGBA, (layers, choices, 4): the hue says how chosen, the depth the score.
+def cell_colors(records: Sequence[Record]) -> np.ndarray:
+    """The map's cells as RGBA, (layers, choices, 4): the hue is the mode, the depth the score.
 
     Scores are relative to the largest of their step: their scale falls with the loss, and the
     choice depends on their order alone. Without a score the depth is in the middle.
@@ -151,28 +186,26 @@ def colours_of(records: Sequence[Record]) -> np.ndarray:
         largest = np.nanmax(scores) if np.isfinite(scores).any() else 0.0
         depth = np.nan_to_num(scores / largest, nan=0.5) if largest else np.full(len(scores), 0.5)
         cells[:, column] = colormaps[FROZEN[1]](0.04 + 0.3 * depth)
-        chosen = sorted(record["selected"])
-        cells[chosen, column] = colormaps[MODES[record["mode"]][1]](0.4 + 0.55 * depth[chosen])
+        selected = sorted(record["selected"])
+        cells[selected, column] = colormaps[MODES[record["mode"]][1]](0.4 + 0.55 * depth[selected])
     return cells
 
 
 def _draw_map(axes: Any, records: Sequence[Record]) -> None:
-    axes.imshow(colours_of(records), aspect="auto", origin="lower", interpolation="nearest")
-    every = math.ceil(len(records) / 8)
-    ticks = range(0, len(records), every)
+    axes.imshow(cell_colors(records), aspect="auto", origin="lower", interpolation="nearest")
+    ticks = range(0, len(records), math.ceil(len(records) / 8))
     axes.set_xticks(list(ticks), [str(records[i]["step"]) for i in ticks])
     axes.set(title="what was chosen", xlabel="optimizer step of the choice")
 
 
-def _draw_often(axes: Any, records: Sequence[Record]) -> None:
-    layers = range(len(records[0]["scores"]))
-    left = [0.0] * len(layers)
-    for mode, (_, _, colour) in MODES.items():
-        chosen = Counter(i for r in records if r["mode"] == mode for i in r["selected"])
-        shares = [100 * chosen[i] / len(records) for i in layers]
-        axes.barh(layers, shares, left=left, height=0.74, color=colour)
-        left = [a + b for a, b in zip(left, shares, strict=True)]
-    axes.axvline(100 * sum(often(records)) / len(layers), color=INK, lw=1.0, ls=(0, (4, 2)))
+def _draw_shares(axes: Any, records: Sequence[Record]) -> None:
+    rows = np.arange(len(records[0]["scores"]))
+    left = np.zeros(len(rows))
+    for mode, (_, _, color) in MODES.items():
+        shares = 100 * np.array(selection_shares(records, mode))
+        axes.barh(rows, shares, left=left, height=0.74, color=color)
+        left += shares
+    axes.axvline(left.mean(), color=INK, lw=1.0, ls=(0, (4, 2)))
     axes.set(title="how often", xlabel="% of choices (line: even)", xlim=(0, 100))
 
 
@@ -188,17 +221,9 @@ def _draw_scores(axes: Any, records: Sequence[Record]) -> None:
     axes.hlines(rows, low, high, color=SOFT, lw=0.9)
     axes.barh(rows, third - first, left=first, height=0.6, color="#b9c4cf")
     axes.vlines(middle, rows - 0.38, rows + 0.38, color=INK, lw=1.4)
-    if low.min() > 0 and high.max() > WIDE * low.min():
+    if _spans_far(low.min(), high.max()):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
     else:
         axes.set_xlim(0, None)
-
-
-def _legend(figure: Any, modes: set[str]) -> None:
-    from matplotlib.patches import Patch
-
-    shown = [MODES[mode] for mode in MODES if mode in modes] + [FROZEN]
-    marks = [Patch(color=colour, label=name) for name, _, colour in shown]
-    figure.legend(handles=marks, loc="outside lower left", ncols=len(marks), frameon=False)
