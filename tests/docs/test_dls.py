@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from rosa.cli.main import main
-from rosa.train.layer_plot import read_history
+from rosa.train.plots import read_history
 from tests.dls.test_every_loop import Module
 from tests.support.dls_models import adamw, batch, tiny_llama, word_tokenizer
 from tests.support.dls_table import LOOPS
