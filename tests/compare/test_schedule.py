@@ -282,9 +282,9 @@ def test_the_watch_tells_how_many_are_done_and_how_long_it_takes(tmp_path: Path)
 
     schedule.run(FakeEngine(tmp_path, fails="rosa/seed-1"), changed, watch.tick)
     assert lines == [
-        "1 of 4 runs done, about 3 s left",  # three more of 2 s each, two at a time
-        "1 of 4 runs done, 1 failed, about 2 s left",
-        "2 of 4 runs done, 1 failed, about 1 s left",
+        "1 of 4 runs done, about 3.0 s left",  # three more of 2 s each, two at a time
+        "1 of 4 runs done, 1 failed, about 2.0 s left",
+        "2 of 4 runs done, 1 failed, about 1.0 s left",
         "3 of 4 runs done, 1 failed",
     ]
     assert "failed runs/rosa-tiny/toy/rosa/seed-1  no luck" in stream.getvalue()
