@@ -13,7 +13,6 @@ from rosa.evaluate.folder import EvaluationFolder
 from rosa.evaluate.generation import (
     end_tokens,
     generate,
-    left_padded,
     longest_first_batches,
     padding_share,
 )
@@ -305,10 +304,6 @@ def test_batches_are_longest_first_and_lose_no_one():
     assert sorted(flat) == list(range(7))
     assert [lengths[i] for i in flat] == sorted(lengths, reverse=True)
     assert flat[:2] == [1, 3]  # ties in the order of the test set
-
-
-def test_padding_is_on_the_left():
-    assert left_padded([[7, 8], [9]], 0).tolist() == [[7, 8], [0, 9]]
 
 
 def test_a_judgement_keeps_what_was_asked_and_said(data):

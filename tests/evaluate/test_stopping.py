@@ -28,7 +28,7 @@ from rosa.evaluate.generation import generate
 from rosa.evaluate.requests import Workload
 from rosa.evaluate.rescore import rescore
 from rosa.evaluate.run import evaluate
-from rosa.evaluate.stopping import RowEnds, settled_text
+from rosa.evaluate.stopping import RowStoppingCriteria, settled_text
 from rosa.evaluate.tasks import built_in_tasks, load_examples
 from rosa.models.loading import load
 from rosa.train.recipe import Recipe
@@ -66,19 +66,17 @@ def test_decided_means_that_nothing_can_change_it_and_is_no_later_than_that(answ
 def test_the_text_where_an_answer_is_decided_reads_as_the_whole_text(task, protocol, data):
     pieces = [*task.answers, *(a[:-1] for a in task.answers), *" .,\n1235-", "A", "é", "the", "is"]
     text = "".join(data.draw(st.lists(st.sampled_from(pieces), max_size=12)))
-    decided = [n for n in range(len(text) + 1) if task.decided(text[:n], protocol)]
+    stop_when = task.early_stop(protocol)
+    decided = [n for n in range(len(text) + 1) if stop_when and stop_when(text[:n])]
     if decided:
-        assert task.decides_early(protocol)
         assert decided == list(range(decided[0], len(text) + 1))
         assert task.parse(text[: decided[0]], protocol) == task.parse(text, protocol) is not None
-    elif task.decides_early(protocol):
+    elif stop_when:
         assert task.parse(text, protocol) is None
 
 
 def test_numbers_and_strict_rules_are_decided_by_whole_responses_alone():
-    early = {
-        (p, name) for p, rules in PROTOCOLS.items() for name in rules if rules[name].decides_early
-    }
+    early = {(p, name) for p, rules in PROTOCOLS.items() for name in rules if rules[name].decided}
     assert early == {("llm-adapters", "first_label")}
 
 
@@ -151,7 +149,7 @@ def test_settled_text_waits_for_what_may_change_and_for_nothing_else():
 # --- rows of a batch ---
 
 
-def run_rows(ends: RowEnds, rows: list[list[int]]) -> torch.Tensor:
+def run_rows(ends: RowStoppingCriteria, rows: list[list[int]]) -> torch.Tensor:
     """The rows token by token, as greedy generation would show them."""
     for length in range(ends._start + 1, len(rows[0]) + 1):
         over = ends(torch.tensor([row[:length] for row in rows]), None)
@@ -163,23 +161,23 @@ def words(text: str) -> list[int]:
 
 
 def test_a_label_that_begins_in_the_prompt_does_not_count():
-    decided = partial(first_label.decided, answers=["answer 1", "2"])
-    ends = RowEnds(word_tokenizer(), 2, [2], decided=decided)
+    decided = partial(first_label.decided, labels=["answer 1", "2"])
+    ends = RowStoppingCriteria(word_tokenizer(), 2, [2], stop_when=decided)
     rows = [words(text) for text in ("is answer 1 the", "is answer the 2", "2 2 2 the")]
     assert run_rows(ends, rows).tolist() == [False, True, True]
     assert ends.lengths == {1: 2, 2: 1}
 
 
 def test_a_row_that_is_over_stays_over_and_others_go_on():
-    decided = partial(first_label.decided, answers=["true", "false"])
-    ends = RowEnds(word_tokenizer(), 0, [2], "has", decided)
+    decided = partial(first_label.decided, labels=["true", "false"])
+    ends = RowStoppingCriteria(word_tokenizer(), 0, [2], "has", decided)
     rows = ["true the the </s>", "the </s> true the", "the is the the", "the has </s> true"]
     assert run_rows(ends, [words(row) for row in rows]).tolist() == [True, True, False, True]
     assert ends.lengths == {0: 1, 1: 2, 3: 2}
 
 
 def test_beams_change_places_so_nothing_is_remembered_of_them_nor_decided():
-    ends = RowEnds(word_tokenizer(), 0, [2], "has", lambda text: True, greedy=False)
+    ends = RowStoppingCriteria(word_tokenizer(), 0, [2], "has", lambda text: True, greedy=False)
     rows = [words(row) for row in ("has the the the", "the is the has", "the is the </s>")]
     assert run_rows(ends, rows).tolist() == [False, True, True]
     assert ends.lengths == {}
@@ -195,9 +193,9 @@ def test_rows_end_each_for_itself_and_their_tokens_are_counted_without_padding(p
     tokenizer.pad_token, tokenizer.eos_token = pad, end
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     ask = partial(generate, model, tokenizer, max_new_tokens=16)
-    decided = partial(first_label.decided, answers=[w for w in WORDS if w.startswith("ending")])
-    whole, cut = ask(PROMPTS), ask(PROMPTS, decided=decided)
-    assert cut == [ask([prompt], decided=decided)[0] for prompt in PROMPTS]
+    decided = partial(first_label.decided, labels=[w for w in WORDS if w.startswith("ending")])
+    whole, cut = ask(PROMPTS), ask(PROMPTS, stop_when=decided)
+    assert cut == [ask([prompt], stop_when=decided)[0] for prompt in PROMPTS]
     for before, after in zip(whole, cut, strict=True):
         said = before.text.split()
         labels = [i for i, word in enumerate(said) if word.startswith("ending")]
@@ -215,7 +213,7 @@ def test_a_label_in_the_text_that_ends_a_response_is_no_answer(place):
     said = ask(PROMPTS[:1])[0].text.split()
     until, answers = " ".join(said[place : place + 3]), [said[place], said[place + 2]]
     whole = ask(PROMPTS, until=until)
-    cut = ask(PROMPTS, until=until, decided=partial(first_label.decided, answers=answers))
+    cut = ask(PROMPTS, until=until, stop_when=partial(first_label.decided, labels=answers))
     for before, after in zip(whole, cut, strict=True):
         assert before.text.startswith(after.text)
         assert first_label.parse(after.text, answers) == first_label.parse(before.text, answers)
@@ -397,7 +395,7 @@ def test_whole_responses_read_by_strict_rules_are_those_of_a_strict_run(score, w
 def test_the_example_of_a_rule_that_reads_on(text):
     """Why cut responses are refused: strict rules see two labels where one was left."""
     aqua = built_in_tasks()["AQuA"]
-    ends = next((n for n in range(len(text) + 1) if aqua.decided(text[:n])), None)
+    ends = next((n for n in range(len(text) + 1) if aqua.early_stop()(text[:n])), None)
     assume(ends is not None and aqua.parse(text, "strict") is None)
     assert aqua.parse(text[:ends]) == aqua.parse(text) is not None
 

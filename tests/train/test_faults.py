@@ -258,7 +258,7 @@ def broken_speaker() -> nn.Module:
 
 
 def test_a_model_whose_logits_are_no_numbers_is_not_scored(tmp_path: Path) -> None:
-    with pytest.raises(RosaError, match=r"the model's logits are not numbers \(NaN\)"):
+    with pytest.raises(RosaError, match=r"the model's logits are NaN"):
         evaluate(broken_speaker(), word_tokenizer(), ["tiny-sums"], out=tmp_path / "o", limit=3)
     assert not (tmp_path / "o" / "results.json").exists()
     for beams in (1, 2):

@@ -1,8 +1,7 @@
-"""Answer filters: what a response is taken to say, and whether that is the label.
+"""Answer filters: the answer that a response gives, and whether it equals the label.
 
-A benchmark's YAML names one of `FILTERS`, which follow the rules of the `llm-adapters` protocol;
-`PROTOCOLS` has the `strict` protocol's counterpart of each. A response in which a filter finds
-nothing is wrong and is counted as unparsable.
+A task's YAML names one of `FILTERS`, which follow the `llm-adapters` protocol; `PROTOCOLS` holds
+the `strict` counterpart of each. A response without an answer is wrong and counts as unparsable.
 """
 
 from __future__ import annotations
@@ -10,14 +9,14 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 TOLERANCE = 1e-3  # numbers this close are the same answer
 PUBLISHED = "llm-adapters"
 
-# Where a response says what its answer is: "the answer is", "the correct option is", "Answer:",
-# GSM8K's "####", LaTeX's "\boxed{".
+# Where a response states its answer: "the answer is", "the correct option is", "Answer:", GSM8K's
+# "####", LaTeX's "\boxed{".
 _STATEMENT = (
     r"(?:(?i:\banswers?\b[*_\s]*[:=]|\b(?:answer|option|choice)s?\b[^.\n:=]{0,40}?\bis\b)"
     r"|####|\\boxed\{)"
@@ -27,130 +26,105 @@ _ARTICLE = r"A +(?!(?:or|and|is)\b)[a-z]"  # "A train", but not "A or B"
 _SENTENCE = 200  # characters of a statement that count, where no full stop comes before
 
 
-class AnswerFilter(Protocol):
-    """How one kind of benchmark is answered; `answers` are its labels, where it has a fixed set."""
+@dataclass(frozen=True)
+class AnswerFilter:
+    """How the responses to one kind of task are read.
 
-    needs_answers: bool
-    decides_early: bool  # whether `decided` is ever true
-
-    def parse(self, response: str, answers: Sequence[str]) -> str | None:
-        """The answer that `response` gives, or None where it gives none."""
-
-    def decided(self, response: str, answers: Sequence[str]) -> bool:
-        """Whether `parse` finds the same in every text that begins with `response`."""
-
-    def is_label(self, label: str, answers: Sequence[str]) -> bool:
-        """Whether `label` is one that a response can match."""
-
-    def equal(self, answer: str, label: str) -> bool:
-        """Whether a parsed answer is the label."""
-
-
-class FirstLabel:
-    """The first label that occurs in the text, case-sensitive, decides.
-
-    >>> FirstLabel().parse("the correct answer is answer3, not answer1", ["answer1", "answer3"])
-    'answer3'
+    Attributes:
+        parse: (response, labels) to the answer that the response gives, None where it gives none.
+        numeric: whether answers are numbers; otherwise they are the labels that the task lists.
+        decided: (response, labels) to whether `parse` returns the same for every text that begins
+            with the response; None where only a complete response decides.
     """
 
-    needs_answers = True
-    decides_early = True
+    parse: Callable[[str, Sequence[str]], str | None]
+    numeric: bool = False
+    decided: Callable[[str, Sequence[str]], bool] | None = None
 
-    def parse(self, response: str, answers: Sequence[str]) -> str | None:
-        match = re.search(_any_of(answers), response)
-        return match.group() if match else None
-
-    def decided(self, response: str, answers: Sequence[str]) -> bool:
-        match = re.search(_any_of(answers), response)
-        if match is None:
-            return False
-        # What would win over the match: a label that has begun before it, or a longer one with it.
-        first = max(0, len(response) - max(map(len, answers)))
-        begun = [response[i:] for i in range(first, match.start() + 1)]
-        return not any(a.startswith(text) and a != text for a in answers for text in begun)
-
-    def is_label(self, label: str, answers: Sequence[str]) -> bool:
-        return label in answers
-
-    def equal(self, answer: str, label: str) -> bool:
-        return answer == label
-
-
-class OnlyLabel(FirstLabel):
-    """The one label that the text names, case-sensitive and as a whole word.
-
-    Where the text states its answer ("the answer is", "Answer:", ...), the stated labels alone
-    count. Two different labels are no answer. The article "A" is no label.
-
-    >>> OnlyLabel().parse("A train goes 5 miles. Answer: C", ["A", "B", "C"])
-    'C'
-    >>> OnlyLabel().parse("either answer1 or answer3", ["answer1", "answer3"]) is None
-    True
-    """
-
-    decides_early = False
-
-    def decided(self, response: str, answers: Sequence[str]) -> bool:
-        return False  # another label may come, or a statement
-
-    def parse(self, response: str, answers: Sequence[str]) -> str | None:
-        option = rf"(?:(?i:option|choice)\b{_OPENING})?"
-        stated = rf"{_STATEMENT}{_OPENING}{option}({_any_of(answers)})(?!\w)"
-        named = rf"(?<!\w)(?!{_ARTICLE})({_any_of(answers)})(?!\w)"
-        found = set(re.findall(stated, response)) or set(re.findall(named, response))
-        return found.pop() if len(found) == 1 else None
-
-
-class LastNumber:
-    """The last number in the text decides, commas removed, within `TOLERANCE` of the label.
-
-    A hyphen right before a digit is read as a minus sign, as the published suite does.
-
-    >>> LastNumber().parse("3 boxes of 400 make 1,200. The answer is 1,200.", [])
-    '1200.'
-    """
-
-    needs_answers = False
-    decides_early = False
-
-    def decided(self, response: str, answers: Sequence[str]) -> bool:
-        return False
-
-    def parse(self, response: str, answers: Sequence[str]) -> str | None:
-        numbers = re.findall(r"-?[0-9]+\.?[0-9]*", response.replace(",", ""))
-        return numbers[-1] if numbers else None
-
-    def is_label(self, label: str, answers: Sequence[str]) -> bool:
+    def is_label(self, label: str, labels: Sequence[str]) -> bool:
+        """Whether a response can match `label`."""
+        if not self.numeric:
+            return label in labels
         try:
             return math.isfinite(_number(label))
         except ValueError:
             return False
 
     def equal(self, answer: str, label: str) -> bool:
+        """Whether a parsed answer is the label."""
+        if not self.numeric:
+            return answer == label
         return abs(_number(answer) - _number(label)) <= TOLERANCE
 
 
-class StatedNumber(LastNumber):
+def first_label(response: str, labels: Sequence[str]) -> str | None:
+    """The first label that occurs in the text, case-sensitive.
+
+    >>> first_label("the correct answer is answer3, not answer1", ["answer1", "answer3"])
+    'answer3'
+    """
+    match = re.search(_any_of(labels), response)
+    return match.group() if match else None
+
+
+def first_label_decided(response: str, labels: Sequence[str]) -> bool:
+    """Whether no continuation of `response` changes its first label."""
+    match = re.search(_any_of(labels), response)
+    if match is None:
+        return False
+    # What would win over the match: a label that has begun before it, or a longer one with it.
+    first = max(0, len(response) - max(map(len, labels)))
+    begun = [response[i:] for i in range(first, match.start() + 1)]
+    return not any(a.startswith(text) and a != text for a in labels for text in begun)
+
+
+def only_label(response: str, labels: Sequence[str]) -> str | None:
+    """The one label that the text names, case-sensitive and as a whole word.
+
+    Where the text states its answer ("the answer is", "Answer:", ...), only stated labels count.
+    Two different labels are no answer. The article "A" is no label.
+
+    >>> only_label("A train goes 5 miles. Answer: C", ["A", "B", "C"])
+    'C'
+    >>> only_label("either answer1 or answer3", ["answer1", "answer3"]) is None
+    True
+    """
+    option = rf"(?:(?i:option|choice)\b{_OPENING})?"
+    stated = rf"{_STATEMENT}{_OPENING}{option}({_any_of(labels)})(?!\w)"
+    named = rf"(?<!\w)(?!{_ARTICLE})({_any_of(labels)})(?!\w)"
+    found = set(re.findall(stated, response)) or set(re.findall(named, response))
+    return found.pop() if len(found) == 1 else None
+
+
+def last_number(response: str, labels: Sequence[str] = ()) -> str | None:
+    """The last number in the text, commas removed.
+
+    A hyphen right before a digit is read as a minus sign, as the published suite does.
+
+    >>> last_number("3 boxes of 400 make 1,200. The answer is 1,200.")
+    '1200.'
+    """
+    numbers = re.findall(r"-?[0-9]+\.?[0-9]*", response.replace(",", ""))
+    return numbers[-1] if numbers else None
+
+
+def stated_number(response: str, labels: Sequence[str] = ()) -> str | None:
     """The number that the text's last statement of its answer gives, else the last number.
 
     Of a statement, its sentence counts: the number after its last "=", else its first number. A
-    number is written as people write it: a comma only before three digits, a minus sign only where
-    no digit, letter or bracket stands before it.
+    comma counts only before three digits, a minus sign only where no digit, letter or bracket
+    precedes it.
 
-    >>> StatedNumber().parse("The answer is 5 - 3 = $2.00. I checked it 3 times.", [])
+    >>> stated_number("The answer is 5 - 3 = $2.00. I checked it 3 times.")
     '2.00'
     """
-
-    def parse(self, response: str, answers: Sequence[str]) -> str | None:
-        for statement in reversed(list(re.finditer(_STATEMENT + _OPENING, response))):
-            rest = response[statement.end() : statement.end() + _SENTENCE]
-            sentence = re.split(r"[.!?](?!\S)|\n", rest, maxsplit=1)[0]
-            result = _written_numbers(sentence.rpartition("=")[2])
-            numbers = result or _written_numbers(sentence)
-            if numbers:
-                return numbers[0]
-        numbers = _written_numbers(response)
-        return numbers[-1] if numbers else None
+    for statement in reversed(list(re.finditer(_STATEMENT + _OPENING, response))):
+        rest = response[statement.end() : statement.end() + _SENTENCE]
+        sentence = re.split(r"[.!?](?!\S)|\n", rest, maxsplit=1)[0]
+        numbers = _written_numbers(sentence.rpartition("=")[2]) or _written_numbers(sentence)
+        if numbers:
+            return numbers[0]
+    return next(reversed(_written_numbers(response)), None)
 
 
 def _written_numbers(text: str) -> list[str]:
@@ -161,22 +135,28 @@ def _written_numbers(text: str) -> list[str]:
     return [("-" if sign else "") + number.replace(",", "") for sign, number in found]
 
 
-def _any_of(answers: Sequence[str]) -> str:
-    return _alternatives(tuple(answers))
+def _any_of(labels: Sequence[str]) -> str:
+    return _alternatives(tuple(labels))
 
 
-@functools.cache  # asked after every token
-def _alternatives(answers: tuple[str, ...]) -> str:
+@functools.cache  # called after every token
+def _alternatives(labels: tuple[str, ...]) -> str:
     # Longest first, so that `option10` is not read as `option1`.
-    return "|".join(re.escape(a) for a in sorted(answers, key=len, reverse=True))
+    return "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
 
 
 def _number(text: str) -> float:
     return float(text.replace(",", ""))
 
 
-FILTERS: dict[str, AnswerFilter] = {"first_label": FirstLabel(), "last_number": LastNumber()}
+FILTERS: dict[str, AnswerFilter] = {
+    "first_label": AnswerFilter(first_label, decided=first_label_decided),
+    "last_number": AnswerFilter(last_number, numeric=True),
+}
 PROTOCOLS: dict[str, dict[str, AnswerFilter]] = {
     PUBLISHED: FILTERS,
-    "strict": {"first_label": OnlyLabel(), "last_number": StatedNumber()},
+    "strict": {
+        "first_label": AnswerFilter(only_label),
+        "last_number": AnswerFilter(stated_number, numeric=True),
+    },
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rosa.errors import RosaError
-from rosa.evaluate.stopping import RowEnds
+from rosa.evaluate.stopping import RowStoppingCriteria
 
 if TYPE_CHECKING:
     import torch
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Response:
-    """The text that a model added to one prompt, and how many tokens that took, padding aside."""
+    """The text that a model generated for one prompt, and its number of tokens without padding."""
 
     text: str
     tokens: int
 
 
 def longest_first_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Positions in batches of similar length, the longest first: too large a batch shows at once.
+    """Positions in batches of similar length, longest first: too large a batch fails at once.
 
     >>> longest_first_batches([3, 9, 5], batch_size=2)
     [[1, 2], [0]]
@@ -32,7 +32,7 @@ def longest_first_batches(lengths: Sequence[int], batch_size: int) -> list[list[
 
 
 def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
-    """Which share of the prompts' tokens, as they are read in batches, is padding.
+    """Padding as a share of all prompt tokens in the batches.
 
     >>> padding_share([3, 9, 5], [[1, 2], [0]])
     0.19047619047619047
@@ -49,27 +49,28 @@ def generate(
     max_new_tokens: int,
     num_beams: int = 1,
     until: str | None = None,
-    decided: Callable[[str], bool] | None = None,
+    stop_when: Callable[[str], bool] | None = None,
 ) -> list[Response]:
-    """The responses to a batch of tokenised prompts, padded on the left, without sampling.
+    """The responses to a batch of tokenized prompts, padded on the left, without sampling.
 
-    A response ends before the text `until`, where that is given, and in greedy decoding with the
-    token after which `decided` is true of its text. Of beams, the best is known only in the end.
+    A response ends before the text `until` and, in greedy decoding, with the token after which
+    `stop_when` is true of its text. Of beams, the best is known only at the end.
 
-    The penalties that some models' generation settings carry are turned off: the protocol is
-    plain greedy or beam search, the same for every model.
+    The penalties of a model's generation config are turned off: the protocol is plain greedy or
+    beam search, the same for every model.
     """
     import torch
 
-    ids = left_padded(prompts, tokenizer.pad_token_id).to(model.device)
-    real = left_padded([[1] * len(prompt) for prompt in prompts], 0).to(model.device)
-    stops, start = end_tokens(model, tokenizer), ids.shape[1]
-    ends = RowEnds(tokenizer, start, stops, until, decided, greedy=num_beams == 1)
+    batch = tokenizer.pad(
+        {"input_ids": [list(ids) for ids in prompts]}, padding_side="left", return_tensors="pt"
+    ).to(model.device)
+    stops, start = end_tokens(model, tokenizer), batch["input_ids"].shape[1]
+    stopping = RowStoppingCriteria(tokenizer, start, stops, until, stop_when, greedy=num_beams == 1)
     try:
         with torch.inference_mode():
             output = model.generate(
-                input_ids=ids,
-                attention_mask=real,
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
                 use_cache=True,
                 max_new_tokens=max_new_tokens,
                 num_beams=num_beams,
@@ -82,55 +83,45 @@ def generate(
                 length_penalty=1.0,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=stops,
-                logits_processor=[_AreNumbers()],
-                stopping_criteria=[ends] if until or decided else None,
+                logits_processor=[NanLogitsCheck()],
+                stopping_criteria=[stopping] if until or stop_when else None,
             )
     except torch.OutOfMemoryError as error:
         raise RosaError(
             f"out of memory with {len(prompts)} prompts of up to {start} tokens; lower --batch_size"
         ) from error
     rows = enumerate(output[:, start:].tolist())
-    return [_response(tokenizer, ids[: ends.lengths.get(i)], stops, until) for i, ids in rows]
+    return [_response(tokenizer, ids[: stopping.lengths.get(i)], stops, until) for i, ids in rows]
 
 
-class _AreNumbers:
-    """A logits processor that changes nothing: refuses logits that are no numbers.
+class NanLogitsCheck:
+    """A logits processor that raises for NaN logits, from which `generate` would make some text.
 
-    Of such logits generation makes text without a word. The first token of a batch tells.
+    Only the first token of a batch is checked.
     """
 
     def __init__(self) -> None:
-        self._looked = False
+        self._checked = False
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if not self._looked and bool((scores != scores).any()):
+        if not self._checked and bool(scores.isnan().any()):
             raise RosaError(
-                "the model's logits are not numbers (NaN), so it has no answers to score: its "
-                "weights or the adapter's are damaged, or overflow in this precision (--dtype "
-                "float32 tells)"
+                "the model's logits are NaN, so there are no answers to score: its weights or the "
+                "adapter's are damaged, or overflow in this precision (try --dtype float32)"
             )
-        self._looked = True
+        self._checked = True
         return scores
 
 
-def left_padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """Rows of ids as one (rows, longest) int64 tensor; short ones get `value` on the left."""
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    tensors = [torch.tensor(list(row)) for row in rows]
-    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side="left")
-
-
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends a response: the tokenizer's and those of the model's settings."""
-    settings = model.generation_config.eos_token_id
-    stops = set(settings if isinstance(settings, list) else [settings])
+    """Every token that ends a response: the tokenizer's and the generation config's."""
+    configured = model.generation_config.eos_token_id
+    stops = set(configured if isinstance(configured, list) else [configured])
     return sorted(t for t in stops | {tokenizer.eos_token_id} if t is not None)
 
 
 def _response(tokenizer: Any, ids: list[int], stops: list[int], until: str | None) -> Response:
-    """Of the `ids` up to an end token; tokens count that one too."""
+    """The response in `ids`; its token count includes the end token."""
     length = next((i for i, token in enumerate(ids) if token in stops), len(ids))
     text = tokenizer.decode(ids[:length], skip_special_tokens=True)
     if until:

@@ -78,7 +78,7 @@ def _known_task(known: dict[str, Task], name: str) -> Task:
 
 
 def _refuse_cut(task: Task, run: dict[str, Any], folder: Path) -> None:
-    if not run.get("full_responses", True) and task.decides_early(run["protocol"]):
+    if not run.get("full_responses", True) and task.early_stop(run["protocol"]):
         raise RosaError(
             f"the responses to {task.name} in {folder} end where the protocol {run['protocol']} "
             "found their answer, and other rules need them whole; evaluate with --full_responses "

@@ -10,7 +10,6 @@ from the whole task, never from what is left, so the answers are those of an uni
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -127,7 +126,7 @@ def check_options(batch_size: int, num_beams: int, protocol: str) -> None:
 
 def may_cut(protocol: str, num_beams: int) -> bool:
     """Whether a response may end before its end of text because its answer is decided."""
-    return num_beams == 1 and any(rule.decides_early for rule in PROTOCOLS[protocol].values())
+    return num_beams == 1 and any(rule.decided for rule in PROTOCOLS[protocol].values())
 
 
 @dataclass
@@ -175,7 +174,6 @@ class _Bench:
         return tally(work, list(done.values()))
 
     def _ask(self, prompts: list[list[int]], work: Workload) -> list[Response]:
-        cuts = not self.full_responses and work.task.decides_early(self.protocol)
         start = time.perf_counter()
         responses = generate(
             self.model,
@@ -184,7 +182,7 @@ class _Bench:
             max_new_tokens=work.task.max_new_tokens,
             num_beams=self.num_beams,
             until=NEXT_EXAMPLE.get(work.task.prompt) if work.shots else None,
-            decided=functools.partial(work.task.decided, protocol=self.protocol) if cuts else None,
+            stop_when=None if self.full_responses else work.task.early_stop(self.protocol),
         )
         self.seconds += time.perf_counter() - start
         self.responses += len(responses)

@@ -1,6 +1,6 @@
-"""When a response is over before the model ends it: its answer is decided, or it has said a text.
+"""Ends a response before the model does: once its answer is decided or it contains a stop string.
 
-A row of a batch that is over gets no more tokens, and the batch ends with its last row.
+A finished row of a batch gets only padding, and the batch ends with its last row.
 """
 
 from __future__ import annotations
@@ -13,22 +13,24 @@ if TYPE_CHECKING:
     import torch
 
 # The end of a text that the next token may still change: a character of which bytes are missing,
-# and spaces that `clean_up_tokenization_spaces` takes out once more is there (" n't", " 're").
+# and spaces that `clean_up_tokenization_spaces` removes before what may follow (" n't", " 're").
 _UNSETTLED = re.compile(r"( [ n'rv]*)?\ufffd*\Z")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-class RowEnds:
-    """A stopping criterion: which rows are over. `lengths` tells of how many tokens those are.
+class RowStoppingCriteria:
+    """A stopping criterion that finishes each row of a batch by itself.
+
+    `lengths` maps each finished row to its number of new tokens; padding follows them.
 
     Args:
-        tokenizer: of the model that generates.
-        start: where the new tokens begin in a row.
-        stops: the tokens that end a response by themselves.
-        until: the text that ends one.
-        decided: whether a text holds all that its answer depends on; None never asks.
-        greedy: whether a row is one response from first to last. Beams change places: nothing is
-            remembered of them, and `decided` is not asked.
+        tokenizer: the model's.
+        start: position of the first new token in a row.
+        stops: token ids that end a response.
+        until: a text that ends a response.
+        stop_when: whether a text contains all that its answer depends on.
+        greedy: whether a row stays the same response. Beams change rows: nothing is remembered of
+            them, and `stop_when` is not called.
     """
 
     def __init__(
@@ -37,49 +39,43 @@ class RowEnds:
         start: int,
         stops: Collection[int],
         until: str | None = None,
-        decided: Callable[[str], bool] | None = None,
+        stop_when: Callable[[str], bool] | None = None,
         greedy: bool = True,
     ) -> None:
         self._tokenizer, self._start, self._stops = tokenizer, start, stops
         self._until, self._greedy = until, greedy
-        self._decided = decided if greedy else None
-        self.lengths: dict[int, int] = {}  # by row; what follows is padding
+        self._stop_when = stop_when if greedy else None
+        self.lengths: dict[int, int] = {}
 
-    def __call__(self, ids: torch.Tensor, scores: Any, **_more: Any) -> torch.Tensor:
-        """Which rows of the (rows, tokens) int64 `ids` are over, as (rows,) bool."""
+    def __call__(self, ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Which rows of the (rows, tokens) int64 `ids` are finished, as (rows,) bool."""
         import torch
 
-        over = dict(self.lengths)
+        finished = dict(self.lengths)
         for row, tokens in enumerate(ids[:, self._start :].tolist()):
-            if row not in over and self._is_over(tokens):
-                over[row] = len(tokens)
+            if row not in finished and self._is_finished(tokens):
+                finished[row] = len(tokens)
         if self._greedy:
-            self.lengths = over
-        return torch.tensor([row in over for row in range(len(ids))], device=ids.device)
+            self.lengths = finished
+        return torch.tensor([row in finished for row in range(len(ids))], device=ids.device)
 
-    def _is_over(self, tokens: Sequence[int]) -> bool:
+    def _is_finished(self, tokens: Sequence[int]) -> bool:
         if tokens[-1] in self._stops:
             return True
-        if self._until and _has_said(self._until, tokens, self._tokenizer):
+        # Transformers' own stop strings fail on tokenizers whose words are not joined from pieces.
+        # If the last token completed `until`, as many tokens as it has characters contain it.
+        until = self._until
+        if until and until in self._tokenizer.decode(tokens[-len(until) :]):
             return True
-        if self._decided is None:
+        if self._stop_when is None:
             return False
-        return self._decided(settled_text(tokens, self._tokenizer, self._until))
-
-
-def _has_said(text: str, tokens: Sequence[int], tokenizer: Any) -> bool:
-    """Whether the last of `tokens` completed `text`.
-
-    Transformers' own stop strings fail on tokenizers whose words are not joined from pieces.
-    """
-    # As many tokens as `text` has letters: it is in them if the last token completed it.
-    return text in tokenizer.decode(tokens[-len(text) :])
+        return self._stop_when(settled_text(tokens, self._tokenizer, until))
 
 
 def settled_text(tokens: Sequence[int], tokenizer: Any, until: str | None = None) -> str:
-    """What every response that begins with `tokens` begins with, whatever follows.
+    """The text that every response starting with `tokens` starts with, whatever follows.
 
-    All of them are decoded each time, since what a piece reads as depends on those around it.
+    All tokens are decoded each time, since the text of a piece depends on those around it.
     """
     if _ends_in_bytes(tokens, tokenizer):
         return ""
@@ -88,8 +84,10 @@ def settled_text(tokens: Sequence[int], tokenizer: Any, until: str | None = None
 
 
 def _ends_in_bytes(tokens: Sequence[int], tokenizer: Any) -> bool:
-    """Whether the last piece that is shown is one byte of several: an invalid one after it would
-    turn them all into replacement marks."""
+    """Whether the last visible piece is one byte of several.
+
+    An invalid byte after it would turn all of them into replacement characters.
+    """
     for token in reversed(tokens):
         if _BYTE.fullmatch(tokenizer.convert_ids_to_tokens(token) or ""):
             return True

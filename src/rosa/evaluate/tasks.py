@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +86,13 @@ class Task:
         """The answer in `response` by the rules of `protocol`, or None."""
         return PROTOCOLS[protocol][self.filter].parse(response, self.answers)
 
-    def decided(self, response: str, protocol: str = PUBLISHED) -> bool:
-        """Whether `parse` finds the same in every text that begins with `response`."""
-        return PROTOCOLS[protocol][self.filter].decided(response, self.answers)
+    def early_stop(self, protocol: str = PUBLISHED) -> Callable[[str], bool] | None:
+        """A check whether a response so far fixes what `parse` returns for all of it.
 
-    def decides_early(self, protocol: str = PUBLISHED) -> bool:
-        """Whether an answer may be decided before its response is whole."""
-        return PROTOCOLS[protocol][self.filter].decides_early
+        None where only a complete response does.
+        """
+        decided = PROTOCOLS[protocol][self.filter].decided
+        return None if decided is None else functools.partial(decided, labels=self.answers)
 
     def is_correct(self, answer: str | None, label: str) -> bool:
         """Whether a parsed answer is the label; no answer never is."""
@@ -112,7 +112,7 @@ class Example:
     question: Question = field(default=Question(""), repr=False)
 
 
-@cache
+@functools.cache
 def built_in_tasks() -> dict[str, Task]:
     """The package's benchmarks by name, in the order of the paper's tables, the toy tasks last."""
     tasks = [read_task(path) for path in sorted(TASKS.glob("*.yaml"))]
@@ -198,7 +198,7 @@ def _checked(task: Task, path: Path) -> Task:
         raise RosaError(f"{path}: unknown prompt {task.prompt!r}; say one of {', '.join(PROMPTS)}")
     if any(not isinstance(answer, str) or not answer for answer in task.answers):
         raise RosaError(f"{path}: answers must be text; quote words that YAML reads as true or 1")
-    if FILTERS[task.filter].needs_answers != bool(task.answers):
+    if FILTERS[task.filter].numeric == bool(task.answers):
         raise RosaError(f"{path}: the filter first_label needs answers, and no other takes them")
     for key in ("size", "max_new_tokens"):
         value, least = getattr(task, key), 0 if key == "size" else 1
