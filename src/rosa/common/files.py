@@ -7,10 +7,12 @@ everything that a later run reads is written under another name, brought to the 
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rosa.errors import RosaError
 
@@ -37,6 +39,17 @@ def write_whole(file: Path, content: str | bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     part.replace(file)
+
+
+def read_jsonl(file: Path, *, partial: bool = False) -> list[dict[str, Any]]:
+    """The records of a JSONL file; none if it does not exist.
+
+    `partial`: the file is still being written, so leave out a line without its line break.
+    """
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would split at U+2028 too
+    return [json.loads(line) for line in (lines[:-1] if partial else lines) if line]
 
 
 def bring_to_disk(folder: Path) -> None:

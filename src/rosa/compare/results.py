@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from rosa.common.files import read_jsonl
 from rosa.errors import RosaError
 from rosa.evaluate.results import TaskScore
 
@@ -122,11 +123,7 @@ class StudyResults:
 
         Empty where the answers were not kept beside the results.
         """
-        file = self.folder / run.folder / "evaluation" / f"{task}.jsonl"
-        if not file.is_file():
-            return []
-        # Not splitlines: a response may hold U+2028, which JSON leaves as it is.
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+        return read_jsonl(self.folder / run.folder / "evaluation" / f"{task}.jsonl")
 
     def correct(self, run: RunResult, task: str) -> dict[int, bool]:
         """Whether each example was answered right, by its index in the test set."""

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from rosa.common.files import read_jsonl
 from rosa.common.plot_style import INK, SOFT, canvas
 from rosa.dls.choice import EXPLOIT, EXPLORE, STATIC
 from rosa.errors import RosaError
-from rosa.train.run_folder import read_jsonl
 
 HISTORY = "dls_history.jsonl"
 LOG_RANGE = 20  # values that span more than this factor are drawn on a logarithmic axis

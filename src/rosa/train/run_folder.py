@@ -165,6 +165,20 @@ class RunFolder:
         if why := why_unwritable(self.path):
             raise RosaError(f"output_dir '{self.path}': {why}; name another folder")
 
+    def read_recipe(self) -> dict[str, Any]:
+        """The recipe that the run was started with.
+
+        Raises:
+            RosaError: it cannot be read.
+        """
+        try:
+            return dict(yaml.safe_load(self.recipe.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, yaml.YAMLError):
+            raise RosaError(
+                f"{self.recipe} is damaged; put the run's recipe back there, or delete "
+                f"{self.path} to start again"
+            ) from None
+
     def _check_reopening(self, recipe: Recipe) -> None:
         if not self.recipe.is_file():
             raise RosaError(
@@ -172,14 +186,7 @@ class RunFolder:
             )
         if self.finished:
             raise RosaError(f"--resume: the run in '{self.path}' is already finished")
-        try:
-            before = dict(yaml.safe_load(self.recipe.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, yaml.YAMLError):
-            raise RosaError(
-                f"--resume: {self.recipe} is damaged; put the run's recipe back there"
-            ) from None
-        key = first_difference(before, asdict(recipe))
-        if key:
+        if key := first_difference(self.read_recipe(), asdict(recipe)):
             raise RosaError(
                 f"--resume: the run in '{self.path}' was started with another {key}; use its own "
                 f"recipe ({self.recipe}) or name another folder"
@@ -229,13 +236,6 @@ def _is_readable(weights: Path) -> bool:
         return bool(read_shapes(weights))
     except RosaError:
         return False
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSONL file; none if it does not exist."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
 def drop_lines_after(path: Path, step: int) -> None:

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rosa.common.files import read_jsonl
 from rosa.common.formatting import format_number
 from rosa.compare.results import RunResult, StudyResults
 from rosa.report.html.axes import Axis, Tick, fit, is_wide
 from rosa.train.plots import scores_of
-from rosa.train.run_folder import RunFolder, read_jsonl
+from rosa.train.run_folder import RunFolder
 
 POINTS = 120  # per curve; more would not be seen
 CHOICES = 150  # columns of a layer map
