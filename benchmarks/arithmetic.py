@@ -17,8 +17,9 @@ two operations, so that it is the ratio of bytes as well.
 from __future__ import annotations
 
 from benchmarks.contenders import CONTENDERS, LORA, SIZES
-from rosa.budget.activations import Shape, Tuning, low_elements
-from rosa.budget.memory import Adapted
+from rosa.budget.activation_memory import AdapterSpec, DecoderShape, low_frequency_width
+from rosa.budget.memory import AdaptedModel
+from rosa.budget.time import forward_flops
 
 RANK = CONTENDERS["rosa"].config().r
 BACKWARDS = 5 / 2  # of attention's products, as FlashAttention computes its scores again
@@ -28,15 +29,15 @@ class Arithmetic:
     """Ratios to the frozen model, of a size (a name of `SIZES`) in rows of `length` tokens."""
 
     def __init__(self, size: str, length: int) -> None:
-        shape = self.shape = Shape.of(SIZES[size].config())
-        outside = 2 * shape.vocabulary * shape.hidden
-        model = Adapted(shape, shape.linears + outside, 0)
-        self._head = 2 * shape.vocabulary * shape.hidden
-        self._linear = model.forward_flops(0)
-        self._attention = model.forward_flops(length) - self._linear  # of a row, on average
-        queries, keys = low_elements(shape, Tuning("rosa"))
+        shape = self.shape = DecoderShape.of(SIZES[size].config())
+        outside = 2 * shape.vocab * shape.hidden
+        model = AdaptedModel(shape, shape.linear_weights + outside, 0)
+        self._head = 2 * shape.vocab * shape.hidden
+        self._linear = forward_flops(model, 0)
+        self._attention = forward_flops(model, length) - self._linear  # of a row, on average
+        queries, keys = low_frequency_width(shape, AdapterSpec("rosa"))
         self._project = 2 * RANK * (shape.hidden + queries) * shape.layers
-        grouped = shape.heads != shape.key_heads
+        grouped = shape.heads != shape.kv_heads
         self._to_keys = 2 * RANK * (queries + keys) * shape.layers * grouped
         self._again = 2 * RANK * queries * shape.layers * grouped
 
@@ -53,8 +54,8 @@ class Arithmetic:
     def lora(self) -> float:
         """Those of LoRA on all linears."""
         s = self.shape
-        attention = 4 * s.hidden + 2 * (s.attention + s.keys)
-        return 3 * 2 * LORA["r"] * (attention + 3 * (s.hidden + s.feed_forward)) * s.layers
+        attention = 4 * s.hidden + 2 * (s.query_width + s.key_width)
+        return 3 * 2 * LORA["r"] * (attention + 3 * (s.hidden + s.intermediate)) * s.layers
 
     def rosa_step(self, trained: float = 1.0) -> float:
         """A training step with RoSA; with DLS from the first layer on, where only some train."""

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rosa.budget.activations import Shape, Tuning, low_elements
-from rosa.budget.memory import Device
+from rosa.budget.activation_memory import AdapterSpec, DecoderShape, low_frequency_width
+from rosa.budget.time import Device
 
 MODULATE = 8  # operations per element: turn, multiply, turn back, add
 
@@ -42,15 +42,15 @@ class RoaeCost:
         )
 
 
-def roae_cost(shape: Shape, tuning: Tuning, element: int = 2) -> RoaeCost:
-    """The cost of one token; `tuning` is RoSA's with the low-rank projection."""
-    rank = tuning.keys.get("r", 128)
-    for_queries, for_keys = low_elements(shape, tuning)
-    low = for_queries + for_keys
-    grouped = shape.key_heads != shape.heads
-    project = 2 * rank * (shape.hidden + for_queries)
+def roae_cost(shape: DecoderShape, adapter: AdapterSpec, element: int = 2) -> RoaeCost:
+    """The cost of one token; `adapter` is RoSA's with the low-rank projection."""
+    rank = adapter.arguments.get("r", 128)
+    queries, keys = low_frequency_width(shape, adapter)
+    low = queries + keys
+    grouped = shape.kv_heads != shape.heads
+    project = 2 * rank * (shape.hidden + queries)
     to_keys = 2 * rank * low if grouped else 0
-    again = 2 * rank * for_queries if grouped else 0
+    again = 2 * rank * queries if grouped else 0
     moved = element * (shape.hidden + 4 * rank + 5 * low)
     layers = shape.layers
     return RoaeCost(

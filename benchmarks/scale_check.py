@@ -18,10 +18,10 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.measure import saved_bytes
-from rosa.budget import activations
-from rosa.budget.activations import Batch, Shape, Tuning
-from rosa.budget.memory import Adapted
-from rosa.budget.parameters import model_shape
+from rosa.budget.activation_memory import AdapterSpec, DecoderShape, MicroBatch, loss_bytes
+from rosa.budget.activation_memory import saved_bytes as formula_bytes
+from rosa.budget.memory import AdaptedModel
+from rosa.budget.parameters import load_model_config
 from rosa.common.environment import describe_environment
 from rosa.methods.registry import method_config
 from rosa.models.quantization import loading_options
@@ -29,10 +29,10 @@ from rosa.models.quantization import loading_options
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "scale.json"
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
 METHODS = {
-    "frozen model": Tuning(),
-    "RoSA": Tuning("rosa"),
-    "RoAE without norms": Tuning("rosa", {"train_norms": False}),
-    "LoRA, all linears, r=16": Tuning("lora", {"r": 16, "target_modules": "all-linear"}),
+    "frozen model": AdapterSpec(),
+    "RoSA": AdapterSpec("rosa"),
+    "RoAE without norms": AdapterSpec("rosa", {"train_norms": False}),
+    "LoRA, all linears, r=16": AdapterSpec("lora", {"r": 16, "target_modules": "all-linear"}),
 }
 
 
@@ -55,51 +55,50 @@ def llama(width: int, layers: int, **changes: Any) -> LlamaConfig:
 CONFIGS = {
     "512 wide, 8 layers": lambda: llama(512, 8),
     "1024 wide, 6 layers": lambda: llama(1024, 6),
-    "Qwen2.5-0.5B": lambda: model_shape("Qwen2.5-0.5B"),
+    "Qwen2.5-0.5B": lambda: load_model_config("Qwen2.5-0.5B"),
 }
 BATCHES = {
     "512 wide, 8 layers": (
-        Batch(4, 256, 4, padded=False),
-        Batch(4, 256, 4),
-        Batch(1, 1024, 4, padded=False),
-        Batch(4, 256, 2),
-        Batch(4, 256, 4, eager=True),
+        MicroBatch(4, 256, 4, padded=False),
+        MicroBatch(4, 256, 4),
+        MicroBatch(1, 1024, 4, padded=False),
+        MicroBatch(4, 256, 2),
+        MicroBatch(4, 256, 4, eager=True),
     ),
-    "1024 wide, 6 layers": (Batch(4, 256, 4, padded=False),),
-    "Qwen2.5-0.5B": (Batch(1, 512, 2, padded=False),),
+    "1024 wide, 6 layers": (MicroBatch(4, 256, 4, padded=False),),
+    "Qwen2.5-0.5B": (MicroBatch(1, 512, 2, padded=False),),
 }
 
 
-def measured(config: Any, tuning: Tuning, batch: Batch) -> int:
+def measured(config: Any, adapter: AdapterSpec, batch: MicroBatch) -> int:
     """Bytes that a forward pass of this model keeps for the backward pass, weights left out."""
     torch.manual_seed(0)
     kernel = "eager" if batch.eager else None  # else as Transformers chooses
     plain = AutoModelForCausalLM.from_config(config, attn_implementation=kernel)
-    plain = plain.to(DTYPES[batch.element])
-    ids = torch.randint(3, config.vocab_size, (batch.rows, batch.longest))
+    plain = plain.to(DTYPES[batch.dtype_bytes])
+    ids = torch.randint(3, config.vocab_size, (batch.rows, batch.length))
     given: dict[str, Any] = {"input_ids": ids}
     model: Any = plain
-    if tuning.method is None:  # the gradient is wanted at the embedding's output
+    if adapter.method is None:  # the gradient is wanted at the embedding's output
         plain.requires_grad_(False)
         given = {"inputs_embeds": plain.get_input_embeddings()(ids).detach().requires_grad_()}
     else:
-        model = get_peft_model(plain, method_config(tuning.method, tuning.adapter, total_steps=99))
+        model = get_peft_model(plain, method_config(adapter.method, adapter.given, total_steps=99))
     if batch.padded:
         mask = torch.ones_like(ids)
-        mask[0, batch.longest * 3 // 4 :] = 0
+        mask[0, batch.length * 3 // 4 :] = 0
         given["attention_mask"] = mask
     resident = [ids, *model.parameters(), *model.buffers()]
-    half = batch.autocast and batch.element == 2
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+    with torch.autocast("cpu", torch.bfloat16, enabled=batch.dtype_bytes == 2):
         return saved_bytes(
             lambda: model.train()(**given, labels=ids, use_cache=False).loss, resident=resident
         )
 
 
-def estimated(config: Any, tuning: Tuning, batch: Batch) -> float:
+def estimated(config: Any, adapter: AdapterSpec, batch: MicroBatch) -> float:
     """The same by formula."""
-    shape = Shape.of(config)
-    return activations.saved_bytes(shape, tuning, batch) + activations.loss_bytes(shape, batch)
+    shape = DecoderShape.of(config)
+    return formula_bytes(shape, adapter, batch) + loss_bytes(shape, batch)
 
 
 def weights(config: Any, quantization: str | None) -> dict[str, float]:
@@ -112,7 +111,7 @@ def weights(config: Any, quantization: str | None) -> dict[str, float]:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options)
         found = sum(p.nbytes + scales(p) for p in model.parameters())
         del model
-    said = Adapted(Shape.of(config), base, 0, 2, quantization).weight_bytes
+    said = AdaptedModel(DecoderShape.of(config), base, 0, 2, quantization).weight_bytes
     return {"measured": found, "estimated": round(said)}
 
 
@@ -131,17 +130,17 @@ def main() -> None:
     saved = []
     for name, make in CONFIGS.items():
         for batch in BATCHES[name]:
-            for title, tuning in METHODS.items():
+            for title, adapter in METHODS.items():
                 row = {
                     "model": name,
                     "method": title,
                     "rows": batch.rows,
-                    "length": batch.longest,
-                    "dtype": "bfloat16" if batch.element == 2 else "float32",
+                    "length": batch.length,
+                    "dtype": "bfloat16" if batch.dtype_bytes == 2 else "float32",
                     "padded": batch.padded,
                     "attention": "eager" if batch.eager else "fused",
-                    "measured": measured(make(), tuning, batch),
-                    "estimated": round(estimated(make(), tuning, batch)),
+                    "measured": measured(make(), adapter, batch),
+                    "estimated": round(estimated(make(), adapter, batch)),
                 }
                 saved.append(row)
                 print(json.dumps(row), flush=True)

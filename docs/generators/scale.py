@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from benchmarks.roae_costs import roae_cost
 from docs.generators.blocks import read_json
-from rosa.budget.activations import Batch, Shape, Tuning
-from rosa.budget.memory import CPU_CORE, H100, Adapted, training_memory
-from rosa.budget.parameters import count, model_shape
+from rosa.budget.activation_memory import AdapterSpec, DecoderShape, MicroBatch
+from rosa.budget.memory import AdaptedModel, training_memory
+from rosa.budget.parameters import base_parameters, count_parameters, load_model_config
+from rosa.budget.time import CPU_CORE, H100, forward_flops
 
 MODELS = ("Qwen2.5-0.5B", "Qwen2.5-1.5B", "Llama-3.2-3B", "Qwen2.5-7B", "Qwen2.5-14B",
           "Qwen2.5-32B", "Llama-3.1-70B")  # fmt: skip
@@ -14,12 +15,12 @@ ROWS, LENGTH = 4, 1024
 GIB = 2**30
 
 
-def adapted(model: str, quantization: str | None = None) -> Adapted:
-    budget = count(model_shape(model), "rosa")
-    assert budget.total is not None
-    assert budget.trainable is not None
-    base = budget.total - budget.trainable
-    return Adapted(Shape.of(model_shape(model)), base, budget.trainable, 2, quantization)
+def adapted(model: str, quantization: str | None = None) -> AdaptedModel:
+    config = load_model_config(model)
+    trainable = count_parameters(config, "rosa").trainable
+    assert trainable is not None
+    shape, base = DecoderShape.of(config), base_parameters(config)
+    return AdaptedModel(shape, base, trainable, 2, quantization)
 
 
 def cost_table() -> str:
@@ -31,11 +32,11 @@ def cost_table() -> str:
     ]
     for name in MODELS:
         model = adapted(name)
-        cost = roae_cost(model.shape, Tuning("rosa"))
-        whole = 2 * model.forward_flops(LENGTH)
+        cost = roae_cost(model.shape, AdapterSpec("rosa"))
+        whole = 2 * forward_flops(model, LENGTH)
         share = 100 * (cost.forward_flops + cost.backward_flops) / whole
         floor = cost.seconds(H100)
-        in_float32 = roae_cost(model.shape, Tuning("rosa"), 4).seconds(CPU_CORE)
+        in_float32 = roae_cost(model.shape, AdapterSpec("rosa"), 4).seconds(CPU_CORE)
         moved = (cost.forward_bytes + cost.backward_bytes) / 1024
         lines.append(
             f"| {name} | {cost.forward_flops / 1e6:.1f} | {cost.backward_flops / 1e6:.1f} | "
@@ -55,10 +56,10 @@ def memory_table() -> str:
         cells = []
         for kind in (None, "nf4"):
             model = adapted(name, kind)
-            needs = [
-                training_memory(model, Tuning("rosa"), Batch(ROWS, LENGTH, checkpointing=less))
-                for less in (False, True)
+            batches = [
+                MicroBatch(ROWS, LENGTH, gradient_checkpointing=less) for less in (False, True)
             ]
+            needs = [training_memory(model, AdapterSpec("rosa"), batch) for batch in batches]
             cells += [needs[0].weights, *(need.total for need in needs)]
         lines.append(f"| {name} | {' | '.join(f'{cell / GIB:.1f}' for cell in cells)} |")
     return "\n".join(lines)

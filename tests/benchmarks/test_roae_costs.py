@@ -10,16 +10,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.roae_costs import MODULATE, roae_cost
 from rosa import RosaConfig
-from rosa.budget.activations import Shape, Tuning, low_elements
-from rosa.budget.memory import Device
+from rosa.budget.activation_memory import AdapterSpec, DecoderShape, low_frequency_width
+from rosa.budget.time import Device
 
 
-@pytest.mark.parametrize("key_heads", [2, 8])
+@pytest.mark.parametrize("kv_heads", [2, 8])
 @pytest.mark.parametrize(("rank", "r_low"), [(16, 0.25), (32, 1.0)])
-def test_matrix_products_as_pytorch_counts_them(key_heads: int, rank: int, r_low: float) -> None:
+def test_matrix_products_as_pytorch_counts_them(kv_heads: int, rank: int, r_low: float) -> None:
     config = LlamaConfig(
         hidden_size=128, intermediate_size=96, num_hidden_layers=2, num_attention_heads=8,
-        num_key_value_heads=key_heads, vocab_size=64,
+        num_key_value_heads=kv_heads, vocab_size=64,
     )  # fmt: skip
     ids = torch.arange(24).view(2, 12)
 
@@ -31,14 +31,14 @@ def test_matrix_products_as_pytorch_counts_them(key_heads: int, rank: int, r_low
     plain = AutoModelForCausalLM.from_config(config)
     without = counted(plain)
     found = counted(get_peft_model(plain, RosaConfig(r=rank, r_low=r_low))) - without
-    shape, tuning = Shape.of(config), Tuning("rosa", {"r": rank, "r_low": r_low})
+    shape, adapter = DecoderShape.of(config), AdapterSpec("rosa", {"r": rank, "r_low": r_low})
     # PyTorch counts products of matrices alone.
-    elementwise = shape.layers * MODULATE * sum(low_elements(shape, tuning))
-    assert ids.numel() * (roae_cost(shape, tuning).forward_flops - elementwise) == found
+    elementwise = shape.layers * MODULATE * sum(low_frequency_width(shape, adapter))
+    assert ids.numel() * (roae_cost(shape, adapter).forward_flops - elementwise) == found
 
 
 def test_the_floor_is_the_slower_of_both() -> None:
-    cost = roae_cost(Shape.of(LlamaConfig()), Tuning("rosa"))
+    cost = roae_cost(DecoderShape.of(LlamaConfig()), AdapterSpec("rosa"))
     slow_memory, slow_compute = Device("", 1e30, 1.0), Device("", 1.0, 1e30)
     assert cost.seconds(slow_memory) == cost.forward_bytes + cost.backward_bytes
     assert cost.seconds(slow_compute) == cost.forward_flops + cost.backward_flops

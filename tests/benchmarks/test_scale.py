@@ -8,50 +8,50 @@ import pytest
 from transformers import Gemma2Config, MixtralConfig, Qwen2Config, Qwen3Config
 
 from benchmarks.scale_check import estimated, llama, measured
-from rosa.budget.activations import Batch, Shape, Tuning
+from rosa.budget.activation_memory import AdapterSpec, DecoderShape, MicroBatch
 from rosa.errors import RosaError
 
-FLOOR = Tuning()
-ROSA = Tuning("rosa", {"r": 16})
-LORA = Tuning("lora", {"r": 4, "target_modules": "all-linear"})
+FLOOR = AdapterSpec()
+ROSA = AdapterSpec("rosa", {"r": 16})
+LORA = AdapterSpec("lora", {"r": 4, "target_modules": "all-linear"})
 SMALL: dict[str, Any] = {"num_hidden_layers": 4, "vocab_size": 300}
 SIZES = {"hidden_size": 96, "intermediate_size": 200, "num_attention_heads": 6, **SMALL}
 TOLERANCE = 0.03
 
 
-def check(config: Any, tuning: Tuning, batch: Batch) -> None:
-    said, found = estimated(config, tuning, batch), measured(config, tuning, batch)
-    assert said == pytest.approx(found, rel=TOLERANCE), (said / found, tuning, batch)
+def check(config: Any, adapter: AdapterSpec, batch: MicroBatch) -> None:
+    said, found = estimated(config, adapter, batch), measured(config, adapter, batch)
+    assert said == pytest.approx(found, rel=TOLERANCE), (said / found, adapter, batch)
 
 
 @pytest.mark.parametrize("eager", [False, True], ids=["fused", "eager"])
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("element", [4, 2], ids=["float32", "bf16"])
-@pytest.mark.parametrize("tuning", [FLOOR, ROSA, LORA], ids=["floor", "rosa", "lora"])
+@pytest.mark.parametrize("adapter", [FLOOR, ROSA, LORA], ids=["floor", "rosa", "lora"])
 def test_every_kernel_and_precision(
-    tuning: Tuning, element: int, padded: bool, eager: bool
+    adapter: AdapterSpec, element: int, padded: bool, eager: bool
 ) -> None:
-    check(llama(256, 4, **SMALL), tuning, Batch(2, 48, element, padded, eager))
+    check(llama(256, 4, **SMALL), adapter, MicroBatch(2, 48, element, padded, eager))
 
 
 @pytest.mark.parametrize(
-    "tuning",
+    "adapter",
     [
-        Tuning("rosa", {"r": 4, "r_low": 1.0}),
-        Tuning("rosa", {"r": 96, "r_low": 0.1}),
-        Tuning("rosa", {"r": 16, "rope_stage": "pre"}),
-        Tuning("rosa", {"r": 16, "projection": "full"}),
-        Tuning("rosa", {"r": 48, "train_norms": False}),
-        Tuning("lora", {"r": 64, "target_modules": ["q_proj", "k_proj", "v_proj"]}),
+        AdapterSpec("rosa", {"r": 4, "r_low": 1.0}),
+        AdapterSpec("rosa", {"r": 96, "r_low": 0.1}),
+        AdapterSpec("rosa", {"r": 16, "rope_stage": "pre"}),
+        AdapterSpec("rosa", {"r": 16, "projection": "full"}),
+        AdapterSpec("rosa", {"r": 48, "train_norms": False}),
+        AdapterSpec("lora", {"r": 64, "target_modules": ["q_proj", "k_proj", "v_proj"]}),
     ],
     ids=["whole-heads", "rank", "pre", "full", "no-norms", "lora-qkv"],
 )
 @pytest.mark.parametrize(("width", "shape"), [(128, (3, 16)), (256, (1, 200)), (384, (2, 40))])
-def test_width_length_and_rank(width: int, shape: tuple[int, int], tuning: Tuning) -> None:
-    check(llama(width, 4, **SMALL), tuning, Batch(*shape, 4, padded=False))
+def test_width_length_and_rank(width: int, shape: tuple[int, int], adapter: AdapterSpec) -> None:
+    check(llama(width, 4, **SMALL), adapter, MicroBatch(*shape, 4, padded=False))
 
 
-@pytest.mark.parametrize("tuning", [FLOOR, ROSA, LORA], ids=["floor", "rosa", "lora"])
+@pytest.mark.parametrize("adapter", [FLOOR, ROSA, LORA], ids=["floor", "rosa", "lora"])
 @pytest.mark.parametrize(
     "config",
     [
@@ -62,15 +62,10 @@ def test_width_length_and_rank(width: int, shape: tuple[int, int], tuning: Tunin
     ],
     ids=["qwen2", "qwen3", "gemma2", "mha"],
 )
-def test_architectures(config: Any, tuning: Tuning) -> None:
-    check(config, tuning, Batch(2, 40, 4))
-
-
-def test_adapters_in_float32_beside_a_model_in_half_precision() -> None:
-    for tuning in (ROSA, LORA):
-        check(llama(256, 4, **SMALL), tuning, Batch(2, 48, 2, autocast=False))
+def test_architectures(config: Any, adapter: AdapterSpec) -> None:
+    check(config, adapter, MicroBatch(2, 40, 4))
 
 
 def test_a_model_with_experts_is_refused() -> None:
-    with pytest.raises(RosaError, match="dense decoders, which 'mixtral' is not"):
-        Shape.of(MixtralConfig())
+    with pytest.raises(RosaError, match="dense decoders only, which 'mixtral' is not"):
+        DecoderShape.of(MixtralConfig())

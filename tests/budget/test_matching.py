@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
-from rosa.budget.matching import match_budget, nearest, wanted_parameters
-from rosa.budget.parameters import count, model_shape
+from rosa.budget.matching import match_budget, nearest_match, parse_budget
+from rosa.budget.parameters import base_parameters, count_parameters, load_model_config
 from rosa.cli import main as cli
 from rosa.errors import RosaError
 from rosa.methods.registry import method_config
@@ -28,7 +28,7 @@ BY_RANK = ["lora", "dora", "adalora", "bone", "rosa", "rosa_low_0.5", "rosa_lr64
 
 
 def trainable(method: str, overrides: dict[str, object]) -> int:
-    found = count(SMALL, method, overrides).trainable
+    found = count_parameters(SMALL, method, overrides).trainable
     assert found is not None
     return found
 
@@ -36,23 +36,24 @@ def trainable(method: str, overrides: dict[str, object]) -> int:
 @pytest.mark.parametrize("method", [*BY_RANK, "vera", "loha"])
 @pytest.mark.parametrize("target", [3_000, 20_000])
 def test_no_other_rank_is_nearer(method: str, target: int) -> None:
-    match = nearest(SMALL, method, target)
-    key, rank = next(iter(match.overrides.items()))
-    assert match.budget.trainable == trainable(method, match.overrides)
+    match = nearest_match(SMALL, method, target)
+    key, rank = next(iter(match.arguments.items()))
+    assert match.count.trainable == trainable(method, match.arguments)
     for other in (rank - 1, rank + 1):
         if 1 <= other <= SMALL.hidden_size and not (key == "init_r" and other < 2):
             lower = {"target_r": 1} if key == "init_r" else {}
             distance = abs(trainable(method, {key: other, **lower}) - target)
-            assert distance >= abs(match.budget.trainable - target)
+            assert distance >= abs(match.count.trainable - target)
 
 
 @pytest.mark.parametrize(("method", "key"), [("c3a", "block_size"), ("boft", "boft_block_size")])
 @pytest.mark.parametrize("target", [500, 3_000, 9_000])
 def test_no_other_block_that_fits_is_nearer(method: str, key: str, target: int) -> None:
-    found = nearest(SMALL, method, target)
-    every = [count(SMALL, method, {key: block}).trainable for block in (1, 2, 4, 8, 16, 32, 64)]
+    found = nearest_match(SMALL, method, target)
+    blocks = (1, 2, 4, 8, 16, 32, 64)
+    every = [count_parameters(SMALL, method, {key: block}).trainable for block in blocks]
     best = min(abs(number - target) for number in every if number is not None)
-    assert abs(found.budget.trainable - target) == best
+    assert abs(found.count.trainable - target) == best
 
 
 @settings(max_examples=8, deadline=None)
@@ -80,8 +81,8 @@ def test_given_arguments_stay() -> None:
 
 def test_the_papers_lora_next_to_rosa() -> None:
     """LoRA of rank 64 on queries and keys is what the paper calls similar to RoSA."""
-    shape = model_shape("Qwen2.5-7B")
-    target = count(shape, "rosa").trainable
+    shape = load_model_config("Qwen2.5-7B")
+    target = count_parameters(shape, "rosa").trainable
     assert match_budget(shape, "lora_qk", target)["r"] in (63, 64)
 
 
@@ -97,7 +98,7 @@ def test_the_papers_lora_next_to_rosa() -> None:
 def test_a_method_without_a_size_is_told(method: str, words: str) -> None:
     with pytest.raises(RosaError, match=words):
         match_budget(SMALL, method, 10_000)
-    assert nearest(SMALL, method, 10_000).overrides == {}
+    assert nearest_match(SMALL, method, 10_000).arguments == {}
 
 
 @pytest.mark.parametrize(
@@ -106,15 +107,15 @@ def test_a_method_without_a_size_is_told(method: str, words: str) -> None:
         ("lora", 100, r"r 1 comes nearest and is \d+% above"),
         ("vera", 100_000, r"r 64 comes nearest and is \d+% below"),
         ("c3a", 90_000, r"block_size 1 comes nearest and is \d+% below"),
-        ("randlora", 100, r"do not grow evenly"),
+        ("randlora", 100, r"not linear"),
     ],
 )
 def test_a_distant_match_is_told(method: str, target: int, words: str) -> None:
-    assert re.search(words, nearest(SMALL, method, target).note)
+    assert re.search(words, nearest_match(SMALL, method, target).note)
 
 
 def test_a_near_match_needs_no_words() -> None:
-    assert nearest(SMALL, "lora", 40_000).note == ""
+    assert nearest_match(SMALL, "lora", 40_000).note == ""
 
 
 def test_a_target_rank_that_is_not_below_the_initial_one_is_refused() -> None:
@@ -124,23 +125,23 @@ def test_a_target_rank_that_is_not_below_the_initial_one_is_refused() -> None:
 
 @pytest.mark.parametrize("text", ["20000000", "20,000,000", "20_000_000"])
 def test_a_number_is_wanted(text: str) -> None:
-    assert wanted_parameters(SMALL, text) == 20_000_000
+    assert parse_budget(SMALL, text) == 20_000_000
 
 
 def test_a_share_is_pefts_percentage() -> None:
-    shape = model_shape("Qwen2.5-7B")
-    assert wanted_parameters(shape, "0.260984 %") == pytest.approx(19_927_040, rel=1e-4)
-    assert wanted_parameters(SMALL, "50%") == count(SMALL, "lora").total - trainable("lora", {})
+    shape = load_model_config("Qwen2.5-7B")
+    assert parse_budget(shape, "0.260984 %") == pytest.approx(19_927_040, rel=1e-4)
+    assert parse_budget(SMALL, "50%") == base_parameters(SMALL)
 
 
 def test_another_methods_number_is_wanted() -> None:
-    assert wanted_parameters(SMALL, "LN Tuning") == trainable("ln_tuning", {})
+    assert parse_budget(SMALL, "LN Tuning") == trainable("ln_tuning", {})
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "100%", "0%", "2.5", "1e6", "5 %x", "lor", ""])
 def test_what_is_no_budget_is_refused(text: str) -> None:
     with pytest.raises(RosaError):
-        wanted_parameters(SMALL, text)
+        parse_budget(SMALL, text)
 
 
 # The command
@@ -153,7 +154,7 @@ def folder(tmp_path):
 
 
 def test_json_of_matched_budgets(capsys, folder) -> None:
-    argv = ["params", folder, "--match-budget", "rosa", "--methods", "lora,ln_tuning", "--json"]
+    argv = ["params", folder, "--match_budget", "rosa", "--methods", "lora,ln_tuning", "--json"]
     assert cli.main(argv) == 0
     lora, norms = json.loads(capsys.readouterr().out)
     assert lora["target"] == trainable("rosa", {})
@@ -164,7 +165,7 @@ def test_json_of_matched_budgets(capsys, folder) -> None:
 
 
 def test_table_of_matched_budgets(capsys, folder) -> None:
-    argv = ["params", folder, "--match-budget", "1000", "--methods", "lora,adalora", "--markdown"]
+    argv = ["params", folder, "--match_budget", "1000", "--methods", "lora,adalora", "--markdown"]
     assert cli.main(argv) == 0
     out = capsys.readouterr().out
     assert "Nearest to 1,000 trainable parameters" in out
@@ -175,9 +176,9 @@ def test_table_of_matched_budgets(capsys, folder) -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--match-budget", "1000", "--r", "4"], "--match-budget chooses the rank itself"),
+        (["--match_budget", "1000", "--r", "4"], "--match_budget chooses the rank; drop"),
         (["--json", "--markdown"], "exclude each other"),
-        (["--table"], "drop a model"),
+        (["--table"], "drop the model"),
     ],
 )
 def test_options_that_exclude_each_other(capsys, folder, argv, words) -> None:

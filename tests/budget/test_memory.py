@@ -16,22 +16,32 @@ from transformers.models.qwen2 import Qwen2Config
 from transformers.models.qwen3 import Qwen3Config
 
 from benchmarks.measure import saved_bytes as kept
-from rosa.budget.activations import Batch, Shape, Tuning, layer_bytes, loss_bytes, saved_bytes
+from rosa.budget.activation_memory import (
+    AdapterSpec,
+    DecoderShape,
+    MicroBatch,
+    layer_bytes,
+    loss_bytes,
+    saved_bytes,
+)
 from rosa.budget.memory import (
-    CPU_CORE,
-    Adapted,
-    Device,
-    Work,
+    AdaptedModel,
     evaluation_memory,
-    evaluation_seconds,
-    recipes_memory,
+    recipe_memory,
     training_memory,
+)
+from rosa.budget.parameters import load_model_config
+from rosa.budget.time import (
+    CPU_CORE,
+    Device,
+    Workload,
+    evaluation_seconds,
+    forward_flops,
     training_seconds,
 )
-from rosa.budget.parameters import model_shape
 from rosa.compare.grid import TrainingSet
 from rosa.methods.registry import method_config
-from rosa.reproduce.dry_run import base_parameters, known_shape, workload
+from rosa.reproduce.dry_run import base_size, known_shape, workload
 from rosa.train.recipe import Recipe
 
 ROWS, LENGTH = 2, 48
@@ -69,8 +79,8 @@ def tokens():
     return {"input_ids": ids, "attention_mask": mask, "labels": ids, "use_cache": False}
 
 
-def tuning(method):
-    return Tuning(method, KEYS[method])
+def spec(method):
+    return AdapterSpec(method, KEYS[method])
 
 
 def recipe(method, **changes):
@@ -84,7 +94,7 @@ def kept_by_autograd(model):
 
 
 def batch(element=4, **changes):
-    return Batch(ROWS, LENGTH, element, **changes)
+    return MicroBatch(ROWS, LENGTH, element, **changes)
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16"])
@@ -95,8 +105,8 @@ def test_activations_as_autograd_counts_them(name, method, half):
     model = adapted(name, method, torch.bfloat16 if half else torch.float32)
     with torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext():
         measured = kept_by_autograd(model)
-    shape, rows = Shape.of(CONFIGS[name]), batch(element)
-    ratio = (saved_bytes(shape, tuning(method), rows) + loss_bytes(shape, rows)) / measured
+    shape, rows = DecoderShape.of(CONFIGS[name]), batch(element)
+    ratio = (saved_bytes(shape, spec(method), rows) + loss_bytes(shape, rows)) / measured
     # What other methods do on the way is not modelled.
     low, high = (0.9, 1.1) if method in CLOSE else (0.65, 1.45)
     assert low < ratio < high
@@ -107,10 +117,10 @@ def test_checkpointing_keeps_one_input_per_layer(name):
     model = adapted(name, "rosa")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.enable_input_require_grads()
-    shape = Shape.of(CONFIGS[name])
+    shape = DecoderShape.of(CONFIGS[name])
     measured = kept_by_autograd(model) - loss_bytes(shape, batch())
-    with_one_layer = saved_bytes(shape, tuning("rosa"), batch(checkpointing=True))
-    one_layer = ROWS * LENGTH * layer_bytes(shape, tuning("rosa"), batch())  # comes in backward
+    with_one_layer = saved_bytes(shape, spec("rosa"), batch(gradient_checkpointing=True))
+    one_layer = ROWS * LENGTH * layer_bytes(shape, spec("rosa"), batch())  # comes in backward
     assert with_one_layer - one_layer == pytest.approx(measured, rel=0.05)
 
 
@@ -124,10 +134,10 @@ def test_sixteen_bytes_for_each_trained_parameter():
     held = [*trained, *(p.grad for p in trained), *moments]
     count = sum(p.numel() for p in trained)
     assert sum(t.nbytes for t in held) == 16 * count
-    own = Adapted(Shape.of(CONFIGS["llama"]), 0, count)
-    said = training_memory(own, tuning("rosa"), batch(2))
+    own = AdaptedModel(DecoderShape.of(CONFIGS["llama"]), 0, count)
+    said = training_memory(own, spec("rosa"), batch(2))
     assert said.adapter + said.gradients + said.optimizer == 16 * count
-    assert said == recipes_memory(own, recipe("rosa"), LENGTH)
+    assert said == recipe_memory(own, recipe("rosa"), LENGTH)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "llama"])
@@ -139,10 +149,10 @@ def test_operations_as_pytorch_counts_them(name):
         loss = model(**batch).loss
     with FlopCounterMode(display=False) as backward:
         loss.backward()
-    own = Adapted(Shape.of(CONFIGS[name]), total - trainable, trainable, element=4)
+    own = AdaptedModel(DecoderShape.of(CONFIGS[name]), total - trainable, trainable, dtype_bytes=4)
     count = ROWS * LENGTH
-    assert count * own.forward_flops(LENGTH) == pytest.approx(forward.get_total_flops(), rel=0.15)
-    work = Work(ROWS, LENGTH / 2, LENGTH / 2, LENGTH, 0)
+    assert count * forward_flops(own, LENGTH) == pytest.approx(forward.get_total_flops(), rel=0.15)
+    work = Workload(ROWS, LENGTH / 2, LENGTH / 2, LENGTH, 0)
     seconds = training_seconds(own, recipe("rosa"), work, Device("", 1.0, 1e30, 1.0))
     both = forward.get_total_flops() + backward.get_total_flops()
     assert seconds == pytest.approx(both, rel=0.15)
@@ -156,17 +166,17 @@ def test_the_cache_of_generation():
     with torch.inference_mode():
         model(input_ids=ids, past_key_values=cache, use_cache=True)
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    own = Adapted(Shape.of(config), 0, 0, element=4)
+    own = AdaptedModel(DecoderShape.of(config), 0, 0, dtype_bytes=4)
     assert evaluation_memory(own, length=20, batch=3).cache == held
     assert evaluation_memory(own, length=20, batch=3, beams=4).cache == 4 * held
 
 
 def test_a_small_batch_takes_as_long_as_reading_the_weights():
-    shape, work = Shape.of(CONFIGS["llama"]), Work(1, 0.0, 10.0, 10, questions=7)
-    own = Adapted(shape, 1_000_000, 0)
-    slow_memory = Device("", flops=1e30, bandwidth=1e6, utilisation=1.0)
+    shape, work = DecoderShape.of(CONFIGS["llama"]), Workload(1, 0.0, 10.0, 10, questions=7)
+    own = AdaptedModel(shape, 1_000_000, 0)
+    slow_memory = Device("", flops=1e30, bandwidth=1e6, utilization=1.0)
     assert evaluation_seconds(own, work, slow_memory, batch=4) == 2 * 10 * 2.0  # 2 batches, 2 MB
-    half = Device("", flops=1e30, bandwidth=1e6, utilisation=0.5)
+    half = Device("", flops=1e30, bandwidth=1e6, utilization=0.5)
     assert evaluation_seconds(own, work, half, batch=4) == 2 * 2 * 10 * 2.0
 
 
@@ -181,9 +191,9 @@ def test_shapes_behind_hub_ids(tmp_path):
         str(tmp_path): str(tmp_path),
     }
     assert {name: known_shape(name) for name in known} == known
-    shape = Shape.of(model_shape("Gemma2-9B"))
-    assert (shape.norms, shape.attention, shape.tied) == (4, 16 * 256, True)
-    assert base_parameters("rosa-tiny") == 1_274_496
+    shape = DecoderShape.of(load_model_config("Gemma2-9B"))
+    assert (shape.norms, shape.query_width, shape.tied) == (4, 16 * 256, True)
+    assert base_size("rosa-tiny") == 1_274_496
 
 
 def test_work_is_read_from_the_data_or_taken_as_known():
@@ -202,5 +212,6 @@ def test_the_embedded_model_is_estimated_within_a_factor_of_three():
     toy = workload(TrainingSet(["tiny-sums", "tiny-choice"], ["toy"]), None, None)
     setting = Recipe("m", "d", "o", "rosa", {"r": 64}, batch_size=8, max_steps=100)
     setting.gradient_accumulation = 1
-    own = Adapted(Shape.of(model_shape("rosa-tiny")), 1_274_496, 81_408, element=4)
+    shape = DecoderShape.of(load_model_config("rosa-tiny"))
+    own = AdaptedModel(shape, 1_274_496, 81_408, dtype_bytes=4)
     assert math.isclose(training_seconds(own, setting, toy, CPU_CORE), 14, rel_tol=2 / 3)

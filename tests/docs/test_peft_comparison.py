@@ -17,7 +17,7 @@ from peft import PeftConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import rosa
-from rosa.budget.parameters import model_shape
+from rosa.budget.parameters import load_model_config
 from tests.support.tiny_folder import tiny_llama
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def test_the_configuration_is_peft_s_and_complete(folder: Path) -> None:
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=IDS)
 def test_the_budget_on_llama_3b(folder: Path) -> None:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_shape("Llama-3.2-3B"))
+        model = AutoModelForCausalLM.from_config(load_model_config("Llama-3.2-3B"))
         adapted = get_peft_model(model, PeftConfig.from_pretrained(folder))
     trainable, total = adapted.get_nb_trainable_parameters()
     assert trainable == 17_604_608

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rosa import RosaConfig, register_projection
-from rosa.budget.parameters import count, model_shape
+from rosa.budget.parameters import count_parameters, load_model_config
 from rosa.errors import RosaError
 from rosa.roae import load_adapter_checked, projection
 from tests.support.adapters import SMALL, adapted, adapter_state, randomise
@@ -180,13 +180,13 @@ def test_adapters_of_every_projection_in_one_model(tmp_path: Path) -> None:
 
 def test_full_parameters_of_real_models() -> None:
     """d·h_q·d_low + r·(h_q + h_kv)·d_low + norms, in each layer of Qwen2.5-7B."""
-    shape = model_shape("Qwen2.5-7B")
+    shape = load_model_config("Qwen2.5-7B")
     d, heads, kv, low, layers = 3584, 28, 4, 32, 28
     gqa = 128 * (heads + kv) * low
-    assert count(shape, "rosa", {"projection": "full"}).trainable == layers * (
+    assert count_parameters(shape, "rosa", {"projection": "full"}).trainable == layers * (
         d * heads * low + gqa + 2 * d
     )
-    own = count(shape, "rosa", {"projection": "two_layers"}).trainable
+    own = count_parameters(shape, "rosa", {"projection": "two_layers"}).trainable
     assert own == layers * (128 * (d + heads * low) + 128 + gqa + 2 * d)
 
 

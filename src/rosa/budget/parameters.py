@@ -1,9 +1,9 @@
-"""How many parameters a method trains, counted on PyTorch's meta device: nothing is allocated.
+"""How many parameters a PEFT method trains, counted on PyTorch's meta device (nothing allocated).
 
-    config = model_shape("Qwen2.5-7B")         # or a local folder, or a hub id
-    count(config, "rosa").trainable            # 19927040
+    config = load_model_config("Qwen2.5-7B")      # a built-in name, a local folder or a hub id
+    count_parameters(config, "rosa").trainable    # 19927040
 
-The percentage is PEFT's: trainable / all, adapter included. Of a hub id only config.json is read.
+Percentages are PEFT's, 100 * trainable / all with the adapter. Only config.json is read.
 """
 
 from __future__ import annotations
@@ -13,91 +13,105 @@ import dataclasses
 import json
 import re
 import warnings
-from collections.abc import Iterator
-from importlib import resources
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from rosa.assets import ASSETS
 from rosa.errors import RosaError, did_you_mean
 from rosa.methods.peft_methods import set_targets
-from rosa.methods.registry import load_method, method_config, one_line
+from rosa.methods.registry import Method, load_method, method_config, one_line
 from rosa.models.loading import BUILT_IN, resolve_name
 
 if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
-
     from torch import nn
     from transformers import PretrainedConfig
 
+_CONFIGS = ASSETS / "models"  # config.json of the models that are built in without weights
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_ANY_TOTAL_STEPS = 1_000  # AdaLoRA must be given one; it doesn't change the count
+_TOTAL_STEPS = 1_000  # AdaLoRA requires a value; the count does not depend on it
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
-    """What one method trains in one model; both counts are None where it can't be applied."""
+class ParameterCount:
+    """What one method trains in one model; both counts are None where it cannot be applied."""
 
     method: str
     title: str
     trainable: int | None
     total: int | None  # base and adapter
-    note: str = ""  # also says why there are no counts
+    note: str = ""  # why it differs from the paper, or why there are no counts
+    paper_percent: float | None = None  # what the paper's Table 1 prints
 
     @property
     def percent(self) -> float | None:
         """100 * trainable / total, not rounded."""
         return None if self.trainable is None else 100 * self.trainable / (self.total or 1)
 
+    @property
+    def differs(self) -> bool:
+        """Whether the paper prints another percentage (to its three decimals)."""
+        known = self.percent is not None and self.paper_percent is not None
+        return known and round(self.percent or 0, 3) != self.paper_percent
+
+    def to_json(self, model: str) -> dict[str, Any]:
+        """The row that `rosa params --json` prints."""
+        return {"model": model, **dataclasses.asdict(self), "percent": self.percent}
+
 
 def builtin_models() -> list[str]:
-    """Names of the models whose shape the package knows, the embedded model included."""
-    names = [file.name for file in _shapes().iterdir()]
-    return sorted([*BUILT_IN, *(n.removesuffix(".json") for n in names if n.endswith(".json"))])
+    """Names of the models whose configuration the package holds, the embedded model included."""
+    return sorted([*BUILT_IN, *(file.stem for file in _CONFIGS.glob("*.json"))])
 
 
-def builtin_name(model: str) -> str | None:
-    """The built-in name that equals `model` but for case, or None."""
-    return next((name for name in builtin_models() if name.lower() == model.lower()), None)
+def model_label(model: str) -> str:
+    """A built-in name in its own spelling ("qwen2.5-7b": "Qwen2.5-7B"), else `model` as it is."""
+    return next((name for name in builtin_models() if name.lower() == model.lower()), model)
 
 
-def model_shape(model: str) -> PretrainedConfig:
+def load_model_config(model: str) -> PretrainedConfig:
     """The configuration of a built-in name (case-insensitive), a local folder or a hub id.
 
-    Raises `RosaError`, one sentence, for an unknown name, a folder without a readable config.json,
-    a hub id that can't be had and a model type that Transformers doesn't know.
+    Raises RosaError for an unknown name, a folder without a readable config.json, a hub id that
+    cannot be fetched and a model type that Transformers does not know.
     """
+    values = _config_values(model)  # before the slow import: a mistyped name fails at once
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, __version__
 
-    values = _config_values(model)
-    kind = str(values.get("model_type"))
-    if kind not in CONFIG_MAPPING:
-        hint = did_you_mean(kind, CONFIG_MAPPING.keys())
+    if not isinstance(values, dict):
+        raise RosaError(f"config.json of '{model}' must hold a JSON object")
+    model_type = str(values.get("model_type"))
+    if model_type not in CONFIG_MAPPING:
+        hint = did_you_mean(model_type, CONFIG_MAPPING.keys())
         raise RosaError(
-            f"config.json of '{model}' has model_type '{kind}', which Transformers {__version__} "
-            f"doesn't know{hint}; code that comes with a model is not run"
+            f"config.json of '{model}' has model_type '{model_type}', which Transformers "
+            f"{__version__} does not know{hint}; remote code is not run"
         )
     try:
-        return CONFIG_MAPPING[kind].from_dict(values)
+        return CONFIG_MAPPING[model_type].from_dict(values)
     except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
         reason = one_line(error)
         raise RosaError(
-            f"config.json of '{model}' is not a valid {kind} model: {reason}"
+            f"config.json of '{model}' is not a valid {model_type} configuration: {reason}"
         ) from error
 
 
-def count(config: PretrainedConfig, method: str, overrides: dict[str, Any] | None = None) -> Budget:
-    """The budget of one method on a causal language model of the given shape.
+def count_parameters(
+    config: PretrainedConfig, method: str, arguments: dict[str, Any] | None = None
+) -> ParameterCount:
+    """What one method, with these arguments of its PEFT config, trains in a causal language model.
 
-    Raises `RosaError` for an unknown method or argument and for a shape that has no causal language
-    model. Where the method can't be applied to this architecture the budget's note says why.
+    Where the method cannot be applied to this architecture, the counts are None and the note says
+    why. Raises RosaError for an unknown method or argument and for a configuration that has no
+    causal language model.
     """
     import torch
     from peft import get_peft_model
 
     chosen = load_method(method)
-    peft_config = method_config(chosen.name, overrides, total_steps=_ANY_TOTAL_STEPS)
+    peft_config = method_config(chosen.name, arguments, total_steps=_TOTAL_STEPS)
     set_targets(peft_config, config.model_type)
     with warnings.catch_warnings(), torch.device("meta"), _without_boft_buffers():
         warnings.simplefilter("ignore")
@@ -105,14 +119,39 @@ def count(config: PretrainedConfig, method: str, overrides: dict[str, Any] | Non
         try:
             model = get_peft_model(base, peft_config, low_cpu_mem_usage=True)
         except (ValueError, TypeError, NotImplementedError) as error:
-            reason = one_line(error)
-            return Budget(chosen.name, chosen.title, None, None, f"not applicable: {reason}")
+            note = f"not applicable: {one_line(error)}"
+            return ParameterCount(chosen.name, chosen.title, None, None, note)
     trainable, total = model.get_nb_trainable_parameters()
-    return Budget(chosen.name, chosen.title, trainable, total, chosen.note)
+    return ParameterCount(chosen.name, chosen.title, trainable, total, chosen.note)
 
 
-def rank_overrides(method: str, rank: int | None) -> dict[str, Any]:
-    """The arguments that give `method` another rank; empty for methods that have none."""
+def count_methods(
+    model: str, methods: Iterable[tuple[Method, dict[str, Any]]]
+) -> list[ParameterCount]:
+    """The count of each method with its arguments, and the paper's percentage without any.
+
+    Raises RosaError where none of the methods can be applied, else as `count_parameters`.
+    """
+    config, label, counts = load_model_config(model), model_label(model), []
+    for method, arguments in methods:
+        printed = None if arguments else method.paper_percent.get(label)
+        count = count_parameters(config, method.name, arguments)
+        counts.append(dataclasses.replace(count, paper_percent=printed))
+    if all(count.trainable is None for count in counts):
+        raise RosaError(f"nothing to count in '{label}': {counts[0].title} is {counts[0].note}")
+    return counts
+
+
+def base_parameters(config: PretrainedConfig) -> int:
+    """The parameters of a causal language model without an adapter; tied weights count once."""
+    import torch
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in _empty_model(config).parameters())
+
+
+def rank_arguments(method: str, rank: int | None) -> dict[str, Any]:
+    """The arguments that give `method` another rank; empty for methods without a rank."""
     fields = {f.name for f in dataclasses.fields(load_method(method).config_class)}
     for key in ("init_r", "r"):  # AdaLoRA inherits an `r` that it ignores
         if rank is not None and key in fields:
@@ -135,10 +174,10 @@ def _empty_model(config: PretrainedConfig) -> nn.Module:
 
 @contextlib.contextmanager
 def _without_boft_buffers() -> Iterator[None]:
-    """BOFT without its permutation matrices and CUDA extension.
+    """BOFT without its permutation matrices and CUDA extension, which have no parameters.
 
-    The matrices are buffers, in x in per module, and PEFT fills them value by value, which the
-    meta device can't; the extension would be compiled on first use. Neither has parameters.
+    The matrices (in x in per module) are filled value by value, which the meta device cannot do;
+    the extension would be compiled on first use.
     """
     import torch
     from peft.tuners.boft import layer
@@ -157,50 +196,31 @@ def _without_boft_buffers() -> Iterator[None]:
         yield
 
 
-def _shapes() -> Traversable:
-    """The folder with the config.json of every model that is built in by shape alone."""
-    return resources.files("rosa") / "assets" / "models"
-
-
 def _config_values(model: str) -> dict[str, Any]:
-    """The content of config.json, wherever it lies."""
-    known = builtin_name(model)
-    if known and known not in BUILT_IN:
-        return json.loads((_shapes() / f"{known}.json").read_text("utf-8"))
-    folder = Path(resolve_name(known or model)).expanduser()
-    if folder.is_dir():
-        return _folder_config(folder)
-    if _HUB_ID.fullmatch(model):
-        return _hub_config(model)
-    raise RosaError(
-        f"there is no model or folder '{model}'{did_you_mean(model, builtin_models())}; give a "
-        f"folder with a config.json, a hub id (owner/name) or one of {', '.join(builtin_models())}"
-    )
-
-
-def _folder_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise RosaError(f"the folder '{folder}' holds an adapter; give its base model")
-        raise RosaError(f"the folder '{folder}' has no config.json, so it holds no model")
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise RosaError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise RosaError(f"{path} should hold a JSON object and holds a {type(values).__name__}")
-    return values
-
-
-def _hub_config(model: str) -> dict[str, Any]:
+    """The content of a model's config.json."""
+    label = model_label(model)
+    if (builtin := _CONFIGS / f"{label}.json").is_file():
+        return json.loads(builtin.read_text("utf-8"))
+    folder = Path(resolve_name(label)).expanduser()
+    if not folder.is_dir() and not _HUB_ID.fullmatch(model):
+        names = ", ".join(builtin_models())
+        raise RosaError(
+            f"there is no model or folder '{model}'{did_you_mean(model, builtin_models())}; give a "
+            f"folder with a config.json, a hub id (owner/name) or one of {names}"
+        )
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        is_adapter = (folder / "adapter_config.json").is_file()
+        why = "holds an adapter; give its base model" if is_adapter else "has no config.json"
+        raise RosaError(f"the folder '{folder}' {why}")
     from transformers import PretrainedConfig
 
     try:
-        values, _ = PretrainedConfig.get_config_dict(model)
-    except (OSError, ValueError) as error:
-        short = builtin_name(model.split("/")[1])
-        cure = f"; '{short}' without owner is built in" if short else ""
+        return PretrainedConfig.get_config_dict(str(folder) if folder.is_dir() else model)[0]
+    except (
+        OSError,
+        ValueError,
+    ) as error:
+        short = model_label(model.split("/")[-1])
+        hint = f"; '{short}' without the owner is built in" if short in builtin_models() else ""
         reason = str(error).splitlines()[0].rstrip(".")
-        raise RosaError(f"config.json of '{model}' can't be fetched: {reason}{cure}") from error
-    return values
+        raise RosaError(f"cannot read config.json of '{model}': {reason}{hint}") from error

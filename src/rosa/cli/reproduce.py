@@ -14,7 +14,7 @@ from rosa.errors import RosaError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rosa.budget.memory import Device
+    from rosa.budget.time import Device
     from rosa.common.tables.model import Table
     from rosa.compare.results import StudyResults
     from rosa.reproduce.dry_run import Forecast
@@ -210,7 +210,7 @@ def _cells(run: Forecast) -> tuple[str, str, str, str, str, str, str, str, str]:
 
 def assumed_device(args: Any) -> Device:
     """What the estimates assume: an H100 at full scale, a CPU core at tiny, or what was given."""
-    from rosa.budget.memory import CPU_CORE, H100
+    from rosa.budget.time import CPU_CORE, H100
 
     device = H100 if args.scale == "full" else CPU_CORE
     given = {"flops": args.device_flops, "bandwidth": args.device_bandwidth}
@@ -233,9 +233,9 @@ def inspect(target: Target, args: Any, console: Console) -> int:
     if not args.dry_run:
         command.run(command.build_parser().parse_args(words))
         return 0
-    from rosa.reproduce.dry_run import base_parameters
+    from rosa.reproduce.dry_run import base_size
 
-    weights = (2 if args.scale == "full" else 4) * base_parameters(model)
+    weights = (2 if args.scale == "full" else 4) * base_size(model)
     console.print(f"{target.name}: {target.title}\nrosa inspect {' '.join(words)}", soft_wrap=True)
     console.print(f"one forward pass over 64 texts; weights take {format_bytes(weights)}")
     return 0

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from rosa.budget.matching import match_budget
-from rosa.budget.parameters import count, model_shape
+from rosa.budget.parameters import count_parameters, load_model_config
 from rosa.compare.grid import Grid, MethodEntry
 from rosa.errors import RosaError
 
@@ -45,12 +45,12 @@ def _target(grid: Grid, model: str, entry: MethodEntry) -> int:
 # Plan, dry run and table ask the same for every data set, seed and candidate of the tuning.
 @cache
 def _shape(model: str) -> Any:
-    return model_shape(model)
+    return load_model_config(model)
 
 
 @cache
 def _count(model: str, method: str, adapter: tuple[tuple[str, Any], ...]) -> int:
-    found = count(_shape(model), method, dict(adapter))
+    found = count_parameters(_shape(model), method, dict(adapter))
     if found.trainable is None:
         raise RosaError(f"a budget cannot be that of {method} on {model}: {found.note}")
     return found.trainable

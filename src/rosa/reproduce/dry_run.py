@@ -10,20 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rosa.budget.activations import Shape
-from rosa.budget.memory import (
-    Adapted,
-    Device,
-    Work,
-    evaluation_memory,
-    evaluation_seconds,
-    recipes_memory,
-    training_seconds,
+from rosa.budget.activation_memory import DecoderShape
+from rosa.budget.memory import AdaptedModel, evaluation_memory, recipe_memory
+from rosa.budget.parameters import (
+    ParameterCount,
+    base_parameters,
+    builtin_models,
+    count_parameters,
+    load_model_config,
 )
-from rosa.budget.parameters import Budget, builtin_models, count, model_shape
+from rosa.budget.time import Device, Workload, evaluation_seconds, training_seconds
 from rosa.data.prompts import instruction_prompt
 from rosa.data.sources import load_training_rows, toy_tasks
-from rosa.errors import RosaError
 from rosa.evaluate.tasks import resolve_tasks
 
 if TYPE_CHECKING:
@@ -35,13 +33,13 @@ CHARACTERS_PER_TOKEN = 4
 
 @dataclass(frozen=True)
 class Forecast:
-    """One run: its budget, and bytes and seconds by `rosa.budget.memory`'s formulas.
+    """One run: its budget, and bytes and seconds by the formulas of `rosa.budget`.
 
     The last three are None where the method cannot be applied to the model.
     """
 
     job: Job
-    budget: Budget
+    budget: ParameterCount
     memory: float | None = None
     training: float | None = None
     evaluation: float | None = None
@@ -73,7 +71,7 @@ def forecast(
     return [_forecast(job, works[job.group.train_set], device) for job in jobs]
 
 
-def _forecast(job: Job, work: Work, device: Device) -> Forecast:
+def _forecast(job: Job, work: Workload, device: Device) -> Forecast:
     recipe, options = job.recipe, job.evaluate
     budget = budget_of(recipe.model, recipe.method, json.dumps(recipe.adapter))
     if budget.trainable is None or budget.total is None or options is None:
@@ -81,11 +79,10 @@ def _forecast(job: Job, work: Work, device: Device) -> Forecast:
     element = 4 if recipe.precision == "float32" else 2
     shape = shape_of(recipe.model)
     base = budget.total - budget.trainable
-    model = Adapted(shape, base, budget.trainable, element, recipe.quantization)
+    model = AdaptedModel(shape, base, budget.trainable, element, recipe.quantization)
     longest = min(recipe.max_length, work.longest or recipe.max_length)
-    length = work.prompt + work.response
-    train = recipes_memory(model, recipe, longest).total
-    ask = evaluation_memory(model, length, options.batch_size, options.num_beams).total
+    train = recipe_memory(model, recipe, longest).total
+    ask = evaluation_memory(model, work.length, options.batch_size, options.num_beams).total
     return Forecast(
         job,
         budget,
@@ -96,23 +93,21 @@ def _forecast(job: Job, work: Work, device: Device) -> Forecast:
 
 
 @functools.cache
-def budget_of(model: str, method: str, adapter: str) -> Budget:
+def budget_of(model: str, method: str, adapter: str) -> ParameterCount:
     """The parameters of a method with these keys (JSON) in a model; counted once per process."""
-    return count(model_shape(known_shape(model)), method, json.loads(adapter))
+    return count_parameters(load_model_config(known_shape(model)), method, json.loads(adapter))
 
 
 @functools.cache
-def shape_of(model: str) -> Shape:
+def shape_of(model: str) -> DecoderShape:
     """The shape of a model, as `known_shape` finds it."""
-    return Shape.of(model_shape(known_shape(model)))
+    return DecoderShape.of(load_model_config(known_shape(model)))
 
 
-def base_parameters(model: str) -> int:
+@functools.cache
+def base_size(model: str) -> int:
     """How many parameters a model has without any adapter."""
-    budget = budget_of(model, "ln_tuning", "{}")
-    if budget.trainable is None or budget.total is None:
-        raise RosaError(f"the parameters of {model} cannot be counted: {budget.note}")
-    return budget.total - budget.trainable
+    return base_parameters(load_model_config(known_shape(model)))
 
 
 def known_shape(model: str) -> str:
@@ -130,15 +125,15 @@ def _letters(name: str) -> str:
     return re.sub(r"[^a-z0-9.]", "", name.lower())
 
 
-def workload(train_set: TrainingSet, facts: dict[str, int] | None, limit: int | None) -> Work:
+def workload(train_set: TrainingSet, facts: dict[str, int] | None, limit: int | None) -> Workload:
     """How much there is to train on and to ask: read from the data, or from `facts` without it."""
     questions = sum(min(task.size, limit or task.size) for task in resolve_tasks(train_set.tasks))
     sources = [train_set.data] if isinstance(train_set.data, str) else train_set.data
     if facts is not None and not all(s in toy_tasks() or Path(s).is_file() for s in sources):
-        return Work(**facts, longest=None, questions=questions)
+        return Workload(**facts, longest=None, questions=questions)
     rows = [lengths(record) for source in sources for record in load_training_rows(source)]
     prompt, response = (sum(column) / len(rows) for column in zip(*rows, strict=True))
-    return Work(len(rows), prompt, response, round(max(map(sum, rows))), questions)
+    return Workload(len(rows), prompt, response, round(max(map(sum, rows))), questions)
 
 
 def lengths(record: dict[str, Any]) -> tuple[float, float]:
