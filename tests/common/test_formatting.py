@@ -7,9 +7,11 @@ import pytest
 from rosa.common.formatting import (
     BYTE_UNITS,
     DURATION_UNITS,
+    consecutive_runs,
     format_bytes,
     format_count,
     format_duration,
+    format_indices,
     format_number,
 )
 
@@ -53,3 +55,9 @@ def test_counts_and_numbers():
     assert [format_number(v) for v in (0.3, 12, 250, 1e-9, 99.96, 1234)] == [
         "0.300", "12.0", "250", "1e-09", "100", "1234",
     ]  # fmt: skip
+
+
+def test_runs_of_indices() -> None:
+    assert consecutive_runs([3, 6, 7, 14, 15, 16]) == [(3, 3), (6, 7), (14, 16)]
+    assert format_indices([3, 6, 7, 14, 15, 16]) == "3, 6-7, 14-16"
+    assert format_indices([]) == ""

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from rosa.common.ranges import runs
 from rosa.errors import RosaError
 from rosa.inspect import Inspection, Texts, draw_adapter, draw_comparison, draw_figure1
 from rosa.inspect.adapter_effect import PERCENTILES, Distribution, LayerEffect
@@ -136,11 +135,6 @@ def test_low_frequencies_are_marked(
     assert upright == edges
     labels = [text for text in heads.texts if text.get_text() == "low frequency"]
     assert len(labels) == (2 if pairing == "halves" else 1)
-
-
-def test_runs() -> None:
-    assert runs([]) == []
-    assert runs([3, 6, 7, 14, 15, 16]) == [(3, 3), (6, 7), (14, 16)]
 
 
 def test_a_scale_that_is_cut_says_so() -> None:

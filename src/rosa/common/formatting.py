@@ -1,14 +1,17 @@
-"""Durations, sizes and counts as a person reads them.
+"""Durations, sizes, counts and lists of indices as a person reads them.
 
 >>> format_duration(12600), format_duration(0.0312), format_duration(600, digits=2)
 ('3.50 h', '31.2 ms', '10 min')
 >>> format_bytes(18.2e9), format_count(1_200_000)
 ('18.2 GB', '1.2M')
+>>> format_indices([0, 1, 2, 6])
+'0-2, 6'
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 DURATION_UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
 BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
@@ -40,3 +43,19 @@ def format_count(value: float, digits: int = 3) -> str:
     """`1.2M`, `3k` or `512`: significant digits without trailing zeros, as an axis shows them."""
     unit, letter = next((u for u in COUNT_UNITS if abs(value) >= u[0]), (1.0, ""))
     return f"{value / unit:.{digits}g}{letter}"
+
+
+def consecutive_runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last of each run of ascending numbers: `[6, 7, 14]` gives `[(6, 7), (14, 14)]`."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found
+
+
+def format_indices(numbers: Sequence[int]) -> str:
+    """`0-2, 6`: ascending numbers as their runs."""
+    return ", ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in consecutive_runs(numbers))

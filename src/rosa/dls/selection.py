@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from rosa.common.collectives import any_of, device_of
-from rosa.common.ranges import in_words
+from rosa.common.formatting import format_indices
 from rosa.dls import choice as policy
 from rosa.dls.adalora_importance import hold_importance
 from rosa.dls.attached import ATTACHED
@@ -194,8 +194,8 @@ class DynamicLayerSelection:
         candidates = self._parameters.trainable_layers
         if self.config.layers is None and not set(state["selected"] or []) <= set(candidates):
             raise RosaError(
-                f"this DLS state trains layers {in_words(state['selected'])}, and those of this "
-                f"model that have anything to train are {in_words(candidates)}: resume with the "
+                f"this DLS state trains layers {format_indices(state['selected'])}, but the layers "
+                f"of this model that can train are {format_indices(candidates)}: resume with the "
                 "model of that run"
             )
         self._warn_of_changes(state)
@@ -350,7 +350,7 @@ class DynamicLayerSelection:
         if missing := [i for i in layers if i not in candidates]:
             raise RosaError(
                 f"dls.layers names {', '.join(map(str, missing))}, and the layers of this model "
-                f"that have anything to train are {in_words(candidates)}"
+                f"that have anything to train are {format_indices(candidates)}"
             )
         scores = [None] * len(self._scored)
         self.selected = list(layers)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rosa.common.ranges import in_words
+from rosa.common.formatting import format_indices
 from rosa.errors import RosaError
 from rosa.inspect.adapter_effect import (
     LayerEffect,
@@ -191,6 +191,6 @@ def _position(layers: list[int], layer: int | None, model: str) -> int:
     if layer not in layers:
         raise RosaError(
             f"{models.short_name(model)} has no layer {layer} with rotary position embeddings; "
-            f"it has {in_words(layers)}"
+            f"it has {format_indices(layers)}"
         )
     return layers.index(layer)

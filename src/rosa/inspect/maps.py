@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rosa.common.formatting import format_count
+from rosa.common.formatting import consecutive_runs, format_count
 from rosa.common.plot_style import INK
-from rosa.common.ranges import runs
 from rosa.inspect.capture import LayerStates
 from rosa.inspect.inspection import Inspection
 from rosa.inspect.strength import Array, pair_of_dimension
@@ -70,7 +69,7 @@ def mark_low(axes: Any, low: Sequence[int], label: str = "low frequency") -> Non
         frame + ScaledTranslation(0, points / 72, axes.figure.dpi_scale_trans)
         for points in (2, 7, 9)
     )
-    for start, end in runs(low):
+    for start, end in consecutive_runs(low):
         left, right = start - 0.5, end + 0.5
         line = {"color": INK, "lw": 1.3, "clip_on": False, "solid_capstyle": "projecting"}
         axes.plot([left, right], [1, 1], transform=back, **line)
