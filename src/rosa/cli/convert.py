@@ -1,4 +1,4 @@
-"""`rosa convert CHECKPOINT.bin TOKENIZER.bin FOLDER`: a llama2.c model as a Hugging Face folder."""
+"""`rosa convert FILE.gguf OUT`: a GGUF file as a Hugging Face model folder."""
 
 from __future__ import annotations
 
@@ -7,34 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from rosa.cli.parser import Parser
+from rosa.models.gguf import convert_gguf
 
 
 def build_parser() -> Parser:
     """The options of `rosa convert`."""
     parser = Parser(
         prog="rosa convert",
-        description="Turn a llama2.c checkpoint (legacy version 0) and its tokenizer.bin into a "
-        "folder that Hugging Face Transformers loads.",
+        description="Dequantize a GGUF file into a folder that Hugging Face Transformers loads.",
     )
-    parser.add_argument("checkpoint", type=str, help="the model, such as stories260K.bin")
-    parser.add_argument("tokenizer", type=str, help="its tokenizer, such as tok512.bin")
+    parser.add_argument("file", type=str, help="the GGUF file")
+    parser.add_argument("out", type=str, help="the folder to write; must be new or empty")
     parser.add_argument(
-        "out", type=str, help="folder to write: new, empty or an earlier conversion"
+        "--dtype", type=str, default="bf16", help="dtype of the weights: bf16, fp16 or float32"
     )
     return parser
 
 
 def run(args: Any) -> int:
-    """Converts and says what was written; raises `RosaError` on bad input."""
-    from transformers.utils import logging
-
-    from pretraining.llama2c import convert_llama2c
-
-    logging.disable_progress_bar()
-    model = convert_llama2c(Path(args.checkpoint), Path(args.tokenizer), Path(args.out))
+    """Converts, and prints what was written; raises `RosaError` on bad input."""
+    file, out = Path(args.file).expanduser(), Path(args.out).expanduser()
+    model = convert_gguf(file, out, args.dtype)
     config = model.config
     sys.stdout.write(
-        f"wrote {args.out}: Llama, {config.num_hidden_layers} layers, {config.hidden_size} wide, "
-        f"{model.num_parameters():,} parameters, {config.vocab_size} tokens\n"
+        f"wrote {out}: {config.model_type}, {config.num_hidden_layers} layers, hidden size "
+        f"{config.hidden_size}, {model.num_parameters():,} parameters in {args.dtype}\n"
     )
     return 0

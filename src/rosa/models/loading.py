@@ -258,6 +258,11 @@ def _adapter_folder(name: str) -> Path:
 
 def _check_exists(name: str, path: str) -> None:
     """A name that looks like a path must exist: the hub would only give a confusing answer."""
+    if path.endswith(".gguf"):
+        raise RosaError(
+            f"{path} is a GGUF file; convert it first, with `rosa convert {path} FOLDER`, and give "
+            "the folder"
+        )
     if not Path(path).is_dir() and (name in BUILT_IN or _looks_local(path)):
         raise RosaError(f"there is no folder {path}; give a model folder, a hub id or 'rosa-tiny'")
 

@@ -1,0 +1,150 @@
+"""Conversion of a GGUF file to a Hugging Face model folder.
+
+Transformers reads and dequantizes the file. What this module adds: the checks before it, and a
+folder that appears only when it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rosa.common.files import told_if_unwritable
+from rosa.errors import RosaError
+from rosa.models.loading import quiet
+
+NOTE = "converted_from.json"
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "float32": "float32"}
+_CARD = """---
+library_name: transformers
+tags: [gguf, dequantized]
+---
+
+# {name}
+
+Dequantized from `{file}` ({tensors}; SHA-256 `{sha256}`) to {dtype} with `rosa convert`. These are
+not the weights that were published before quantization. The license is that of the original model.
+"""
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """What the header of a GGUF file says; `tensors` counts them by quantization type."""
+
+    file: str
+    sha256: str
+    architecture: str
+    tensors: dict[str, int]
+
+
+def convert_gguf(file: Path, out: Path, dtype: str = "bf16") -> Any:
+    """Writes `file` as a Hugging Face folder and returns the model, a `PreTrainedModel`.
+
+    The folder `out` gets config, safetensors weights in `dtype` ("bf16", "fp16" or "float32"), the
+    tokenizer with its chat template, generation settings, a model card, and `converted_from.json`.
+    Memory peaks near the size of the result and one float32 tensor.
+
+    Raises:
+        RosaError: the file is missing, damaged, no GGUF file or of an architecture that
+            Transformers cannot read; `out` is not empty or cannot be written.
+    """
+    check_conversion(file, out, dtype)
+    source = read_header(file)
+    model, tokenizer = _load(file, DTYPES[dtype])
+    note = {**asdict(source), "dtype": dtype}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        quiet(),
+        told_if_unwritable(out, lambda: "nothing was written; free some space or name another"),
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary,
+    ):
+        part = Path(temporary) / out.name
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        (part / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+        tensors = ", ".join(f"{count} tensors in {kind}" for kind, count in source.tensors.items())
+        card = _CARD.format(**{**note, "name": out.name, "tensors": tensors})
+        (part / "README.md").write_text(card, encoding="utf-8")
+        part.replace(out)
+    return model
+
+
+def check_conversion(file: Path, out: Path, dtype: str) -> None:
+    """Everything that can be checked before heavy libraries are imported; raises RosaError."""
+    if not file.is_file():
+        raise RosaError(f"there is no file {file}; give a .gguf file")
+    with file.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise RosaError(f"{file} is not a GGUF file: it does not begin with 'GGUF'")
+    if dtype not in DTYPES:
+        raise RosaError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RosaError(f"the output folder {out} exists and is not empty; name a new folder")
+    if find_spec("gguf") is None:
+        raise RosaError("GGUF files need the package gguf; run: pip install 'rosa-peft[gguf]'")
+
+
+def read_header(file: Path) -> GgufFile:
+    """The header of a GGUF file and its checksum.
+
+    Raises:
+        RosaError: the file is damaged or its architecture is unknown to Transformers.
+    """
+    from gguf import GGUFReader
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    try:
+        reader = GGUFReader(file)
+        architecture = str(reader.fields["general.architecture"].contents())
+        tensors = Counter(tensor.tensor_type.name for tensor in reader.tensors)
+    except Exception as error:  # numpy's and gguf's own, of many kinds
+        raise RosaError(f"{file} is damaged or incomplete: {error}") from error
+    # Transformers spells some with an underscore where llama.cpp has a hyphen or nothing.
+    known = {name.replace("_", "").replace("-", "") for name in GGUF_SUPPORTED_ARCHITECTURES}
+    if architecture.replace("_", "").replace("-", "") not in known:
+        raise RosaError(
+            f"{file} has the architecture {architecture!r}, which Transformers does not read"
+            f", only {', '.join(sorted(GGUF_SUPPORTED_ARCHITECTURES))}"
+        )
+    with file.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return GgufFile(file.name, digest.hexdigest(), architecture, dict(tensors.most_common()))
+
+
+def _load(file: Path, dtype: str) -> tuple[Any, Any]:
+    """Model and tokenizer as Transformers reads them, without progress bars."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    try:
+        with quiet(), redirect_stderr(StringIO()):  # the reader's progress bar cannot be turned off
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                dtype=getattr(torch, dtype),
+                quantization_config=GgufConfig(dequantize=True),  # kernels could keep its blocks
+            )
+    except Exception as error:
+        raise RosaError(
+            f"Transformers cannot read {file}: {' '.join(str(error).split())}"
+        ) from error
+    for name, weight in model.named_parameters():
+        if weight.device.type == "meta" or not torch.isfinite(weight).all():
+            raise RosaError(f"{file} is damaged: {name} is missing or holds values not finite")
+    # What is saved is no longer quantized; `save_pretrained` would refuse otherwise.
+    model.hf_quantizer, model.is_quantized = None, False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model, tokenizer
