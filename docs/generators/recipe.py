@@ -49,7 +49,7 @@ the same rows reads them instead of tokenising again. Smaller sets are tokenised
 as quick, and so are those of a tokenizer without the fast backend.
 
 - **Where:** in the folder `ROSA_CACHE`, else in `rosa` inside `HF_DATASETS_CACHE`, else in
-  `~/.cache/rosa`; a `.safetensors` file per set, 8 bytes a token. Where nothing can be written,
+  `~/.cache/rosa`; an `.npz` file per set, 8 bytes a token. Where nothing can be written,
   nothing is kept, and nothing else is different.
 - **What a file belongs to:** its name is a hash of the rows in their order, after `limit` and
   `validation` have taken theirs (so `seed` counts); of the tokenizer with its special tokens and

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def test_what_is_kept_is_what_was_made(cache: Path, monkeypatch: pytest.MonkeyPa
         assert tokenize_rows_cached(ROWS, tokenizer, max_length=20, overlong="drop") == expected
     assert len(calls) == 1
     assert expected.dropped
-    assert [file.suffix for file in cache.iterdir()] == [".safetensors"]
+    assert [file.suffix for file in cache.iterdir()] == [".npz"]
 
 
 def test_anything_that_decides_the_tokens_makes_another_file(
@@ -172,7 +173,7 @@ def test_a_damaged_file_is_made_again(
     expected = tokenize_rows_cached(ROWS, TOKENIZERS["words"], max_length=20)
     [file] = cache.iterdir()
     content = bytearray(file.read_bytes())
-    content[-9] ^= 1
+    content[len(content) // 2] ^= 1
     damaged = {"empty": b"", "cut": content[:-3], "one bit": content, "text": b"x" * 900}
     file.write_bytes(damaged[damage])
     calls = counted(monkeypatch)
@@ -206,8 +207,6 @@ def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def _in_a_process(folder: str) -> str:
-    import os
-
     os.environ["ROSA_CACHE"] = folder
     token_cache.MIN_CACHED_ROWS = 1
     found = [tokenize_rows_cached(ROWS, TOKENIZERS["words"], max_length=20).rows for _ in range(20)]
@@ -215,8 +214,9 @@ def _in_a_process(folder: str) -> str:
     return json.dumps(found[0])
 
 
+@pytest.mark.skipif(os.name != "posix", reason="starts processes by fork")
 def test_processes_at_once(cache: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with multiprocessing.get_context("fork").Pool(2) as pool:
         left, right = pool.map(_in_a_process, [str(cache)] * 2)
     assert left == right
-    assert [file.suffix for file in cache.iterdir()] == [".safetensors"]
+    assert [file.suffix for file in cache.iterdir()] == [".npz"]

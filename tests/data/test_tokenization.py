@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from rosa.data.prompts import Question, instruction_prompt, render
-from rosa.data.sources import hold_out, sample
+from rosa.data.sampling import hold_out, sample
 from rosa.data.tokenization import IGNORE_INDEX, encode_prompts, tokenize_rows
 from rosa.errors import RosaError
 from tests.support.tiny_folder import word_tokenizer
@@ -18,6 +18,7 @@ TEMPLATE = (
     "{% for m in messages %}{{ m.role }} {{ m.content }} </s>{% endfor %}"
     "{% if add_generation_prompt %}assistant{% endif %}"
 )
+USER, REPLY = {"role": "user", "content": "How"}, {"role": "assistant", "content": "12"}
 WORDS = st.lists(st.sampled_from(["answer1", "12", "the", "true", "."]), min_size=1, max_size=8)
 
 
@@ -67,9 +68,8 @@ def test_a_template_that_ends_a_prompt_with_the_end_token_keeps_it() -> None:
 def test_a_chat_template_that_raises_is_named_with_its_row() -> None:
     tokenizer = word_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('Roles must alternate') }}"
-    messages = [{"role": "user", "content": "How"}, {"role": "assistant", "content": "12"}]
     with pytest.raises(RosaError, match=r"c, row 3: .*cannot take 2 turns \(Roles must alternate"):
-        tokenize_rows([("c", 3, {"messages": messages})], tokenizer, max_length=9)
+        tokenize_rows([("c", 3, {"messages": [USER, REPLY]})], tokenizer, max_length=9)
 
 
 def test_the_three_forms_give_the_same_text() -> None:
@@ -134,7 +134,8 @@ def test_long_rows_are_counted() -> None:
         ({"instruction": "x"}, "'output' is missing"),
         ({"instruction": "x", "output": 3}, "'output' must be text.*int"),
         ({"prompt": "x", "completion": " "}, "response is empty"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "chat template"),
+        ({"instruction": "x", "input": 3, "output": "y"}, "'input' must be text.*int"),
+        ({"messages": [USER, REPLY]}, "needs a tokenizer with a chat template"),
     ],
 )
 def test_a_bad_row_is_named(record: dict, words: str) -> None:

@@ -1,12 +1,8 @@
-"""Rows of a local JSON or JSONL file, with errors that name the file and the row.
-
-Training and evaluation read their data through here. Rows count from 1, as an editor's lines do.
-"""
+"""Rows of a local JSON or JSONL file, with errors that name the file and the row (from 1)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +12,18 @@ from rosa.errors import RosaError
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """The rows of `path`: a JSON array of objects, or JSONL (one object per line).
 
-    The content decides, not the file's ending. Blank lines of a JSONL file are skipped.
+    The content decides, not the file's suffix. Blank lines of a JSONL file are skipped.
     Raises RosaError naming the file, and the row, for a missing or unreadable file, bad JSON, a
-    row that is no object, and a file without rows.
+    row that is not an object, and a file without rows.
     """
     text = read_text(Path(path))
     if text.lstrip().startswith("["):
         rows = _parse_array(text, path)
     else:
-        _refuse_tables(text, path)
-        rows = [_parse(line, path, number) for number, line in _lines(text)]
+        _reject_tables(text, path)
+        # Split at newlines only: str.splitlines would also cut at U+2028 inside a JSON string.
+        lines = enumerate(text.split("\n"), 1)
+        rows = [_parse_line(line, path, number) for number, line in lines if line.strip()]
     if not rows:
         raise RosaError(f"{path} has no rows; give a file with at least one example")
     for number, row in enumerate(rows, 1):
@@ -38,7 +36,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_text(path: Path) -> str:
-    """The whole of a UTF-8 file. Raises RosaError for one that is missing or cannot be read."""
+    """The content of a UTF-8 file. Raises RosaError for one that is missing or unreadable."""
     if path.is_dir():
         raise RosaError(f"{path} is a folder; give a .json or .jsonl file")
     try:
@@ -54,10 +52,10 @@ def read_text(path: Path) -> str:
 
 
 def text_field(row: dict[str, Any], field: str, path: str | Path, number: int) -> str:
-    """`row[field]`, which must be there and be text. `number` counts rows from 1."""
+    """`row[field]`, which must exist and be a string. `number` counts rows from 1."""
     if field not in row:
-        has = ", ".join(sorted(map(str, row))) or "none"
-        raise RosaError(f"{path}, row {number}: the field '{field}' is missing (fields: {has})")
+        fields = ", ".join(sorted(map(str, row))) or "none"
+        raise RosaError(f"{path}, row {number}: the field '{field}' is missing (fields: {fields})")
     value = row[field]
     if not isinstance(value, str):
         raise RosaError(
@@ -67,13 +65,8 @@ def text_field(row: dict[str, Any], field: str, path: str | Path, number: int) -
     return value
 
 
-def _lines(text: str) -> Iterable[tuple[int, str]]:
-    # Split at newlines only: str.splitlines would also cut at U+2028 inside a JSON string.
-    return ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
-
-
-def _refuse_tables(text: str, path: str | Path) -> None:
-    """A CSV file and the like: its first line is no JSON at all."""
+def _reject_tables(text: str, path: str | Path) -> None:
+    """Raises RosaError for CSV and the like, whose first line cannot begin a JSON value."""
     first = text.lstrip().split("\n")[0].strip()
     if first and first[0] not in '{["-0123456789tfn':
         raise RosaError(
@@ -83,29 +76,27 @@ def _refuse_tables(text: str, path: str | Path) -> None:
         )
 
 
-def _parse(line: str, path: str | Path, number: int) -> Any:
+def _parse_line(line: str, path: str | Path, number: int) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise RosaError(
-            f"{path}, row {number}: bad JSON ({error.msg} at column {error.colno}); "
-            "correct or remove that row"
-        ) from None
+        raise _bad_json(path, number, f"{error.msg} at column {error.colno}") from None
 
 
 def _parse_array(text: str, path: str | Path) -> list[Any]:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        row = _rows_before(text)
-        raise RosaError(
-            f"{path}, row {row}: bad JSON ({error.msg} at line {error.lineno}, column "
-            f"{error.colno}); correct or remove that row"
-        ) from None
+        where = f"{error.msg} at line {error.lineno}, column {error.colno}"
+        raise _bad_json(path, _first_bad_row(text), where) from None
 
 
-def _rows_before(text: str) -> int:
-    """The number, from 1, of the first row of a damaged JSON array that cannot be read."""
+def _bad_json(path: str | Path, number: int, where: str) -> RosaError:
+    return RosaError(f"{path}, row {number}: bad JSON ({where}); correct or remove that row")
+
+
+def _first_bad_row(text: str) -> int:
+    """The number, from 1, of the first row of a damaged JSON array that cannot be parsed."""
     decoder, number = json.JSONDecoder(), 1
     position = text.index("[") + 1
     while True:

@@ -1,4 +1,4 @@
-"""Prompts: a question in a template, after worked examples where there are any.
+"""Prompts: a question in a template, after few-shot examples if there are any.
 
 `alpaca` is the instruction template of the LLM-Adapters suite (Alpaca's wording), `plain` the
 question as it is, `chat` the chat template that an instruct model's tokenizer brings.
@@ -13,7 +13,7 @@ from typing import Any
 from rosa.errors import RosaError
 
 PROMPTS = ("alpaca", "plain", "chat")
-# Text that begins the next example: a model that goes on to invent one has ended its response.
+# Text that begins the next example: a model that invents one has ended its response.
 NEXT_EXAMPLE = {"alpaca": "Below is an instruction that describes a task", "plain": "\n\n"}
 
 _WITHOUT_INPUT = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rosa.data.prompts import PROMPTS, Shot, check_chat_template, render
-from rosa.data.sources import sample
+from rosa.data.sampling import sample
 from rosa.errors import RosaError
 from rosa.evaluate.fewshot import draw_shots, training_file
 from rosa.evaluate.tasks import Example, Task, load_examples, resolve_tasks

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rosa.data.json_rows import read_text, text_field
-from rosa.data.sources import load_training_rows, sample, toy_tasks
+from rosa.data.sampling import sample
+from rosa.data.sources import load_training_rows, toy_tasks
 from rosa.data.tokenization import KNOWN_FORMS, encode_prompts, tokenize_rows
 from rosa.errors import RosaError
 from rosa.models.loading import quiet

@@ -18,7 +18,8 @@ from transformers import TrainerCallback, set_seed
 from rosa.common.distributed import by_the_first, connect, is_first, share_of, team_size
 from rosa.common.files import told_if_unwritable
 from rosa.common.lock import folder_in_use
-from rosa.data.sources import hold_out, load_training_rows, sample
+from rosa.data.sampling import hold_out, sample
+from rosa.data.sources import load_training_rows
 from rosa.data.token_cache import tokenize_rows_cached
 from rosa.data.tokenization import TokenizedRows, fingerprint_of
 from rosa.errors import RosaError
