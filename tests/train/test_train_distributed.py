@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from rosa import DlsConfig
 from rosa.cli.main import main
-from rosa.common.distributed import Share, share_of
+from rosa.common.distributed import StepShare, split_step
 from rosa.data.tokenization import TokenizedRows
 from rosa.errors import RosaError
 from rosa.train.recipe import Recipe
@@ -219,11 +219,11 @@ def test_processes_save_and_end_when_their_launcher_was_killed(
 def test_a_step_has_the_same_rows_for_any_number_of_processes(
     batch_size: int, accumulation: int, processes: int, share: tuple[int, int]
 ) -> None:
-    assert share_of(batch_size, accumulation, processes) == Share(*share)
+    assert split_step(batch_size, accumulation, processes) == StepShare(*share)
     assert share[0] * share[1] * processes == batch_size * accumulation
     assert share[0] <= batch_size
 
 
 def test_rows_that_cannot_be_shared_out_are_refused() -> None:
     with pytest.raises(RosaError, match=r"3 x gradient_accumulation 1 = 3 rows.*2 processes"):
-        share_of(3, 1, 2)
+        split_step(3, 1, 2)

@@ -23,12 +23,12 @@ def build_parser() -> RecipeParser:
 def run(args: tuple[Recipe, dict[str, bool]]) -> int:
     from rich.console import Console
 
-    from rosa.common.distributed import is_first, stop_with_launcher
+    from rosa.common.distributed import is_main_process, stop_with_launcher
     from rosa.train.recipe import dump_recipe
 
     recipe, flags = args
     # Of several processes the first one speaks.
-    console = Console(markup=False, highlight=False, soft_wrap=True, quiet=not is_first())
+    console = Console(markup=False, highlight=False, soft_wrap=True, quiet=not is_main_process())
     console.print(dump_recipe(recipe), end="")
     if flags["dry_run"]:
         return 0

@@ -1,79 +1,94 @@
-"""The processes that train one recipe together: who writes, and how they share a step's rows.
+"""The processes of one training run: ranks, what only rank 0 does, and each rank's share of a step.
 
     accelerate launch --num_processes 2 -m rosa train RECIPE.yaml
 
-starts the same program twice. Each process computes on its part of every step's rows; only the
-first one writes files and talks to the person. In one process nothing here does anything.
+Each rank computes on its part of every step's rows; only rank 0, the main process, writes files and
+prints. In a single process nothing here has an effect, and PyTorch is not imported.
+
+`run_on_main_process`, `broadcast_from_rank0` and `any_rank` are collectives: every rank calls them
+at the same point of the program.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rosa.errors import RosaError
 
+if TYPE_CHECKING:
+    import torch
+
 Result = TypeVar("Result")
-# How long a step and a checkpoint may take once the launcher is gone. A process that waits for
-# another one then hears no other signal.
+# How long a step and a checkpoint may take once the launcher is gone. A rank that waits for another
+# one then receives no other signal.
 STOP_SECONDS = 600.0
 
 
-class Share(NamedTuple):
-    """What one process does of an optimizer step: rows per micro-step, and micro-steps."""
+class StepShare(NamedTuple):
+    """One rank's share of an optimizer step: rows per micro-batch, and micro-batches."""
 
     batch_size: int
     gradient_accumulation: int
 
 
-def team_size() -> int:
-    """How many processes the launcher started."""
-    return _launched("WORLD_SIZE", 1)
+def is_initialized() -> bool:
+    """Whether a torch.distributed process group exists, of one process or many."""
+    torch = sys.modules.get("torch")  # where it is not imported there is no group
+    return bool(torch and torch.distributed.is_available() and torch.distributed.is_initialized())
 
 
-def is_first() -> bool:
-    """Whether this process writes files and talks to the person."""
-    return _launched("RANK", 0) == 0
+def world_size(group: Any = None) -> int:
+    """Number of processes in `group`, or before there are groups, that the launcher started."""
+    if is_initialized():
+        return sys.modules["torch"].distributed.get_world_size(group)
+    return _from_launcher("WORLD_SIZE", 1)
 
 
-def share_of(batch_size: int, gradient_accumulation: int, processes: int) -> Share:
-    """One process's part of the rows of a step, in micro-steps of at most `batch_size` rows.
+def is_main_process() -> bool:
+    """Whether this is rank 0, the process that writes files and prints."""
+    return _from_launcher("RANK", 0) == 0
 
-    However many processes train, a step has `batch_size · gradient_accumulation` rows, so that a
-    recipe means the same in all of them.
+
+def split_step(batch_size: int, gradient_accumulation: int, processes: int) -> StepShare:
+    """One rank's share of the rows of an optimizer step.
+
+    However many processes train, a step has `batch_size * gradient_accumulation` rows, so that a
+    recipe gives the same result in all of them; no micro-batch is larger than `batch_size`.
 
     Raises:
-        RosaError: these rows cannot be shared out evenly.
+        RosaError: the rows cannot be divided evenly.
     """
     rows = batch_size * gradient_accumulation
     if rows % processes:
         raise RosaError(
             f"batch_size {batch_size} x gradient_accumulation {gradient_accumulation} = {rows} "
-            f"rows a step cannot be shared out evenly among {processes} processes; make it a "
+            f"rows per step cannot be divided evenly among {processes} processes; make it a "
             f"multiple of {processes}"
         )
-    mine = rows // processes
-    largest = max(n for n in range(1, batch_size + 1) if mine % n == 0)
-    return Share(largest, mine // largest)
+    per_rank = rows // processes
+    largest = max(n for n in range(1, batch_size + 1) if per_rank % n == 0)
+    return StepShare(largest, per_rank // largest)
 
 
-def connect(use_cpu: bool) -> None:
-    """Lets the processes find each other, and gives each its own GPU where there are any."""
-    if team_size() > 1:
+def init_process_group(use_cpu: bool) -> None:
+    """Connect the processes that the launcher started, each with a GPU of its own if there are."""
+    if world_size() > 1:
         from accelerate import PartialState
 
         PartialState(cpu=use_cpu)
 
 
 def stop_with_launcher() -> None:
-    """Saves and ends this process once torchrun, which started it, was killed.
+    """Save and end this process once torchrun, which started it, has been killed.
 
-    torchrun, which `accelerate launch` uses too, ends its processes itself where it still can; else
-    they would train on with nobody to stop them. Does nothing under other launchers.
+    torchrun, which `accelerate launch` uses too, ends its processes itself if it still can; else
+    they would train on. Has no effect under other launchers.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
@@ -89,32 +104,47 @@ def stop_with_launcher() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def by_the_first(act: Callable[[], Result]) -> Result:
-    """What `act` returns in the first process, for all; they wait for each other before and after.
+def run_on_main_process(function: Callable[[], Result]) -> Result:
+    """Call `function` on rank 0 and return its result on all ranks.
 
-    An error there ends the first process, and the launcher the others.
+    An error there ends rank 0, and the launcher ends the others.
     """
-    if team_size() == 1:
-        return act()
+    if world_size() == 1:
+        return function()
     from accelerate.utils import broadcast_object_list, wait_for_everyone
 
     wait_for_everyone()
-    results = [act() if is_first() else None]
+    results = [function() if is_main_process() else None]
     broadcast_object_list(results)
     return results[0]  # type: ignore[return-value]
 
 
-def any_says(flag: bool) -> bool:
-    """Whether `flag` is set in one process at least; all of them ask at the same point."""
-    if team_size() == 1:
+def broadcast_from_rank0(
+    values: Sequence[float], device: str | torch.device, group: Any = None
+) -> list[float]:
+    """The `values` of the first rank of `group`, bit for bit, sent through `device`."""
+    if world_size(group) == 1:
+        return list(values)
+    import torch
+
+    sent = torch.tensor(values, dtype=torch.float64, device=device)
+    first = 0 if group is None else torch.distributed.get_global_rank(group, 0)
+    torch.distributed.broadcast(sent, first, group)
+    return sent.tolist()
+
+
+def any_rank(flag: bool, device: str | torch.device | None = None, group: Any = None) -> bool:
+    """Whether `flag` is set on at least one rank of `group`; `device` as Accelerate's if None."""
+    if world_size(group) == 1:
         return flag
+    import torch
     from accelerate import PartialState
 
-    from rosa.common.collectives import any_of
+    flags = torch.tensor(float(flag), device=device or PartialState().device)
+    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, group=group)
+    return bool(flags)
 
-    return any_of(flag, PartialState().device)
 
-
-def _launched(variable: str, default: int) -> int:
+def _from_launcher(variable: str, default: int) -> int:
     value = os.environ.get(variable, "")
     return int(value) if value.isdigit() else default

@@ -20,7 +20,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from rosa.common.collectives import any_of, connected, device_of, mean_gradients, processes
+from rosa.common.distributed import any_rank, is_initialized, world_size
+from rosa.dls.collectives import collective_device, mean_gradients
 from rosa.errors import RosaError
 
 
@@ -56,7 +57,7 @@ class Engine:
         self.known = self.alone = False
         if wrapper is not None:
             self._is_ddp(wrapper)
-        elif not self.sharded and not connected():
+        elif not self.sharded and not is_initialized():
             self.known = self.alone = self.switches = True
 
     def when_known(
@@ -127,9 +128,9 @@ class Engine:
             self.known = self.switches = True
         elif active is not None:
             self._is_ddp(active)
-        elif processes() > 1:
+        elif world_size() > 1:
             raise RosaError(
-                f"DLS: {processes()} processes train, and the model is in none of the wrappers "
+                f"DLS: {world_size()} processes train, and the model is in none of the wrappers "
                 "that average their gradients: use what accelerator.prepare(model) returns, or "
                 "DistributedDataParallel or fully_shard"
             )
@@ -180,7 +181,9 @@ def is_rehearsal(optimizer: torch.optim.Optimizer) -> bool:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
     local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-    return bool(local) and not any_of(any(bool(g.any()) for g in local), device_of(parameters))
+    return bool(local) and not any_rank(
+        any(bool(g.any()) for g in local), collective_device(parameters)
+    )
 
 
 def refuse_engines(model: nn.Module, optimizer: Any) -> None:
@@ -202,9 +205,9 @@ def refuse_engines(model: nn.Module, optimizer: Any) -> None:
             "DLS was given a model that FSDP has not sharded yet: attach it to what "
             "accelerator.prepare(model, optimizer) returns"
         )
-    if processes() > 1 and not connected():
+    if world_size() > 1 and not is_initialized():
         raise RosaError(
-            f"DLS: {processes()} processes were started and cannot talk yet: attach it after "
+            f"DLS: {world_size()} processes were started and cannot talk yet: attach it after "
             "accelerator.prepare() or torch.distributed.init_process_group()"
         )
 

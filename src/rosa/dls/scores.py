@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from rosa.common.collectives import mean_gradients, of_the_first
+from rosa.common.distributed import broadcast_from_rank0
+from rosa.dls.collectives import collective_device, mean_gradients
 
 
 def layer_scores(
@@ -30,7 +31,7 @@ def layer_scores(
     gradients = iter(mean_gradients(parameters, group))
     squares = [sum(_squared_norm(next(gradients)) for _ in layer) for layer in norms]
     scores = [math.sqrt(square) / loss_scale for square in squares]
-    return of_the_first(scores, parameters, group)
+    return broadcast_from_rank0(scores, collective_device(parameters), group)
 
 
 def _squared_norm(gradient: torch.Tensor | None) -> float:

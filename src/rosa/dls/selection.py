@@ -19,12 +19,13 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from rosa.common.collectives import any_of, device_of
+from rosa.common.distributed import any_rank
 from rosa.common.formatting import format_indices
 from rosa.dls import choice as policy
 from rosa.dls.adalora_importance import hold_importance
 from rosa.dls.attached import ATTACHED
 from rosa.dls.backward import at_end_of_backward
+from rosa.dls.collectives import collective_device
 from rosa.dls.config import DlsConfig
 from rosa.dls.engine import Engine, is_rehearsal, refuse_foreign_optimizer
 from rosa.dls.foreign_steps import UnseenUpdates
@@ -285,8 +286,8 @@ class DynamicLayerSelection:
             self._parameters.drop_gradients(self.selected)
 
     def _any_process_has_new_gradients(self) -> bool:
-        device = device_of(list(chain(*self._scored)))
-        return any_of(self._new_gradients, device, self._engine.group)
+        device = collective_device(list(chain(*self._scored)))
+        return any_rank(self._new_gradients, device, self._engine.group)
 
     def _note_gradient(self, _parameter: torch.Tensor) -> None:
         self._new_gradients = True

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from transformers import TrainerCallback
 
-from rosa.common.distributed import any_says
+from rosa.common.distributed import any_rank
 
 
 class StopOnSignal(TrainerCallback):
@@ -25,7 +25,7 @@ class StopOnSignal(TrainerCallback):
         self.requested = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if any_says(self.requested) and state.global_step < state.max_steps:
+        if any_rank(self.requested) and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
         return control

@@ -15,7 +15,13 @@ from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import TrainerCallback, set_seed
 
-from rosa.common.distributed import by_the_first, connect, is_first, share_of, team_size
+from rosa.common.distributed import (
+    init_process_group,
+    is_main_process,
+    run_on_main_process,
+    split_step,
+    world_size,
+)
 from rosa.common.files import told_if_unwritable
 from rosa.common.lock import folder_in_use
 from rosa.data.sampling import hold_out, sample
@@ -79,11 +85,11 @@ def train(
     # TRL and Transformers still call their own deprecated names; users can do nothing about it.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
     check_recipe(recipe)
-    share_of(recipe.batch_size, recipe.gradient_accumulation, team_size())
-    connect(use_cpu=pick_device().type == "cpu")
-    say = say if is_first() else _discard
+    split_step(recipe.batch_size, recipe.gradient_accumulation, world_size())
+    init_process_group(use_cpu=pick_device().type == "cpu")
+    say = say if is_main_process() else _discard
     folder = RunFolder(Path(recipe.output_dir))
-    by_the_first(lambda: folder.check(recipe, resume))
+    run_on_main_process(lambda: folder.check(recipe, resume))
     # Read everything that may be wrong before the folder is claimed.
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
     train_set, validation_set = load_tokenized_rows(recipe, tokenizer)
@@ -97,9 +103,9 @@ def train(
     say(describe_parameters(model))
     prepared = PreparedRun(recipe, model, tokenizer, train_set, validation_set, total_steps)
     try_selection(prepared)
-    held = folder_in_use(folder.path) if is_first() else nullcontext()
+    held = folder_in_use(folder.path) if is_main_process() else nullcontext()
     with held, told_if_unwritable(folder.path, lambda: _resume_hint(folder)):
-        checkpoint = by_the_first(lambda: _open(folder, prepared, resume))
+        checkpoint = run_on_main_process(lambda: _open(folder, prepared, resume))
         return _run(prepared, folder, checkpoint, say)
 
 
@@ -111,7 +117,7 @@ def _run(
         say(f"resuming after step {_step(checkpoint)}")
     stopper, progress, meter = StopOnSignal(), Progress(), CostMeter()
     watchers: list[TrainerCallback] = [stopper]
-    if is_first():
+    if is_main_process():
         watchers += [MetricsWriter(), progress]
     trainer = build_trainer(prepared, meter, watchers)
     if not (checkpoint and trainer.take_over_finished(checkpoint)):
@@ -139,7 +145,7 @@ def _discard(_line: str) -> None:
 
 def _resume_hint(folder: RunFolder) -> str:
     """What a person does when the disk is full: half a checkpoint does not fill it further."""
-    if is_first():
+    if is_main_process():
         folder.drop_saving()
     kept = folder.checkpoints()
     after = f"after step {_step(kept[-1])}" if kept else "from the start"
@@ -157,7 +163,7 @@ def finish_run(
     costs = None
     # Of a sharded model every process gives its part.
     weights = trainer.accelerator.get_state_dict(model) if trainer.is_fsdp_enabled else None
-    if is_first():
+    if is_main_process():
         folder.drop_saving()
         draw_loss(folder.metrics, folder.path / "loss.png")
         if folder.dls_history.is_file() and folder.dls_history.stat().st_size:

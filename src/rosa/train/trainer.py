@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from trl import SFTConfig, SFTTrainer
 
-from rosa.common.distributed import share_of, team_size
+from rosa.common.distributed import split_step, world_size
 from rosa.data.tokenization import TokenizedRows
 from rosa.dls import DlsCallback, DynamicLayerSelection
 from rosa.errors import DivergedError
@@ -39,7 +39,7 @@ from rosa.train.sharded_checkpoint import is_sharded, load_sharded_optimizer, lo
 
 CHECKPOINTS_PER_RUN = 10
 # A launcher hands a terminal's Ctrl-C on to processes that got it themselves: one, not two.
-DUPLICATE_SIGNAL_WINDOW = 2.0 if team_size() > 1 else 0.0  # seconds
+DUPLICATE_SIGNAL_WINDOW = 2.0 if world_size() > 1 else 0.0  # seconds
 STATE_FILE = "trainer_state.json"
 
 
@@ -240,7 +240,7 @@ def build_trainer(
 def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) -> SFTConfig:
     """The recipe in the Trainer's words."""
     save_steps = recipe.save_steps or max(1, total_steps // CHECKPOINTS_PER_RUN)
-    share = share_of(recipe.batch_size, recipe.gradient_accumulation, team_size())
+    share = split_step(recipe.batch_size, recipe.gradient_accumulation, world_size())
     device = pick_device()
     half = pick_dtype(recipe.precision, device) == torch.bfloat16
     return SFTConfig(

@@ -1,0 +1,62 @@
+"""Gradients averaged over all ranks, whoever shards or replicates the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed.tensor import DTensor
+
+from rosa.common.distributed import world_size
+
+
+def mean_gradients(
+    parameters: Sequence[torch.nn.Parameter], group: Any = None
+) -> list[torch.Tensor | None]:
+    """Gradients averaged over the ranks of `group`; a collective.
+
+    Gradients that DDP has averaged are equal on all ranks and stay as they are. Those of norms that
+    are only scored, which DDP does not know, are averaged here. FSDP2 has averaged the gradient of
+    a sharded parameter, and its shards are gathered.
+
+    Returns:
+        One tensor per parameter, of its shape, in float64 if there are several ranks. In a single
+        process None where there is no gradient; else an absent gradient counts as zeros.
+    """
+    full = [None if p.grad is None else _full(p.grad) for p in parameters]
+    if world_size(group) == 1:
+        return full
+    plain = [i for i, p in enumerate(parameters) if not isinstance(p, DTensor)]
+    if plain:
+        parts = [_flat_float64(full[i], parameters[i]) for i in plain]
+        flat = torch.cat(parts) / world_size(group)
+        distributed.all_reduce(flat, group=group)
+        for i, mean in zip(plain, flat.split([len(part) for part in parts]), strict=True):
+            full[i] = mean.view(parameters[i].shape)
+    return full
+
+
+def collective_device(parameters: Sequence[torch.nn.Parameter]) -> str | torch.device:
+    """The device of collectives; a sharded parameter itself may be offloaded to the CPU."""
+    first = parameters[0]
+    return first.device_mesh.device_type if isinstance(first, DTensor) else first.device
+
+
+def _flat_float64(gradient: torch.Tensor | None, parameter: torch.Tensor) -> torch.Tensor:
+    values = torch.zeros_like(parameter) if gradient is None else gradient
+    return values.detach().flatten().double()
+
+
+def _full(gradient: torch.Tensor) -> torch.Tensor:
+    if not isinstance(gradient, DTensor):
+        return gradient
+    mesh, local = gradient.device_mesh, gradient.to_local()
+    if (
+        local.device.type != mesh.device_type
+    ):  # offloaded to the CPU, where there are no collectives
+        local = local.to(mesh.device_type)
+        layout: dict[str, Any] = {"shape": gradient.shape, "stride": gradient.stride()}
+        gradient = DTensor.from_local(local, mesh, gradient.placements, **layout)
+    return gradient.full_tensor()
