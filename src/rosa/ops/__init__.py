@@ -1,35 +1,32 @@
-"""The modulation of low-frequency dimensions (Eq. 4 of the paper), and what makes it cheap.
+"""The modulation of low-frequency dimensions (Eq. 4), and memory-saving backward passes.
 
-`reference` has the formulas as they are read, `autograd` what keeps little for the backward pass,
-done by the operations of `plain` or by the kernels of `triton_kernels`; `variants` chooses.
-`rms_norm`, `silu_linear` and `recompute` do for the trained norms and for W_GQA what `autograd`
-does for the modulation.
+`reference` has the formulas as they are read. `autograd` keeps little for the backward pass, with
+the operations of `modulation` or, when asked for, `triton_kernels`; `variants` selects. `rms_norm`,
+`silu_linear` and `recompute` save memory likewise for the trained norms and for W_GQA.
 """
 
 from __future__ import annotations
 
-from rosa.ops.autograd import Part, modulate
+from rosa.ops.autograd import PairSignal, modulate
 from rosa.ops.modulation import signal_of
-from rosa.ops.recompute import recomputed
 from rosa.ops.reference import modulate_post_rotation, modulate_pre_rotation
 from rosa.ops.rms_norm import trained_norm
-from rosa.ops.rotation import Turning, turning_of
+from rosa.ops.rotation import PairRotation, pair_rotation
 from rosa.ops.silu_linear import linear_of_silu
-from rosa.ops.variants import VARIANTS, Variant, chosen, use
+from rosa.ops.variants import VARIANTS, Variant, select_variant, use
 
 __all__ = [
     "VARIANTS",
-    "Part",
-    "Turning",
+    "PairRotation",
+    "PairSignal",
     "Variant",
-    "chosen",
     "linear_of_silu",
     "modulate",
     "modulate_post_rotation",
     "modulate_pre_rotation",
-    "recomputed",
+    "pair_rotation",
+    "select_variant",
     "signal_of",
     "trained_norm",
-    "turning_of",
     "use",
 ]

@@ -1,4 +1,4 @@
-"""First derivatives only, and an error for those who ask for more."""
+"""First derivatives only: who asks for second ones gets an error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_SECOND = (
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """For the `backward` of a Function: PyTorch's `once_differentiable`, without its silence.
+    """PyTorch's `once_differentiable` for the `backward` of a Function, but never silent.
 
     PyTorch's node that raises leads nowhere, so that `torch.autograd.grad` with chosen inputs (a
     Hessian-vector product) never comes to it: the result lacks terms. This one leads to the
@@ -33,15 +33,15 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
         if not torch.is_grad_enabled():
             return results
         own = [result.detach() for result in results if result is not None]
-        of = [t for t in (*gradients, *ctx.saved_tensors) if t is not None]
-        refusing = iter(_Refuse.apply(len(own), *own, *of))
-        return tuple(None if result is None else next(refusing) for result in results)
+        inputs = [t for t in (*gradients, *ctx.saved_tensors) if t is not None]
+        raising = iter(_RaiseInBackward.apply(len(own), *own, *inputs))
+        return tuple(None if result is None else next(raising) for result in results)
 
     return checked
 
 
-class _Refuse(torch.autograd.Function):
-    """The first of the tensors; a gradient of theirs to any of all is refused."""
+class _RaiseInBackward(torch.autograd.Function):
+    """The first `count` tensors; raises where a gradient of theirs to any of all is wanted."""
 
     @staticmethod
     def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -1,103 +1,76 @@
-"""The modulation of low-frequency pairs and its gradients, as few operations of PyTorch.
+"""The modulation of low-frequency pairs and its gradients in few PyTorch operations.
 
-The pairs are z (b, l, groups, heads/groups, 2, n), a view of a projection's output.
+`rosa.ops.triton_kernels` has the same two functions. The pairs z (b, l, groups, heads/groups, 2, n)
+are a view of a projection's output. The signal S is given as a source: S itself or, with
+`activate`, the pre-activation P of S = SiLU(P).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from rosa.ops.rotation import Turning
-
-Sources = Sequence[tuple[Tensor, bool]]  # S, or P and True, of each part: queries, keys, or both
+from rosa.ops.rotation import PairRotation
 
 
 def signal_of(source: Tensor, activate: bool) -> Tensor:
-    """S, of S or of P."""
+    """S, from S or from P."""
     return torch.nn.functional.silu(source) if activate else source
 
 
-def correct(
-    parts: Sequence[Tensor],
-    sources: Sources,
+def modulate_pairs_(
+    z: Tensor,
+    source: Tensor,
+    activate: bool,
     alpha: float,
-    turning: Turning | None,
-    keep: Sequence[bool] | None = None,
-) -> list[Tensor | None]:
-    """z + B·(S ⊙ A·z) in place of each part z (`rosa.ops.rotation`; α·S ⊙ z where nothing turns).
-
-    Returns A·z of those to `keep`, None of the others: compact, since a slice would hold the
-    memory of the whole output, and of z's dtype.
-    """
-    return [
-        _correct(z, *source, alpha, turning, keep is not None and keep[i])
-        for i, (z, source) in enumerate(zip(parts, sources, strict=True))
-    ]
-
-
-def _correct(
-    z: Tensor, source: Tensor, activate: bool, alpha: float, turning: Turning | None, keep: bool
+    rotation: PairRotation | None,
+    keep: bool = False,
 ) -> Tensor | None:
+    """z + B·(S ⊙ A·z) in place of z (`rosa.ops.rotation`), or z + α·S ⊙ z without a rotation.
+
+    With `keep`, returns A·z for the backward pass: compact, since a slice would hold the memory of
+    the whole output, and in z's dtype.
+    """
     signal = signal_of(source, activate).reshape(z.shape)
-    if turning is None:
+    if rotation is None:
         kept = z.clone(memory_format=torch.contiguous_format) if keep else None
         z.addcmul_(z, signal, value=alpha)
         return kept
-    turned = turning.there(z)
-    kept = turned.to(z.dtype) if keep else None
-    z += turning.back_(_product(signal, turned, activate))
+    rotated = rotation.rotate(z)
+    kept = rotated.to(z.dtype) if keep else None
+    z += rotation.unrotate_(_product(signal, rotated, activate))
     return kept
 
 
-def propagate(
-    gradients: Sequence[Tensor],
-    kept: Sequence[Tensor | None],
-    sources: Sources,
-    alpha: float,
-    turning: Turning | None,
-    write: bool,
-) -> list[Tensor | None]:
-    """The gradients of `correct`.
-
-    Args:
-        gradients: of each part that to the new z; with `write`, that to the old one takes its
-            place.
-        kept: what `correct` returned, where the gradient to a source is wanted, which is returned.
-    """
-    return [
-        _propagate(g, kept_, *source, alpha, turning, write)
-        for g, kept_, source in zip(gradients, kept, sources, strict=True)
-    ]
-
-
-def _propagate(
-    g: Tensor,
+def modulate_pairs_backward(
+    gradient: Tensor,
     kept: Tensor | None,
     source: Tensor,
     activate: bool,
     alpha: float,
-    turning: Turning | None,
+    rotation: PairRotation | None,
     write: bool,
 ) -> Tensor | None:
-    turned = g if turning is None else turning.back_transposed(g)
+    """The gradient to the source, where `kept` (of `modulate_pairs_`) is given.
+
+    `gradient` is the one to the new z; with `write`, the one to the old z takes its place.
+    """
+    rotated = gradient if rotation is None else rotation.unrotate_transposed(gradient)
     to_source = None
     if kept is not None:
-        to_source = turned * (kept * alpha if turning is None else kept)
+        to_source = rotated * (kept * alpha if rotation is None else kept)
         to_source = to_source.to(source.dtype).reshape(source.shape)
         if activate:
             to_source = torch.ops.aten.silu_backward(to_source, source)
     if write:
-        signal = signal_of(source, activate).reshape(g.shape)
-        if turning is None:
-            g.addcmul_(g, signal, value=alpha)
+        signal = signal_of(source, activate).reshape(gradient.shape)
+        if rotation is None:
+            gradient.addcmul_(gradient, signal, value=alpha)
         else:
-            g += turning.there_transposed_(_product(signal, turned, activate))
+            gradient += rotation.rotate_transposed_(_product(signal, rotated, activate))
     return to_source
 
 
-def _product(signal: Tensor, turned: Tensor, own: bool) -> Tensor:
-    """S ⊙ what is turned, in the wider dtype; in the signal's place where nobody else has it."""
-    return signal.mul_(turned) if own and signal.dtype == turned.dtype else turned * signal
+def _product(signal: Tensor, rotated: Tensor, own: bool) -> Tensor:
+    """S ⊙ rotated, in the wider dtype; in place of a signal that is nobody else's (`own`)."""
+    return signal.mul_(rotated) if own and signal.dtype == rotated.dtype else rotated * signal

@@ -1,4 +1,4 @@
-"""Modules of which only the input is kept for the backward pass; the rest is computed again."""
+"""Modules of which only the input is kept for the backward pass; the rest is recomputed."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from rosa.ops.first_order import first_order
 
-Autocast = tuple[str, torch.dtype | None]  # type of a device, and None where it is off
+Autocast = tuple[str, torch.dtype | None]  # device type, and the dtype; None where it is off
 
 
-def recomputed(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """What the modules give, one after another, bit for bit; in backward they run again.
+def run_checkpointed(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """The modules applied one after another, bit for bit; in backward they run again.
 
     For modules that are cheap beside what they would keep: tensors as large as `x`, which itself is
     kept anyway by others. They must draw no random numbers and change no buffers. Where there is
     nothing to gain or something could go unnoticed (no gradient for a weight, forward or backward
     hooks, a compiler at work), they run as they are.
     """
-    parameters = list(_parameters(modules))
-    if any(has_hooks(module) for module in modules) or not worth_recomputing(x, parameters):
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    if any(has_hooks(module) for module in modules) or not saves_memory(x, parameters):
         return _chain(modules, x)
-    return _Recomputed.apply(modules, x, *parameters)
+    return _Checkpointed.apply(modules, x, *parameters)
 
 
-def worth_recomputing(x: Tensor, parameters: Iterable[Tensor]) -> bool:
+def saves_memory(x: Tensor, parameters: Iterable[Tensor]) -> bool:
     """Whether autograd, as it is in eager code, would keep more than x for these parameters."""
     return (
         torch.is_grad_enabled()
@@ -46,13 +46,8 @@ def _chain(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
-def _parameters(modules: Sequence[nn.Module]) -> Iterator[nn.Parameter]:
-    for module in modules:
-        yield from module.parameters()
-
-
 def has_hooks(module: nn.Module) -> bool:
-    """Any that would run twice, or would see tensors outside of the graph."""
+    """Whether it has hooks that would run twice, or would see tensors outside of the graph."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -63,8 +58,8 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def only_multiplies(module: nn.Module) -> bool:
-    """Whether a module does no more than a product with its weight (out, in), which is its own."""
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module only multiplies by its own weight (out, in): no bias, hooks or subclass."""
     parameters = module._parameters
     return (
         type(module) is nn.Linear
@@ -74,7 +69,7 @@ def only_multiplies(module: nn.Module) -> bool:
     )
 
 
-class _Recomputed(torch.autograd.Function):
+class _Checkpointed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, modules: Sequence[nn.Module], x: Tensor, *parameters: Tensor) -> Tensor:
         ctx.modules, ctx.autocast = modules, autocast_of(x)
@@ -86,7 +81,7 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        # Stand-ins for all inputs: hooks of the parameters themselves run once, outside of here.
+        # Copies of all inputs: hooks of the parameters themselves run once, outside of here.
         needed = ctx.needs_input_grad[1:]
         inputs = [
             tensor.detach().requires_grad_(needs)
@@ -102,13 +97,13 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _with_parameters(module: nn.Module, parameters: Iterator[Tensor], x: Tensor) -> Tensor:
-    """The module's output with these for its own parameters; it takes as many as it has."""
+    """The module's output with the next of `parameters` in place of its own."""
     own = {name: next(parameters) for name, _ in module.named_parameters()}
     return functional_call(module, own, (x,)) if own else module(x)
 
 
 def autocast_of(x: Tensor) -> Autocast:
-    """What is on for tensors like this one."""
+    """The autocast that is on for the tensor's device."""
     device = x.device.type
     on = torch.is_autocast_enabled(device)
     return device, torch.get_autocast_dtype(device) if on else None

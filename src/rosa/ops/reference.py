@@ -1,4 +1,4 @@
-"""The modulation itself, in plain PyTorch: z_low ← z_low + z_low ⊙ (α·S), before or after RoPE.
+"""The modulation in plain PyTorch: z_low ← z_low + z_low ⊙ (α·S), before or after RoPE (Eq. 4).
 
 `z` (..., head_dim) is the query or key *before* rotation in both cases. A pair of its dimensions
 is (a, b), the signal of the pair (s₁, s₂), and the rotation of the model, with cos and sin as it

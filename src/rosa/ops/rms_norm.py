@@ -1,4 +1,4 @@
-"""Root-mean-square norms whose backward pass needs their input and nothing else.
+"""RMSNorms whose backward pass needs their input and nothing else.
 
     y = x̂ ⊙ (w + offset),     x̂ = x·ρ,     ρ = 1/√(mean(x²) + ε)
 
@@ -21,22 +21,22 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rosa.ops.first_order import first_order
-from rosa.ops.recompute import has_hooks, recomputed
-from rosa.ops.variants import chosen
+from rosa.ops.recompute import has_hooks, run_checkpointed
+from rosa.ops.variants import select_variant
 
 _forms: WeakKeyDictionary[nn.Module, RmsForm | None] = WeakKeyDictionary()
 _EPSILON = ("variance_epsilon", "eps", "epsilon")
 
 
 class RmsForm(NamedTuple):
-    """The constants of one norm."""
+    """The constants of one RMSNorm: `offset` is 1 where the scale is 1 + weight (Gemma)."""
 
     epsilon: float
     offset: float
 
 
 def rms_form(norm: nn.Module) -> RmsForm | None:
-    """What the norm computes, tried on random numbers; None where it is not the formula above."""
+    """The constants of a norm, tested on random numbers; None where it computes something else."""
     parameters = dict(norm.named_parameters())
     if list(parameters) != ["weight"] or parameters["weight"].ndim != 1:
         return None
@@ -59,21 +59,21 @@ def rms_form(norm: nn.Module) -> RmsForm | None:
 
 
 def trained_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """The norm's own output for x (..., d), bit for bit; for backward it keeps only x.
+    """The norm's own output for x (..., d), bit for bit; keeps only x for backward.
 
-    A norm of another form runs again in the backward pass, where it would keep more.
+    A norm of another form is recomputed in the backward pass.
     """
     if not (
         torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and type(x) is Tensor
         and not has_hooks(norm)
-        and chosen(x) != "reference"
+        and select_variant(x) != "reference"
     ):
         return norm(x)
     form = _form(norm)
     if form is None:
-        return norm(x) if isinstance(norm, nn.LayerNorm) else recomputed((norm,), x)
+        return norm(x) if isinstance(norm, nn.LayerNorm) else run_checkpointed((norm,), x)
     weight = norm.weight
     if not (weight.requires_grad or x.requires_grad) or type(weight.data) is not Tensor:
         return norm(x)

@@ -1,10 +1,9 @@
-"""Linear maps of an activation, of which the backward pass needs what the activation was made of.
+"""Linear maps of SiLU(P), for whose backward pass only P is kept.
 
     y = W_n···W_1·SiLU(P)
 
 Autograd would keep SiLU(P) and every product but the last. Here P, which others keep anyway, is all
-that is kept; the rest is computed again, but for y. What `rosa.ops.recompute` does for any modules,
-with less ado for those that RoSA has by default.
+that is kept; the rest but y is recomputed, faster than `rosa.ops.recompute` does for any modules.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ from torch.nn.functional import linear, silu
 from rosa.ops.first_order import first_order
 from rosa.ops.recompute import (
     autocast_of,
-    only_multiplies,
-    recomputed,
+    is_plain_linear,
+    run_checkpointed,
     same_autocast,
-    worth_recomputing,
+    saves_memory,
 )
 
 _SILU = nn.SiLU()
 
 
 def linear_of_silu(modules: Sequence[nn.Module], p: Tensor) -> Tensor:
-    """What the modules make of SiLU(P), one after another: (..., d') of P (..., d), which alone is
-    kept for the backward pass. Modules that do more than multiply are `recomputed`."""
-    if all(only_multiplies(module) for module in modules):
+    """SiLU(P) (..., d) through the modules, one after another: (..., d'). Keeps only P for
+    backward; modules that do more than multiply are run by `run_checkpointed`."""
+    if all(is_plain_linear(module) for module in modules):
         weights: list[Any] = [module.weight for module in modules]
-        if worth_recomputing(p, weights):
+        if saves_memory(p, weights):
             return _LinearOfSilu.apply(p, *weights)
-    return recomputed((_SILU, *modules), p)
+    return run_checkpointed((_SILU, *modules), p)
 
 
 class _LinearOfSilu(torch.autograd.Function):
@@ -44,7 +43,7 @@ class _LinearOfSilu(torch.autograd.Function):
         ctx.autocast = autocast_of(p)
         ctx.save_for_backward(p, *weights)
         with same_autocast(ctx.autocast):
-            return _inputs(p, weights)[-1]
+            return _products(p, weights)[-1]
 
     @staticmethod
     @first_order
@@ -52,7 +51,7 @@ class _LinearOfSilu(torch.autograd.Function):
         p, *weights = ctx.saved_tensors
         to_weights: list[Tensor | None] = [None] * len(weights)
         with same_autocast(ctx.autocast):
-            inputs = _inputs(p, weights[:-1])
+            inputs = _products(p, weights[:-1])
             for i in reversed(range(len(weights))):
                 if ctx.needs_input_grad[1 + i]:
                     product = _rows(gradient).t() @ _rows(inputs[i])
@@ -64,8 +63,8 @@ class _LinearOfSilu(torch.autograd.Function):
         return to_p, *to_weights
 
 
-def _inputs(p: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """SiLU(P), and what each of the weights makes of the one before."""
+def _products(p: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """SiLU(P), W_1·SiLU(P), W_2·W_1·SiLU(P), ..."""
     x = [silu(p)]
     for weight in weights:
         x.append(linear(x[-1], weight))

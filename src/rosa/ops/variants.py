@@ -1,4 +1,4 @@
-"""Which implementation of the modulation runs: chosen by itself, or by `use` or $ROSA_OPS."""
+"""Which implementation of the modulation runs; `use` or $ROSA_OPS choose another."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ Variant = Literal["reference", "autograd", "triton"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 _SWITCH, _INTERPRETER = "ROSA_OPS", "TRITON_INTERPRET"
 # Read once: os.environ is slow for what every layer asks at every token.
-_in_environment = os.environ.get(_SWITCH, "")
-_asked: ContextVar[Variant | None] = ContextVar("rosa_ops", default=None)
+_from_environment = os.environ.get(_SWITCH, "")
+_in_use: ContextVar[Variant | None] = ContextVar("rosa_ops", default=None)
 
 
 @contextmanager
 def use(variant: Variant) -> Iterator[None]:
-    """Inside, the modulation runs in this variant, also its backward passes' recomputation.
+    """Runs the modulation in this variant inside the block, in backward passes too.
 
-    `reference` is plain PyTorch, `autograd` keeps less for the backward pass and writes in place,
-    `triton` does the same in one kernel. The environment variable ROSA_OPS sets one for good.
+    `autograd`, the default, keeps little for the backward pass and writes in place; `reference` is
+    plain PyTorch; `triton` is `autograd` as fused kernels. $ROSA_OPS sets one for a process.
 
-    Raises RosaError for a name that there is not, and for a variant that cannot run here.
+    Raises RosaError for an unknown name, and for a variant that cannot run here.
     """
-    token = _asked.set(_checked(variant, "rosa.ops.use"))
+    token = _in_use.set(_checked(variant, "rosa.ops.use"))
     try:
         yield
     finally:
-        _asked.reset(token)
+        _in_use.reset(token)
 
 
-def chosen(hidden_states: Tensor, *rotation: Tensor) -> Variant:
-    """The variant for an attention module with this input, and this cos and sin."""
+def select_variant(hidden_states: Tensor, *cos_sin: Tensor) -> Variant:
+    """The variant for a call of an attention module with this input, cos and sin."""
     # A compiler fuses the plain formulas; a tensor of another kind (sharded, traced) has its own;
     # and the others give no gradients to the angles.
-    if torch.compiler.is_compiling() or type(hidden_states) is not Tensor or _watched():
+    if (
+        torch.compiler.is_compiling()
+        or type(hidden_states) is not Tensor
+        or _intercepted()
+        or any(tensor.requires_grad for tensor in cos_sin)
+    ):
         return "reference"
-    for turn in rotation:
-        if turn.requires_grad:
-            return "reference"
-    asked = _asked.get() or _from_environment(_in_environment)
-    if asked is None:
-        return "triton" if hidden_states.is_cuda and has_triton() else "autograd"
-    if asked == "triton" and not hidden_states.is_cuda:
+    variant = _in_use.get() or _environment_variant(_from_environment)
+    if variant == "triton" and not hidden_states.is_cuda:
         _check_interpreter(hidden_states.device)
-    return asked
+    return variant
 
 
-def _watched() -> bool:
+def _intercepted() -> bool:
     """Whether something keeps or transforms single operations, as functions without side effects.
 
     Selective checkpointing keeps an operation's output and gives it again later, modulated already
@@ -71,34 +71,32 @@ def _watched() -> bool:
 
 @cache
 def has_triton() -> bool:
-    """Whether the package is there."""
+    """Whether Triton is installed."""
     return importlib.util.find_spec("triton") is not None
 
 
 def check_environment() -> None:
-    """Raises RosaError where the environment asks for a variant that cannot run here."""
-    if _from_environment(_in_environment) == "triton" and not torch.cuda.is_available():
+    """Raises RosaError where $ROSA_OPS names a variant that cannot run here."""
+    if _environment_variant(_from_environment) == "triton" and not torch.cuda.is_available():
         _check_interpreter("cpu")
 
 
 def _check_interpreter(device: object) -> None:
     if os.environ.get(_INTERPRETER) != "1":
         raise RosaError(
-            f"rosa.ops is told to use triton, which runs on a GPU, on {device}; "
-            f"use autograd there, or set {_INTERPRETER}=1 before Python starts to try it slowly"
+            f"rosa.ops is set to triton, which needs a GPU, but the model is on {device}; use "
+            f"autograd there, or set {_INTERPRETER}=1 before Python starts to interpret it slowly"
         )
 
 
 @cache
-def _from_environment(value: str) -> Variant | None:
-    return _checked(value, f"the environment variable {_SWITCH}") if value else None
+def _environment_variant(value: str) -> Variant:
+    return _checked(value, f"the environment variable {_SWITCH}") if value else "autograd"
 
 
 def _checked(value: str, where: str) -> Variant:
     if value not in VARIANTS:
-        raise RosaError(f"{where} names '{value}'; it must be one of {', '.join(VARIANTS)}")
+        raise RosaError(f"{where} names '{value}'; choose from {', '.join(VARIANTS)}")
     if value == "triton" and not has_triton():
-        raise RosaError(
-            f"{where} asks for triton, which is not installed: pip install triton, or leave it out"
-        )
+        raise RosaError(f"{where} names triton, which is not installed: pip install triton")
     return value

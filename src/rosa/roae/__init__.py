@@ -1,4 +1,4 @@
-"""RoAE, the RoPE-aware attention enhancement, as a PEFT tuner. Importing it registers it."""
+"""RoAE, the RoPE-aware attention enhancement, as a PEFT tuner, registered when imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`RosaConfig`: what a RoSA adapter is made of. Saved by PEFT as `adapter_config.json`."""
+"""`RosaConfig`, the configuration of a RoSA adapter, saved by PEFT as `adapter_config.json`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import dataclasses
 import math
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from peft import PeftConfig
 
+from rosa.dls.config import DlsConfig
 from rosa.errors import RosaError
 from rosa.roae.projection import check_projection_name
 from rosa.roae.registration import ROSA
-
-if TYPE_CHECKING:
-    from rosa.dls import DlsConfig
 
 
 @dataclass
@@ -29,20 +27,22 @@ class RosaConfig(PeftConfig):
     projection: str = field(
         default="low_rank",
         metadata={
-            "help": "Parametrisation of W_proj: 'low_rank' (the paper's, of rank r), 'full' (one "
+            "help": "Parametrization of W_proj: 'low_rank' (the paper's, of rank r), 'full' (one "
             "matrix) or a name given to rosa.register_projection."
         },
     )
     alpha: float = field(default=0.1, metadata={"help": "Strength α of the modulation (Eq. 4)."})
     r_low: float = field(
         default=0.25,
-        metadata={"help": "Share of the rotated dimensions that is adapted, lowest first."},
+        metadata={
+            "help": "Share of the rotated dimensions that is adapted, lowest frequency first."
+        },
     )
     rope_stage: Literal["post", "pre"] = field(
         default="post",
         metadata={
-            "help": "'post' modulates queries and keys after rotation, as in the paper; 'pre' "
-            "before it, which keeps attention dependent on relative positions alone."
+            "help": "'post' modulates queries and keys after RoPE, as in the paper; 'pre' before "
+            "it, so that attention depends on relative positions alone."
         },
     )
     train_norms: bool = field(
@@ -50,26 +50,26 @@ class RosaConfig(PeftConfig):
     )
     target_modules: list[str] | str | None = field(
         default=None,
-        metadata={"help": "Names (or one regex) of attention modules; None takes every one."},
+        metadata={"help": "Names (or one regex) of attention modules; None adapts all."},
     )
     layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Indices of the layers to adapt; None takes every one."}
+        default=None, metadata={"help": "Indices of the layers to adapt; None adapts all."}
     )
     exclude_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "Names (or one regex) of modules to leave alone."}
+        default=None, metadata={"help": "Names (or one regex) of modules not to adapt."}
     )
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Further modules to train in full and save."}
     )
     init_weights: bool = field(
         default=True,
-        metadata={"help": "True starts as the base model, bit for bit; False starts at random."},
+        metadata={"help": "True: starts as the base model, bit for bit; False: at random."},
     )
     dls: DlsConfig | None = field(
         default=None,
         metadata={
-            "help": "Dynamic layer selection that this adapter is to be trained with. It acts "
-            "through rosa.DynamicLayerSelection or rosa.DlsCallback."
+            "help": "Dynamic layer selection to train this adapter with, which is run by "
+            "rosa.DynamicLayerSelection or rosa.DlsCallback."
         },
     )
 
@@ -124,9 +124,7 @@ class RosaConfig(PeftConfig):
 
 
 def _read_dls(saved: dict[str, Any], from_file: bool) -> DlsConfig:
-    """The selection from its keys; of an adapter file, a later version may have written them."""
-    from rosa.dls.config import DlsConfig
-
+    """The `DlsConfig` of these keys; those of an adapter file may be a later version's."""
     known = {field.name for field in dataclasses.fields(DlsConfig)}
     unknown = sorted(set(saved) - known)
     if unknown and from_file:

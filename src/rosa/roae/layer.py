@@ -5,109 +5,91 @@
         └── attention: q_proj ─ (q_norm) ─▶ modulate with S_q ─▶ rotation ─▶ ...
                        k_proj ─ (k_norm) ─▶ modulate with S_k ─▶ rotation ─▶ cache ...
 
-The attention's own forward runs unchanged: the layer computes the signal from the module's input,
-lays it on the last module before rotation of each (`hand_over`), and their forward hooks apply it.
-Nothing outlives the call, so recomputation under gradient checkpointing and an exception in between
-leave no trace; the hook is a plain function that reads from its own module, so copies, pickles and
-replicas of a model stay independent.
+The attention's own forward runs unchanged: the layer computes the signal from the module's input
+and hands it (`set_modulation`) to the forward hooks of the last modules before rotation. Nothing
+outlives the call, so gradient checkpointing and exceptions leave no trace; the hook is a plain
+function that reads from its own module, so copies, pickles and replicas of a model are independent.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from rosa.errors import RosaError
-from rosa.ops import Part, Turning, Variant, chosen, linear_of_silu, turning_of
-from rosa.roae.checks import check_one_adapter
+from rosa.ops import (
+    PairRotation,
+    PairSignal,
+    Variant,
+    linear_of_silu,
+    pair_rotation,
+    select_variant,
+)
 from rosa.roae.config import RosaConfig
-from rosa.roae.folding import Folded, fold
-from rosa.roae.hooks import forget, hand_over, handed_over, take_back
-from rosa.roae.modulation import Modulation
+from rosa.roae.folding import FoldedLinear, fold
+from rosa.roae.heads import LowPairs
+from rosa.roae.hooks import Modulation, clear_modulation, hook, set_modulation, unhook
 from rosa.roae.norms import NormWrapper
-from rosa.roae.projection import PREFIX, Stages, build_projection, low_rank_gqa
-from rosa.roae.taps import LowPairs
-from rosa.roae.trainability import KeepsTrainability
+from rosa.roae.peft_compat import KeepRequiresGradMixin, check_single_active
+from rosa.roae.projection import PREFIX, Modules, build_projection, low_rank_gqa
 from rosa.rope import RopeLayout, low_pair_count
-from rosa.rope.turns import Rotation, check_turns, turns_of
+from rosa.rope.cos_sin import CosSin, check_cos_sin, cos_sin_of
 
 NO_MERGE = (
     "a RoSA adapter depends on its input and cannot be merged into the weights; "
     "use unload() to get the base model back, or keep the adapter attached"
 )
-NO_ANGLES = (
-    "this model computes its rotary angles where RoSA cannot get them, so that it can only be "
-    "adapted before rotation: set rope_stage='pre'"
+NO_COS_SIN = (
+    "RoSA cannot read this model's cos and sin and can only adapt it before rotation: set "
+    "rope_stage='pre'"
 )
 
 
-def _modulate_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """Forward hook of the last module before rotation."""
-    for modulation in handed_over(module):
-        output = modulation(module, inputs, output)
-    return output
-
-
-def _dtype_of(stages: list[nn.Module]) -> torch.dtype:
-    """Of the first weight; by its usual name if it can be, since decoding asks for each token."""
-    weight = stages[0]._parameters.get("weight")
-    if weight is None:  # a replica's weights are no parameters, a quantised one may be a buffer
-        weight = getattr(stages[0], "weight", None)
+def _dtype_of(modules: Sequence[nn.Module]) -> torch.dtype:
+    """Of the first weight; looked up by its usual name, since decoding asks for each token."""
+    weight = modules[0]._parameters.get("weight")
+    if weight is None:  # a replica's weights are no parameters, a quantized one may be a buffer
+        weight = getattr(modules[0], "weight", None)
     if not isinstance(weight, Tensor):
-        weight = next(weight for stage in stages for weight in stage.parameters())
+        weight = next(weight for module in modules for weight in module.parameters())
     return weight.dtype
 
 
-def _through(modules: list[nn.Module], folded: Folded | None, x: Tensor) -> Tensor:
-    """x after the modules, one after another, or after their product where there is a valid one."""
-    if folded and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-        mapped = folded(modules, x)
-        if mapped is not None:
-            return mapped
-    for module in modules:
-        x = module(x)
-    return x
-
-
-def _submodule(module: nn.Module, name: str) -> nn.Module:
-    """`module.get_submodule(name)`, quickly: decoding asks for several at each token."""
-    return module._modules.get(name) or module.get_submodule(name)
-
-
-class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
+class RosaLayer(KeepRequiresGradMixin, nn.Module, BaseTunerLayer):
     """An attention module with RoAE; each adapter has its own weights, one is active at a time.
 
     The signal, with H (b, l, d) the input of the attention module (Eqs. 2 and 3):
 
-        P = W_proj(H)         (b, l, h_q·d_low): `rosa.roae.projection`, low rank unless told
+        P = W_proj(H)         (b, l, h_q·d_low): `rosa.roae.projection`, low rank by default
         S_q = SiLU(P)         (b, l, h_q, d_low)
         S_k = S_q·W_GQA       (b, l, h_kv, d_low), W_GQA of rank r; S_k = S_q where h_kv = h_q
 
-    d_low holds the real half, then the imaginary half. Each stage of the two maps is a
-    `ModuleDict` with one module for each adapter: `rosa_A`, `rosa_B`, `rosa_gqa_A`, `rosa_gqa_B`
+    d_low holds the real half, then the imaginary half. W_proj and W_GQA are one or more modules;
+    each is an entry, by adapter, of a `ModuleDict`: `rosa_A`, `rosa_B`, `rosa_gqa_A`, `rosa_gqa_B`
     for the low-rank ones.
     """
 
     # Of the adapters that there are; their projections add their own.
     adapter_layer_names: tuple[str, ...] = ()
-    other_param_names = ("stages", "stages_for_keys", "alpha", "rope_stage", "low_pairs")
+    other_param_names = ("projection", "gqa", "alpha", "rope_stage", "low_pairs")
 
     def __init__(self, base_layer: nn.Module, layout: RopeLayout) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.layout = layout
-        self.stages: dict[str, tuple[str, ...]] = {}  # names of modules, in the order of W_proj
-        self.stages_for_keys: dict[str, tuple[str, ...]] = {}  # of W_GQA; none where h_kv = h_q
+        self.projection: dict[str, tuple[str, ...]] = {}  # names of W_proj's modules, in order
+        self.gqa: dict[str, tuple[str, ...]] = {}  # of W_GQA's; none where h_kv = h_q
         self.alpha: dict[str, float] = {}
         self.rope_stage: dict[str, str] = {}
         self.low_pairs: dict[str, tuple[LowPairs, LowPairs]] = {}  # of queries, of keys
-        # By adapter and stages, while prepared for inference.
-        self._folded: dict[tuple[str, tuple[str, ...]], Folded] = {}
+        # By adapter and names of modules, while prepared for inference.
+        self._folded: dict[tuple[str, tuple[str, ...]], FoldedLinear] = {}
         self.norms: list[NormWrapper] = []  # of the same decoder layer; a list owns no modules
         self._disable_adapters = False
         self._active_adapter: list[str] = []
@@ -115,22 +97,22 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         parameters = inspect.signature(type(base_layer).forward).parameters
         self._parameters_of_forward = list(parameters)[1:]  # without self
         # Names of the modules whose outputs hold the queries and the keys: one or two.
-        self._tapped = tuple(dict.fromkeys((layout.query.module, layout.key.module)))
-        self._tap(base_layer)
+        self._hooked = tuple(dict.fromkeys((layout.query.module, layout.key.module)))
+        self._hooked_modules(base_layer)
 
     def update_layer(self, adapter_name: str, config: RosaConfig) -> None:
         """Adds an adapter's weights. Raises RosaError where r_low is too small for the head."""
         layout = self.layout
-        if layout.turns is None and config.rope_stage == "post":
-            raise RosaError(NO_ANGLES)
+        if layout.cos_sin is None and config.rope_stage == "post":
+            raise RosaError(NO_COS_SIN)
         pairs = low_pair_count(layout.head_dim, layout.rotary_dim, config.r_low)
-        for_queries, for_keys = (2 * pairs * tap.heads for tap in (layout.query, layout.key))
-        weights = build_projection(layout.hidden_size, for_queries, config)
-        self.stages[adapter_name] = self._keep(adapter_name, weights)
-        weights = {}
+        for_queries, for_keys = (2 * pairs * point.heads for point in (layout.query, layout.key))
+        modules = build_projection(layout.hidden_size, for_queries, config)
+        self.projection[adapter_name] = self._add_modules(adapter_name, modules)
+        modules = {}
         if layout.query.heads != layout.key.heads:
-            weights = low_rank_gqa(for_queries, for_keys, config.r)
-        self.stages_for_keys[adapter_name] = self._keep(adapter_name, weights)
+            modules = low_rank_gqa(for_queries, for_keys, config.r)
+        self.gqa[adapter_name] = self._add_modules(adapter_name, modules)
         self.alpha[adapter_name] = config.alpha
         self.rope_stage[adapter_name] = config.rope_stage
         slices = layout.last_pairs(pairs)
@@ -141,10 +123,10 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         self.cast_as_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def _keep(self, adapter_name: str, weights: Stages) -> tuple[str, ...]:
-        """Takes an adapter's modules in, each under its prefixed name; returns those names."""
-        names = tuple(f"{PREFIX}{name}" for name in weights)
-        for name, module in zip(names, weights.values(), strict=True):
+    def _add_modules(self, adapter_name: str, modules: Modules) -> tuple[str, ...]:
+        """Adds an adapter's modules, each under its prefixed name; returns those names."""
+        names = tuple(f"{PREFIX}{name}" for name in modules)
+        for name, module in zip(names, modules.values(), strict=True):
             if name not in self.adapter_layer_names:
                 self.add_module(name, nn.ModuleDict())
                 self.adapter_layer_names = (*self.adapter_layer_names, name)
@@ -157,10 +139,10 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         Names of other methods' adapters, in other modules of the same model, may be among them.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        check_one_adapter([name for name in names if name in self.stages])
+        check_single_active([name for name in names if name in self.projection])
         super().set_adapter(names, inference_mode=inference_mode)
         for norm in () if self._enabling else self.norms:
-            norm.follow(names, inference_mode=inference_mode)
+            norm.set_adapter_of_layer(names, inference_mode=inference_mode)
 
     def enable_adapters(self, enabled: bool) -> None:
         """PEFT's, with the norms: Transformers' own `enable_adapters` passes those over."""
@@ -169,92 +151,101 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
             norm.enable_adapters(enabled)
 
     def requires_grad_(self, requires_grad: bool = True) -> RosaLayer:
-        """PyTorch's, with the norms: Transformers freezes so what it has loaded for inference."""
+        """PyTorch's, with the norms: Transformers freezes adapters loaded for inference with it."""
         if not requires_grad:
             for norm in self.norms:
                 norm.requires_grad_(False)
         return super().requires_grad_(requires_grad)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The attention's own forward, with its queries and keys modulated on the way."""
+        """The attention module's own forward, with its queries and keys modulated."""
         base: Any = self._modules["base_layer"]
-        name = self._in_effect()
+        name = self._active_rosa_adapter()
         if name is None:
             return base(*args, **kwargs)
         arguments = kwargs
         if args:
             arguments = dict(zip(self._parameters_of_forward, args, strict=False)) | kwargs
-        tapped = self._tap(base)
+        hooked = self._hooked_modules(base)
         try:
-            hand_over(tapped, self._modulations(name, base, arguments))
+            set_modulation(hooked, self._modulations(name, base, arguments))
             return base(*args, **kwargs)
         finally:
-            take_back(tapped)
+            clear_modulation(hooked)
 
-    def _in_effect(self) -> str | None:
+    def _active_rosa_adapter(self) -> str | None:
         """The adapter that modulates, if any."""
         if not self._disable_adapters:
             for name in self.active_adapters:
-                if name in self.stages:
+                if name in self.projection:
                     return name
         return None
 
     def _modulations(
         self, name: str, base: nn.Module, arguments: Mapping[str, Any]
     ) -> tuple[Modulation, ...]:
-        """What an adapter does to the output of each tapped module in a call."""
+        """What an adapter does to the output of each hooked module in a call."""
         layout, alpha = self.layout, self.alpha[name]
         for_queries, for_keys = self.low_pairs[name]
         hidden_states = arguments["hidden_states"]
-        given: Rotation | None = None
+        cos_sin: CosSin | None = None
         if self.rope_stage[name] == "post":
-            given = turns_of(layout, base, arguments)
+            cos_sin = cos_sin_of(layout, base, arguments)
         else:
-            check_turns(layout, base, arguments)
-        variant = chosen(hidden_states, *(given or ()))
-        rotation: Rotation | Turning | None = given
-        if given is not None and variant != "reference":
-            rotation = turning_of(*given, for_queries.pairs, alpha, hidden_states.dtype)
+            check_cos_sin(layout, base, arguments)
+        variant = select_variant(hidden_states, *(cos_sin or ()))
+        rotation: CosSin | PairRotation | None = cos_sin
+        if cos_sin is not None and variant != "reference":
+            rotation = pair_rotation(*cos_sin, for_queries.pairs, alpha, hidden_states.dtype)
         s_q, s_k = self._sources(name, hidden_states, variant)
-        parts = Part(for_queries, *s_q), Part(for_keys, *s_k)
-        if len(self._tapped) == 1:
-            return (Modulation(parts, alpha, rotation, variant),)
-        return tuple(Modulation((part,), alpha, rotation, variant) for part in parts)
+        signals = PairSignal(for_queries, *s_q), PairSignal(for_keys, *s_k)
+        if len(self._hooked) == 1:
+            return (Modulation(signals, alpha, rotation, variant),)
+        return tuple(Modulation((signal,), alpha, rotation, variant) for signal in signals)
 
     def _sources(
         self, name: str, hidden_states: Tensor, variant: Variant
     ) -> tuple[tuple[Tensor, bool], tuple[Tensor, bool]]:
-        """What S_q and S_k are made of: S and False, or P and True where S = SiLU(P).
+        """The sources of S_q and S_k: S and False, or P and True where S = SiLU(P).
 
-        For a backward pass that is P for both, as far as possible: S_q is not kept beside it.
+        For a backward pass that is P for both where possible, so that S_q is not kept beside it.
         """
         p = self.pre_activation(name, hidden_states)
         if variant == "reference" or not p.requires_grad:
-            for_queries = nn.functional.silu(p)
+            for_queries = silu(p)
             return (for_queries, False), (self.key_signal(name, for_queries), False)
-        for_keys = self._of_adapter(name, self.stages_for_keys[name])
-        if not for_keys:
-            return (p, True), (p, True)
-        return (p, True), (linear_of_silu(for_keys, p), False)
+        gqa = self._adapter_modules(name, self.gqa[name])
+        return (p, True), (linear_of_silu(gqa, p), False) if gqa else (p, True)
 
-    def _tap(self, base: nn.Module) -> tuple[nn.Module, ...]:
-        """The modules whose outputs hold the queries and the keys, or the one, with a hook.
+    def _hooked_modules(self, base: nn.Module) -> tuple[nn.Module, ...]:
+        """The modules whose outputs hold the queries and the keys, or the one, with the hook.
 
-        They get theirs when they are first seen: another adapter may wrap one at any time.
+        They get it when they are first seen: another method's adapter may wrap one at any time.
         """
-        tapped = tuple(_submodule(base, name) for name in self._tapped)
-        for module in tapped:
-            if _modulate_output not in module._forward_hooks.values():
-                module.register_forward_hook(_modulate_output)
-        return tapped
+        # As get_submodule, but faster: decoding asks for each token.
+        hooked = tuple(base._modules.get(name) or base.get_submodule(name) for name in self._hooked)
+        for module in hooked:
+            hook(module)
+        return hooked
 
-    def _of_adapter(self, name: str, stages: tuple[str, ...]) -> list[nn.Module]:
-        """An adapter's modules of these stages."""
-        return [self._modules[stage]._modules[name] for stage in stages]  # type: ignore
+    def _adapter_modules(self, adapter_name: str, names: tuple[str, ...]) -> list[nn.Module]:
+        return [self._modules[name]._modules[adapter_name] for name in names]  # type: ignore
+
+    def _through(self, adapter_name: str, names: tuple[str, ...], x: Tensor) -> Tensor:
+        """x through an adapter's modules one after another, or through their valid product."""
+        modules = self._adapter_modules(adapter_name, names)
+        folded = self._folded.get((adapter_name, names))
+        if folded and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            output = folded(modules, x)
+            if output is not None:
+                return output
+        for module in modules:
+            x = module(x)
+        return x
 
     def signals(self, adapter_name: str, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """S_q (b, l, h_q, d_low) and S_k (b, l, h_kv, d_low) of input (b, l, d)."""
-        for_queries = nn.functional.silu(self.pre_activation(adapter_name, hidden_states))
+        for_queries = silu(self.pre_activation(adapter_name, hidden_states))
         for_keys = self.key_signal(adapter_name, for_queries)
         return (
             for_queries.unflatten(-1, (self.layout.query.heads, -1)),
@@ -264,31 +255,28 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
     def pre_activation(self, adapter_name: str, hidden_states: Tensor) -> Tensor:
         """P (b, l, h_q·d_low) of input (b, l, d), of which S_q = SiLU(P).
 
-        Computed in the dtype of the adapter's weights (autocast, where it is on, decides instead).
+        Computed in the dtype of the adapter's weights, or autocast's where it is on.
         """
-        stages = self.stages[adapter_name]
-        modules = self._of_adapter(adapter_name, stages)
-        p, dtype = hidden_states, _dtype_of(modules)
+        names, p = self.projection[adapter_name], hidden_states
+        dtype = _dtype_of(self._adapter_modules(adapter_name, names))
         if p.dtype != dtype:
             p = self._cast_input_dtype(p, dtype)
-        return _through(modules, self._folded.get((adapter_name, stages)), p)
+        return self._through(adapter_name, names, p)
 
     def key_signal(self, adapter_name: str, for_queries: Tensor) -> Tensor:
         """S_k (b, l, h_kv·d_low) of S_q (b, l, h_q·d_low); the same tensor where h_kv = h_q."""
-        stages = self.stages_for_keys[adapter_name]
-        modules = self._of_adapter(adapter_name, stages)
-        return _through(modules, self._folded.get((adapter_name, stages)), for_queries)
+        return self._through(adapter_name, self.gqa[adapter_name], for_queries)
 
     def prepare_for_inference(self) -> None:
-        """Folds W_proj and W_GQA of each adapter where that is cheaper; `train()` takes it back."""
-        for stages in (self.stages, self.stages_for_keys):
-            for name, of_adapter in stages.items():
-                folded = fold(self._of_adapter(name, of_adapter))
+        """Folds W_proj and W_GQA of each adapter where that is cheaper; `train()` undoes it."""
+        for by_adapter in (self.projection, self.gqa):
+            for adapter_name, names in by_adapter.items():
+                folded = fold(self._adapter_modules(adapter_name, names))
                 if folded is not None:
-                    self._folded[name, of_adapter] = folded
+                    self._folded[adapter_name, names] = folded
 
     def train(self, mode: bool = True) -> RosaLayer:
-        """PyTorch's; to train ends what `prepare_for_inference` began."""
+        """PyTorch's; training ends what `prepare_for_inference` began."""
         if mode:
             self._folded.clear()
         return super().train(mode)
@@ -306,20 +294,17 @@ class RosaLayer(KeepsTrainability, nn.Module, BaseTunerLayer):
         if merge:
             raise RosaError(NO_MERGE)
         for module in self.base_layer.modules():
-            hooks = module._forward_hooks
-            for key in [key for key, hook in hooks.items() if hook is _modulate_output]:
-                del hooks[key]
-                forget(module)
+            unhook(module)
         return self.base_layer
 
     def cast_as_base_layer(self, adapter_name: str) -> None:
-        """Moves an adapter's weights to the device and the dtype of the attention's."""
+        """Moves an adapter's weights to the device and dtype of the attention module."""
         super()._move_adapter_to_device_of_base_layer(adapter_name)
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
-        """PEFT calls this on weights that it has just loaded, which must not be rounded."""
+        """PEFT calls this on weights that it has just loaded: moves them, keeping their dtype."""
         place = device or self._get_base_layer_device_and_dtype(self.base_layer)[0]
         for name in self.adapter_layer_names:
             weights = getattr(self, name)

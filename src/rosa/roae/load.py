@@ -1,4 +1,4 @@
-"""Loading an adapter with every mistake told in one sentence, before the model is touched.
+"""Loading an adapter after checks that raise clear errors before the model is changed.
 
 `PeftModel.from_pretrained` works too; it answers a wrong file with a page of key names, or with a
 warning. The checks here hold for the adapter of any PEFT method.
@@ -18,11 +18,10 @@ from torch import nn
 
 from rosa.errors import RosaError
 from rosa.roae.registration import ROSA
-from rosa.rope import measure_unknown
+from rosa.rope import detect_unknown
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-Shape = tuple[int, ...]
 
 
 def load_adapter_checked(
@@ -39,8 +38,8 @@ def load_adapter_checked(
     others = trained_together(folder)
     if others:
         warnings.warn(
-            f"the adapter {folder} was saved together with {', '.join(others)}, of other methods, "
-            "and is loaded without; to load all, see docs/guides/quickstart.md",
+            f"the adapter {folder} was trained together with {', '.join(others)}, of other "
+            "methods, which are not loaded; to load all, see docs/guides/quickstart.md",
             stacklevel=2,
         )
     return PeftModel.from_pretrained(
@@ -52,9 +51,8 @@ def check_adapter(model: nn.Module, folder: str | Path) -> None:
     """Raises RosaError unless the adapter in `folder` is readable and fits `model`.
 
     It names the missing or damaged file, or the first key that does not fit, with both shapes.
-    The model stays as it is: what an adapter of this configuration looks like is measured on a
-    copy without weights. AdaLoRA and the few methods that cannot be set up on such a copy are left
-    to PEFT's own loading.
+    The model stays as it is: the expected shapes are those of a copy on the meta device. AdaLoRA
+    and the few methods that cannot be set up on such a copy are left to PEFT's own loading.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -62,7 +60,7 @@ def check_adapter(model: nn.Module, folder: str | Path) -> None:
     if config.peft_type == PeftType.ADALORA:
         return  # pruned to ranks that only PEFT's own loading knows how to fit
     if config.peft_type == ROSA:
-        measure_unknown(model)  # while it has weights to measure with
+        detect_unknown(model)  # while it has weights to run with
     try:
         expected = _expected_shapes(model, config, found)
     except RuntimeError:  # BOFT, SHiRA, ...: they compute with weights where they are built
@@ -72,8 +70,8 @@ def check_adapter(model: nn.Module, folder: str | Path) -> None:
             base = config.base_model_name_or_path or "the one it was trained on"
             raise RosaError(
                 f"the adapter {folder} does not fit this model: {key} is "
-                f"{_shape(found, key, 'not in the file')} where the model needs "
-                f"{_shape(expected, key, 'nothing')}; load it onto its base model ({base})"
+                f"{found.get(key, 'not in the file')} where the model needs "
+                f"{expected.get(key, 'nothing')}; load it onto its base model ({base})"
             )
 
 
@@ -86,14 +84,14 @@ def trained_together(folder: str | Path) -> list[str]:
 
 
 def _peft_type(file: Path) -> str | None:
-    """What a configuration's file says of its method, if anything."""
+    """That of a configuration's file; None if it is unreadable or has none."""
     try:
         return json.loads(file.read_text("utf-8"))["peft_type"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def read_shapes(file: Path) -> dict[str, Shape]:
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor of a safetensors file, from its header.
 
     Raises RosaError for a file that is missing or damaged.
@@ -111,21 +109,20 @@ def read_shapes(file: Path) -> dict[str, Shape]:
 
 
 def _read_config(folder: Path) -> PeftConfig:
-    if not (folder / CONFIG_FILE).is_file():
+    file = folder / CONFIG_FILE
+    if not file.is_file():
         raise RosaError(f"there is no {CONFIG_FILE} in {folder}; is it an adapter's folder?")
     try:
         return PeftConfig.from_pretrained(str(folder))
     except RosaError as error:
-        raise RosaError(f"{folder / CONFIG_FILE}: {error}") from error
+        raise RosaError(f"{file}: {error}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise RosaError(
-            f"{folder / CONFIG_FILE} is not an adapter's configuration ({error})"
-        ) from error
+        raise RosaError(f"{file} is not an adapter's configuration ({error})") from error
 
 
 def _expected_shapes(
-    model: nn.Module, config: PeftConfig, found: dict[str, Shape]
-) -> dict[str, Shape]:
+    model: nn.Module, config: PeftConfig, found: dict[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
     """Of the adapter's tensors, and of the embeddings where the file holds them as well."""
     if isinstance(model, PeftModel):
         model = model.get_base_model()
@@ -136,7 +133,3 @@ def _expected_shapes(
     with_embeddings = get_peft_model_state_dict(adapted, save_embedding_layers=True)
     saved_along = {key: tensor for key, tensor in with_embeddings.items() if key in found}
     return {key: tuple(tensor.shape) for key, tensor in (saved_along | state).items()}
-
-
-def _shape(shapes: dict[str, Shape], key: str, absent: str) -> str:
-    return str(shapes[key]) if key in shapes else absent

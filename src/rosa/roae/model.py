@@ -1,4 +1,4 @@
-"""`RosaModel`: wraps a model's attention modules and trains their layers' norms."""
+"""`RosaModel`, the PEFT tuner: wraps attention modules and trains their layers' norms."""
 
 from __future__ import annotations
 
@@ -13,22 +13,28 @@ from torch import nn
 
 from rosa.dls.attached import warn_unless_attached
 from rosa.errors import RosaError
-from rosa.roae.checks import check_modules_to_save, check_one_adapter, without_strangers
 from rosa.roae.config import RosaConfig
 from rosa.roae.layer import NO_MERGE, RosaLayer
-from rosa.roae.multi_adapter import check_base, check_trained_once, others_untouched
 from rosa.roae.norms import NormWrapper, norms_of
-from rosa.roae.precision import KeepsPrecision
+from rosa.roae.peft_compat import (
+    check_base_model,
+    check_modules_to_save,
+    check_not_trained_elsewhere,
+    check_single_active,
+    drop_unexpected_keys,
+    others_unchanged,
+)
+from rosa.roae.precision import KeepPrecisionMixin
 from rosa.roae.projection import PREFIX, check_projection
-from rosa.rope import RopeLayout, has_rope, layout_of, low_pair_count, measure_unknown
+from rosa.rope import RopeLayout, detect_unknown, has_rope, layout_of, low_pair_count
 
 NO_SUM = (
-    "RoSA adapters cannot be added up into a new one: what each does to queries and keys depends "
-    "on its input, not on a sum of weights; activate one of them with set_adapter"
+    "RoSA adapters cannot be combined into a weighted adapter: what each does depends on its "
+    "input, not on a sum of weights; activate one of them with set_adapter"
 )
 
 
-class RosaModel(KeepsPrecision, BaseTuner):
+class RosaModel(KeepPrecisionMixin, BaseTuner):
     """A model with RoAE on its attention modules (`get_peft_model(model, RosaConfig(...))`).
 
     Raises RosaError for a model without RoPE, an architecture whose rotation is not known, an
@@ -40,27 +46,27 @@ class RosaModel(KeepsPrecision, BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # PEFT's name and type
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **rest: Any) -> None:
-        check_base(model, adapter_name)
+        check_base_model(model, adapter_name)
         super().__init__(model, peft_config, adapter_name, **rest)
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
-        """Without a choice of modules, every attention module that rotates is adapted."""
-        reason = measure_unknown(self.model)
+        """PEFT's; `target_modules` is by default every attention module that rotates."""
+        reason = detect_unknown(self.model)
         sites = _attention_modules(self.model)
         if reason is not None or not sites:
-            raise RosaError(_why_not(self.model, reason))
+            raise RosaError(_unsupported(self.model, reason))
         if peft_config.target_modules is None:
             peft_config.target_modules = {name.rpartition(".")[2] for name in sites}
         matched = [name for name in sites if self._check_target_module_exists(peft_config, name)]
         if not matched:
-            raise RosaError(_nothing_matched(peft_config, sites))
+            raise RosaError(_no_match(peft_config, sites))
         self._check_layers(peft_config, matched)
         wrapped = [name for name in sites if isinstance(self.model.get_submodule(name), RosaLayer)]
         check_modules_to_save(self.model, peft_config.modules_to_save, [*matched, *wrapped])
-        in_full = _trained_in_full(self.model, peft_config, matched)
-        check_trained_once(self.model, in_full, self._own_configs())
+        in_full = _fully_trained(self.model, peft_config, matched)
+        check_not_trained_elsewhere(self.model, in_full, self._own_configs())
         shapes = set()
-        for name in matched:  # before anything is wrapped: a refused model stays as it was
+        for name in matched:  # before anything is wrapped: an error leaves the model as it was
             layout = _layout(self.model.get_submodule(name))
             pairs = low_pair_count(layout.head_dim, layout.rotary_dim, peft_config.r_low)
             shapes.add((layout.hidden_size, 2 * pairs * layout.query.heads))
@@ -69,7 +75,7 @@ class RosaModel(KeepsPrecision, BaseTuner):
         return peft_config
 
     def _check_layers(self, config: RosaConfig, matched: list[str]) -> None:
-        """An index beyond the last layer would be passed over in silence."""
+        """Raises RosaError for an index beyond the last layer, which PEFT ignores."""
         found = {self.model.get_submodule(name).layer_idx for name in matched}
         missing = sorted(set(_chosen_layers(config) or ()) - found)
         if missing:
@@ -81,8 +87,8 @@ class RosaModel(KeepsPrecision, BaseTuner):
     def _check_target_module_exists(self, peft_config: Any, key: str) -> Any:  # type: ignore[override]
         """PEFT's matching by name, among attention modules that rotate: a vision tower does not.
 
-        A layer's index is what its attention says; PEFT reads it off the name, which fails for a
-        model without a head ("layers.0.self_attn").
+        A layer's index is its attention's `layer_idx`; PEFT reads it off the name, which fails for
+        a model without a head ("layers.0.self_attn").
         """
         by_name = copy.copy(peft_config)
         by_name.layers_to_transform = None
@@ -116,7 +122,7 @@ class RosaModel(KeepsPrecision, BaseTuner):
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
     ) -> None:
-        """PEFT's version places weights by `child.weight`; the layer has placed its own already."""
+        """PEFT's places weights by `child.weight`; the layer has placed its own already."""
         setattr(parent, child_name, new_module)
 
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
@@ -124,7 +130,7 @@ class RosaModel(KeepsPrecision, BaseTuner):
             warn_unless_attached(model)
 
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
-        """PEFT's entry for batches of mixed adapters, which would all get the active one here."""
+        """PEFT's, for `adapter_names`: raises RosaError, all rows would get the active adapter."""
         if kwargs.get("adapter_names") is not None:
             raise RosaError(
                 "RoSA runs one adapter for a whole batch: leave adapter_names out and activate one "
@@ -145,34 +151,34 @@ class RosaModel(KeepsPrecision, BaseTuner):
         raise RosaError(NO_SUM)
 
     def prepare_for_inference(self) -> None:
-        """Folds what can be computed beforehand: two factors into one matrix where that is cheaper.
+        """Folds the two factors of W_GQA, and of W_proj, into one matrix where that is cheaper.
 
         That is W_GQA nearly always, and W_proj of a narrow model or a high rank.
 
-        For models in eval mode without gradients; results change by rounding only. Weights stay as
-        they are, and so does what is saved. `train()` undoes it, and a weight that is changed or
-        moved is no longer used folded (one written through `.data` goes unnoticed: call it again).
+        For models in eval mode without gradients; results change by rounding only. Weights and
+        saved files stay the same. `train()` undoes it; so does a weight that is changed or moved
+        (not one written through `.data`: call it again).
 
         Raises RosaError for a model in training mode.
         """
         if self.model.training:
             raise RosaError(
-                "prepare_for_inference() is for a model that does not train: call eval() first; "
-                "train() undoes it"
+                "prepare_for_inference() needs a model in eval mode: call eval() first; train() "
+                "undoes it"
             )
         for module in self.model.modules():
             if isinstance(module, RosaLayer):
                 module.prepare_for_inference()
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """PEFT's. Raises RosaError for more than one of RoSA."""
+        """PEFT's. Raises RosaError for more than one RoSA adapter."""
         names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
-        check_one_adapter([name for name in names if name in self._own_configs()])
-        with others_untouched(self.model, self._own_configs()):
+        check_single_active([name for name in names if name in self._own_configs()])
+        with others_unchanged(self.model, self._own_configs()):
             super().set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """PEFT's, which lets each layer choose the next active adapter among those that it has."""
+        """PEFT's, with one next active adapter for all layers."""
         was_active = adapter_name in self.active_adapters
         super().delete_adapter(adapter_name)
         left = self._own_configs()
@@ -181,22 +187,22 @@ class RosaModel(KeepsPrecision, BaseTuner):
             self.set_adapter(name, inference_mode=left[name].inference_mode)
 
     def _own_configs(self) -> dict[str, RosaConfig]:
-        """Adapters of RoSA by name; other methods that share the model share PEFT's dict too."""
+        """RoSA's adapters by name; other methods that share the model share PEFT's dict too."""
         configs = self.peft_config.items()
         return {name: config for name, config in configs if isinstance(config, RosaConfig)}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(cls, *, model: nn.Module, **kwargs: Any) -> Any:  # type: ignore[override]
-        """PEFT's, which is silent about tensors that the adapter has no place for."""
+        """PEFT's, with a warning for unexpected keys, about which it is silent."""
         for tuner in model.modules():
             if isinstance(tuner, RosaModel):
-                tuner.restore_precision()  # what is loaded must not be rounded on the way
+                tuner.restore_precision()  # loaded weights must not be rounded on the way
         state = super()._remap_adapter_state_dict_for_load(model=model, **kwargs)
-        return without_strangers(model, kwargs["adapter_name"], state)
+        return drop_unexpected_keys(model, kwargs["adapter_name"], state)
 
 
 def _attention_modules(model: nn.Module) -> list[str]:
-    """Names of the attention modules that rotate; of those wrapped already, the wrapper's."""
+    """Names of the attention modules that rotate, or of their wrappers."""
     return [
         name
         for name, module in model.named_modules()
@@ -216,7 +222,7 @@ def _layout(module: nn.Module) -> RopeLayout:
     return layout
 
 
-def _trained_in_full(model: nn.Module, config: RosaConfig, adapted: list[str]) -> list[str]:
+def _fully_trained(model: nn.Module, config: RosaConfig, adapted: list[str]) -> list[str]:
     """Names of the norms and of the modules to save of an adapter on these attention modules."""
     names = dict.fromkeys(
         name
@@ -251,20 +257,20 @@ def _excluded(config: RosaConfig, key: str) -> bool:
     return any(key == name or key.endswith(f".{name}") for name in names)
 
 
-def _why_not(model: nn.Module, reason: str | None) -> str:
+def _unsupported(model: nn.Module, reason: str | None) -> str:
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if not has_rope(model):
         return (
-            f"the model ({kind}) has no rotary position embeddings (RoPE), which is what RoSA "
-            "adapts; use a model with RoPE or another PEFT method"
+            f"the model ({kind}) has no rotary position embeddings (RoPE), which RoSA adapts; use "
+            "a model with RoPE or another PEFT method"
         )
     return (
-        f"RoSA cannot adapt {kind}, whose rotation it does not know and cannot measure: the model "
+        f"RoSA cannot adapt {kind}, whose RoPE it does not know and cannot detect: the model "
         f"{reason}; use another PEFT method"
     )
 
 
-def _nothing_matched(config: RosaConfig, sites: list[str]) -> str:
+def _no_match(config: RosaConfig, sites: list[str]) -> str:
     chosen = {
         name: sorted(value) if isinstance(value, set) else value
         for name in ("target_modules", "layers_to_transform", "exclude_modules")

@@ -1,4 +1,4 @@
-"""The norms of a decoder layer, trained in full: each adapter has its own copy."""
+"""The trained norms of a decoder layer: each adapter has its own copy."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from rosa.ops import trained_norm
-from rosa.roae.trainability import KeepsTrainability
+from rosa.roae.peft_compat import KeepRequiresGradMixin
 
 
-class NormWrapper(KeepsTrainability, ModulesToSaveWrapper):
+class NormWrapper(KeepRequiresGradMixin, ModulesToSaveWrapper):
     """PEFT's `ModulesToSaveWrapper` for a norm, as one part of an adapter.
 
     The copy may be float32 where the model is half precision (steps of 1e-3 on a weight near 1 are
@@ -23,7 +23,7 @@ class NormWrapper(KeepsTrainability, ModulesToSaveWrapper):
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """PEFT's, by a shorter way: decoding calls it twice in each layer for each token."""
+        """PEFT's, made faster: decoding calls it twice in each layer for each token."""
         if kwargs or len(args) != 1 or self._disable_adapters:
             return super().forward(*args, **kwargs)
         return self._forward_wrapped(*args)
@@ -48,15 +48,15 @@ class NormWrapper(KeepsTrainability, ModulesToSaveWrapper):
         return self.original_module
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """PEFT's, for whichever method's adapter is switched; a norm follows its attention."""
+        """PEFT's, for any method's adapter: does nothing, a norm follows its attention module."""
 
-    def follow(self, adapter_names: list[str], inference_mode: bool = False) -> None:
-        """Does as the attention module of the layer: activates of these adapters its own."""
+    def set_adapter_of_layer(self, adapter_names: list[str], inference_mode: bool = False) -> None:
+        """Activates its own of these adapters, as the attention module of the layer does."""
         own = [name for name in adapter_names if name in self.modules_to_save]
         super().set_adapter(own, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str, new_active_adapters: list[str] | None) -> None:
-        """PEFT's; which adapter is active next, the attention has said already."""
+        """PEFT's; the attention module has activated the next adapter already."""
         left = [name for name in self.active_adapters if name != adapter_name]
         super().delete_adapter(adapter_name, left)
 
@@ -65,7 +65,7 @@ class NormWrapper(KeepsTrainability, ModulesToSaveWrapper):
         return super().check_set_adapter(adapter_name) if adapter_name else None
 
     def cast(self, adapter_name: str, *, upcast: bool) -> None:
-        """The adapter's copy to float32 where it has less, or to the precision of the base.
+        """Casts the adapter's copy to float32 if it is half precision, or to the base's dtype.
 
         A copy that is only rounded, not trained, becomes the base's weight again.
         """
@@ -85,7 +85,7 @@ class NormWrapper(KeepsTrainability, ModulesToSaveWrapper):
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
-        """PEFT calls this on whatever has it, after it has put loaded tensors into a model."""
+        """PEFT calls this after it has put loaded tensors into a model."""
         original = next(self.original_module.parameters(), None)
         if adapter_name in self.modules_to_save and original is not None:
             self.modules_to_save[adapter_name].to(device or original.device)
@@ -99,9 +99,9 @@ def _is_rounded(copy: Tensor, original: Tensor) -> bool:
 
 
 def norms_of(decoder_layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name, norm) for each norm that is a direct child of a decoder layer, wrapped or not.
+    """(name, norm) of each norm that is a direct child of a decoder layer, wrapped or not.
 
-    Norms inside its attention (q_norm, k_norm) are no children of the layer and stay as they are.
+    Norms inside its attention (q_norm, k_norm) are not trained.
     """
     for name, child in decoder_layer.named_children():
         norm = child.original_module if isinstance(child, ModulesToSaveWrapper) else child

@@ -1,4 +1,4 @@
-"""Makes PEFT know the adapter type "ROSA".
+"""Registers the adapter type "ROSA" with PEFT.
 
 PEFT keeps its types in an enum, which Python does not let one extend: `_add_member` does by hand
 what the enum's own construction does for each member. Everything else is PEFT's public
@@ -30,7 +30,7 @@ def _add_member(enum: Any, name: str) -> None:
 
 
 def register(config_class: type[PeftConfig], model_class: type[Any]) -> None:
-    """Tells PEFT which classes stand for "ROSA": for its constructors and for saved adapters."""
+    """Registers the classes of "ROSA": for PEFT's constructors and for saved adapters."""
     register_peft_method(name=NAME.lower(), config_cls=config_class, model_cls=model_class)
 
 

@@ -1,7 +1,7 @@
-"""The rotary layout of any attention module: from the table of known types, or as measured.
+"""The RoPE layout of any attention module: from the table of known types, or detected.
 
-A layout is measured once per process and kept by what the module is (its class, its place and its
-config), so that copies of it, also those without weights, have it too.
+A detected layout is cached per process by what the module is (class, layer index and config), so
+that copies of it, also those without weights, have it too.
 """
 
 from __future__ import annotations
@@ -16,44 +16,44 @@ if TYPE_CHECKING:
     from torch import nn
 
 _Key = tuple[type, int, str]
-_MEASURED: dict[_Key, RopeLayout] = {}
+_DETECTED: dict[_Key, RopeLayout] = {}
 _CLASSES: set[type] = set()
 _IRRELEVANT = ("dtype", "torch_dtype", "use_cache", "transformers_version", "_name_or_path")
 
 
 def layout_of(module: nn.Module) -> RopeLayout | None:
-    """The rotary layout of an attention module, or of a wrapper that carries it.
+    """The RoPE layout of an attention module, or of a wrapper with a `layout`.
 
-    None for any other module, and for one that is neither of a known architecture nor measured
-    (`measure_unknown`). Raises RosaError as `known_layout` does.
+    None for any other module, and for one that is neither of a known architecture nor detected
+    (`detect_unknown`). Raises RosaError as `known_layout` does.
     """
-    carried = getattr(module, "layout", None)
-    if isinstance(carried, RopeLayout):
-        return carried
+    layout = getattr(module, "layout", None)
+    if isinstance(layout, RopeLayout):
+        return layout
     if type(module) in _CLASSES:
-        return _MEASURED.get(_key(module))
+        return _DETECTED.get(_key(module))
     return known_layout(module)
 
 
-def measure_unknown(model: nn.Module) -> str | None:
-    """Measures a model in which no attention module is known, so that `layout_of` knows them.
+def detect_unknown(model: nn.Module) -> str | None:
+    """Detects the layouts of a model of an unknown architecture, which `layout_of` gives then.
 
-    Returns None where it does afterwards (or did before), else why not, as the end of a sentence
-    that begins with the model.
+    Returns None where `layout_of` knows the model (now or before), else why not, as the end of a
+    sentence that begins with the model.
     """
     if any(layout_of(module) is not None for module in model.modules()):
         return None
-    from rosa.rope.probing import CannotMeasureError, measure
+    from rosa.rope.probe import DetectionError, probe_layouts  # load PyTorch
 
     try:
-        layouts = measure(model)
-    except CannotMeasureError as error:
+        layouts = probe_layouts(model)
+    except DetectionError as error:
         return str(error)
     for name, layout in layouts.items():
         module = model.get_submodule(name)
         if not isinstance(getattr(module, "layer_idx", None), int):
             return f"does not number its attention modules ({name} has no layer_idx)"
-        _MEASURED[_key(module)] = layout
+        _DETECTED[_key(module)] = layout
         _CLASSES.add(type(module))
     return None if layouts else "does not rotate anything that can be seen"
 

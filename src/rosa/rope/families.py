@@ -1,7 +1,7 @@
-"""Which architectures are known, and the rotary layout of one of their attention modules.
+"""The table of known architectures, and the RoPE layout of one of their attention modules.
 
-What a row says was measured (`rosa.rope.probing`), and the tests measure it again. An architecture
-without a row is measured when an adapter is attached to it.
+Every row was detected (`rosa.rope.probe`), and the tests detect it again. The layout of an
+architecture without a row is detected when an adapter is attached.
 """
 
 from __future__ import annotations
@@ -10,41 +10,37 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rosa.errors import RosaError
-from rosa.rope.layout import Axes, Pairing, RopeLayout, Tap, Turns
+from rosa.rope.layout import Axes, CosSinSource, HookPoint, Pairing, RopeLayout
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class _Taps(NamedTuple):
-    """Names of the last modules before rotation, and the axes of their outputs."""
-
-    query: str
-    key: str
-    axes: Axes = "flat"
+# Names of the last modules before rotation, of queries and of keys, and the axes of their outputs.
+_Hooks = tuple[str, str, Axes]
 
 
 class _Family(NamedTuple):
     """What the architectures of one family share; sizes come from each module and its config."""
 
-    taps: tuple[_Taps, ...]  # the first that the module has: norms are often optional
+    hooks: tuple[_Hooks, ...]  # the first that the module has: norms are often optional
     pairing: Pairing = "halves"
-    turns: Turns = Turns()
+    cos_sin: CosSinSource = CosSinSource()
     rotates: Callable[[Any], bool] = lambda module: True
-    split: Callable[[Any, str], tuple[Tap, Tap]] | None = None  # a fused projection's
+    split: Callable[[Any, str], tuple[HookPoint, HookPoint]] | None = None  # of a fused projection
 
 
-_PROJECTIONS = _Taps("q_proj", "k_proj")
-_NORMS = _Taps("q_norm", "k_norm", "length_first")
-_NORMS_BY_HEAD = _Taps("q_norm", "k_norm", "heads_first")
-_FLAT_NORMS = _Taps("q_norm", "k_norm")
-_LAYER_NORMS = _Taps("q_layernorm", "k_layernorm", "length_first")
-_LAYER_NORMS_BY_HEAD = _Taps("q_layernorm", "k_layernorm", "heads_first")
-_FUSED = _Taps("query_key_value", "query_key_value")
-_QKV = _Taps("qkv_proj", "qkv_proj")
-_EVERY_OTHER = Turns(stride=2)
-_BY_PAIR = Turns(by_pair=True)
-_FROM_BUFFER = Turns("embed_positions", by_pair=True)
+_PROJECTIONS: _Hooks = ("q_proj", "k_proj", "flat")
+_NORMS: _Hooks = ("q_norm", "k_norm", "length_first")
+_NORMS_BY_HEAD: _Hooks = ("q_norm", "k_norm", "heads_first")
+_FLAT_NORMS: _Hooks = ("q_norm", "k_norm", "flat")
+_LAYER_NORMS: _Hooks = ("q_layernorm", "k_layernorm", "length_first")
+_LAYER_NORMS_BY_HEAD: _Hooks = ("q_layernorm", "k_layernorm", "heads_first")
+_FUSED: _Hooks = ("query_key_value", "query_key_value", "flat")
+_QKV: _Hooks = ("qkv_proj", "qkv_proj", "flat")
+_EVERY_OTHER = CosSinSource(stride=2)
+_BY_PAIR = CosSinSource(by_pair=True)
+_FROM_BUFFER = CosSinSource("embed_positions", by_pair=True)
 
 
 # --- which layers rotate --------------------------------------------------------------------------
@@ -62,36 +58,34 @@ def _is_local_or_all_are_global(attention: Any) -> bool:
     return attention.sliding_window is None or attention.is_sliding
 
 
-def _not_alibi(attention: Any) -> bool:
-    return not attention.config.alibi
-
-
 # --- fused projections ----------------------------------------------------------------------------
 
 
-def _thirds_of_each_head(attention: Any, name: str) -> tuple[Tap, Tap]:
+def _thirds_of_each_head(attention: Any, name: str) -> tuple[HookPoint, HookPoint]:
     """| q k v | q k v | ..., one group per head."""
     heads = attention.config.num_attention_heads
-    return Tap(name, "flat", heads, heads, 0), Tap(name, "flat", heads, heads, _head_dim(attention))
+    return HookPoint(name, "flat", heads, heads, 0), HookPoint(
+        name, "flat", heads, heads, _head_dim(attention)
+    )
 
 
-def _all_queries_first(attention: Any, name: str) -> tuple[Tap, Tap]:
+def _all_queries_first(attention: Any, name: str) -> tuple[HookPoint, HookPoint]:
     """| q q q q | k k | v v |."""
     config = attention.config
     heads, size = config.num_attention_heads, _head_dim(attention)
-    key = Tap(name, "flat", config.num_key_value_heads, 1, heads * size)
-    return Tap(name, "flat", heads), key
+    key = HookPoint(name, "flat", config.num_key_value_heads, 1, heads * size)
+    return HookPoint(name, "flat", heads), key
 
 
-def _falcon(attention: Any, name: str) -> tuple[Tap, Tap]:
+def _falcon(attention: Any, name: str) -> tuple[HookPoint, HookPoint]:
     """Three generations: | q k v | per head; | q q q q | k | v |; | q q k v | per key head."""
     heads, size = attention.num_heads, _head_dim(attention)
     if not (attention.new_decoder_architecture or attention.multi_query):
         return _thirds_of_each_head(attention, name)
     groups = attention.num_kv_heads
     return (
-        Tap(name, "flat", heads, groups, 0),
-        Tap(name, "flat", groups, groups, heads // groups * size),
+        HookPoint(name, "flat", heads, groups, 0),
+        HookPoint(name, "flat", groups, groups, heads // groups * size),
     )
 
 
@@ -129,9 +123,9 @@ _FAMILIES: dict[str, _Family] = {
     "glm4_moe": _Family((_NORMS, _PROJECTIONS)),
     "lfm2": _Family((_LAYER_NORMS,)),
     "lfm2_moe": _Family((_LAYER_NORMS,)),
-    "gpt_oss": _PLAIN._replace(turns=_BY_PAIR),
+    "gpt_oss": _PLAIN._replace(cos_sin=_BY_PAIR),
     "smollm3": _PLAIN._replace(rotates=_uses_rope),
-    "nanochat": _Family((_PROJECTIONS,), turns=Turns(sign=-1)),
+    "nanochat": _Family((_PROJECTIONS,), cos_sin=CosSinSource(sign=-1)),
     "phi": _PHI,
     "stablelm": _PHI,
     "cohere": _COHERE,
@@ -142,15 +136,15 @@ _FAMILIES: dict[str, _Family] = {
     "helium": _GLM,
     "ernie4_5": _GLM,
     "ernie4_5_moe": _GLM,
-    "llama4_text": _GLM._replace(rotates=_uses_rope, turns=_BY_PAIR),
+    "llama4_text": _GLM._replace(rotates=_uses_rope, cos_sin=_BY_PAIR),
     "gptj": _Family((_PROJECTIONS,), "interleaved", _FROM_BUFFER),
     "gpt_neox": _Family((_FUSED,), split=_thirds_of_each_head),
     "persimmon": _Family((_LAYER_NORMS, _FUSED), split=_thirds_of_each_head),
-    "falcon": _Family((_FUSED,), rotates=_not_alibi, split=_falcon),
+    "falcon": _Family((_FUSED,), rotates=lambda a: not a.config.alibi, split=_falcon),
     "phi3": _Family((_QKV,), split=_all_queries_first),
 }
-# Those that rotate in a way that a layout could describe, and that RoSA still does not fit.
-_UNFIT = {
+# A layout could describe these, and RoSA still does not fit them.
+_UNSUPPORTED = {
     "longcat_flash": "has two attentions that rotate in each layer, and their norms in lists",
     "qwen4_exp_text": "rotates with angles that reach back over the cached tokens",
 }
@@ -158,36 +152,36 @@ KNOWN_MODEL_TYPES = tuple(sorted(_FAMILIES))
 
 
 def known_layout(module: nn.Module) -> RopeLayout | None:
-    """The rotary layout of an attention module of a known architecture, None for any other module.
+    """The RoPE layout of an attention module of a known architecture, None for any other module.
 
-    Identified by what it is (its config's model type and its query and key modules), not by name:
-    the vision tower of a multimodal model has a `self_attn` too, without RoPE.
+    Identified by its config's model type and its query and key modules, not by name: the vision
+    tower of a multimodal model has a `self_attn` too, without RoPE.
 
-    Raises RosaError for an attention module that RoSA does not fit, or that changes its queries
-    before it rotates them.
+    Raises RosaError for an unsupported attention module, and for one that clips its queries.
     """
     config = getattr(module, "config", None)
     model_type = getattr(config, "model_type", "")
-    if (why := _UNFIT.get(model_type)) and _has(module, "o_proj"):
+    if (why := _UNSUPPORTED.get(model_type)) and _has(module, "o_proj"):
         raise RosaError(f"RoSA cannot adapt {model_type}: the model {why}; use another PEFT method")
     family = _FAMILIES.get(model_type)
     if family is None or config is None:
         return None
-    taps = next((t for t in family.taps if _has(module, t.query) and _has(module, t.key)), None)
-    if taps is None or not family.rotates(module):
+    hooks = next((h for h in family.hooks if _has(module, h[0]) and _has(module, h[1])), None)
+    if hooks is None or not family.rotates(module):
         return None
     if getattr(config, "clip_qkv", None) is not None:
         raise RosaError(
-            f"this {config.model_type} model clips its queries and keys before it rotates them "
-            f"(clip_qkv={config.clip_qkv}), which RoSA cannot reach behind; use another PEFT method"
+            f"RoSA cannot adapt this {config.model_type} model, which clips its queries and keys "
+            f"before rotation (clip_qkv={config.clip_qkv}); use another PEFT method"
         )
     head_dim = _head_dim(module)
-    if family.split is not None:
-        query, key = family.split(module, taps.query)
-    if family.split is None or taps.query != taps.key:
+    for_queries, for_keys, axes = hooks
+    if family.split is not None and for_queries == for_keys:
+        query, key = family.split(module, for_queries)
+    else:
         heads = config.num_attention_heads
-        query = Tap(taps.query, taps.axes, heads)
-        key = Tap(taps.key, taps.axes, heads if family.split else _key_heads(module, head_dim))
+        query = HookPoint(for_queries, axes, heads)
+        key = HookPoint(for_keys, axes, heads if family.split else _key_heads(module, head_dim))
     proportional = _rope_parameters(module).get("rope_type") == "proportional"
     return RopeLayout(
         hidden_size=config.hidden_size,
@@ -196,7 +190,7 @@ def known_layout(module: nn.Module) -> RopeLayout | None:
         pairing=family.pairing,
         query=query,
         key=key,
-        turns=family.turns,
+        cos_sin=family.cos_sin,
         span=head_dim if proportional else None,
     )
 

@@ -1,7 +1,7 @@
-"""How one attention module rotates, and which dimensions turn slowest. Pure, without PyTorch.
+"""How one attention module applies RoPE, and its lowest-frequency dimensions. Without PyTorch.
 
-RoPE turns pairs of dimensions; pair i turns by an angle that falls with i, so the low frequencies
-are the last pairs:
+RoPE rotates pairs of dimensions by an angle that falls with the index of the pair, so the low
+frequencies are the last pairs:
 
     halves (Llama, NeoX)         |  real 0 .. ρ/2-1   |  imaginary ρ/2 .. ρ-1  | not rotated |
                                              └─ last n              └─ last n
@@ -20,13 +20,13 @@ from typing import Literal
 from rosa.errors import RosaError
 
 Pairing = Literal["halves", "interleaved"]
-# Axes of a tapped output: (b, l, heads·head_dim), (b, l, heads, head_dim), (b, heads, l, head_dim).
+# Axes of a hooked output: (b, l, heads·head_dim), (b, l, heads, head_dim), (b, heads, l, head_dim).
 Axes = Literal["flat", "length_first", "heads_first"]
 
 
 @dataclass(frozen=True)
-class Tap:
-    """The last module before rotation: its output holds the queries or the keys, or both.
+class HookPoint:
+    """The last module before rotation: its output holds the queries, the keys, or both.
 
     A fused projection's output, always flat, is split into `groups` of equal width; each holds
     heads / groups of the heads, one after another from feature `offset` on:
@@ -43,13 +43,13 @@ class Tap:
 
 
 @dataclass(frozen=True)
-class Turns:
-    """How an attention module gets cos and sin, and which element of them turns which pair."""
+class CosSinSource:
+    """Where an attention module gets cos and sin, and which element rotates which pair."""
 
-    # An argument, (cos, sin) or cos + i·sin; or, by position, a submodule that computes it; or a
-    # buffer that holds it, sin first.
-    source: Literal["position_embeddings", "rotary_emb", "embed_positions"] = "position_embeddings"
-    stride: int = 1  # pair i is turned by element stride·i
+    # An argument, (cos, sin) or cos + i·sin; a submodule that computes them from the position; or
+    # a buffer indexed by the position, sin first.
+    origin: Literal["position_embeddings", "rotary_emb", "embed_positions"] = "position_embeddings"
+    stride: int = 1  # pair i is rotated by element stride·i
     sign: int = 1  # -1: by minus the angle
     by_pair: bool = False  # one element for each pair; else one for each dimension
 
@@ -62,19 +62,19 @@ class RopeLayout:
     head_dim: int
     rotary_dim: int  # ρ, at most head_dim; the rest of a head is not rotated
     pairing: Pairing
-    query: Tap
-    key: Tap
-    turns: Turns | None = field(default_factory=Turns)  # None: the module's angles are out of reach
-    # Width of what is split into halves, where only the first pairs of it turn; None: ρ.
+    query: HookPoint
+    key: HookPoint
+    cos_sin: CosSinSource | None = field(default_factory=CosSinSource)  # None: out of reach
+    # Width of what is split into halves, where only the first pairs of it rotate; None: ρ.
     span: int | None = None
 
     def last_pairs(self, count: int) -> tuple[slice, slice]:
-        """The (real, imaginary) dimensions of a head's `count` slowest pairs."""
+        """The (real, imaginary) dimensions of a head's `count` lowest-frequency pairs."""
         return low_pair_slices(self.rotary_dim, self.pairing, count, self.span)
 
 
 def low_pair_count(head_dim: int, rotary_dim: int, r_low: float) -> int:
-    """n = ⌊ρ·r_low/2⌋, the number of pairs that are adapted.
+    """n = ⌊ρ·r_low/2⌋, the number of adapted pairs.
 
     Raises RosaError where n = 0, naming head_dim and r_low.
     """
@@ -92,10 +92,9 @@ def low_pair_count(head_dim: int, rotary_dim: int, r_low: float) -> int:
 def low_pair_slices(
     rotary_dim: int, pairing: Pairing, pairs: int, span: int | None = None
 ) -> tuple[slice, slice]:
-    """The (real, imaginary) dimensions of the last `pairs` pairs of a head.
+    """The (real, imaginary) dimensions of the last `pairs` pairs of a head, as slices of n.
 
-    Element j of the first slice and element j of the second form one pair. Slices, so that taking
-    them is a view. `span` is that of `RopeLayout`.
+    Element j of both slices forms one pair. `span` is that of `RopeLayout`.
     """
     if pairing == "halves":
         half = rotary_dim // 2

@@ -1,0 +1,72 @@
+"""The queries or keys in the output of a hooked module, by heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rosa.rope import HookPoint
+
+
+@dataclass
+class LowPairs:
+    """Where the low-frequency pairs of the queries or keys are in the output of a hooked module."""
+
+    point: HookPoint
+    head_dim: int
+    pairs: tuple[slice, slice]  # real and imaginary dimensions of a head, of one step
+
+    def __post_init__(self) -> None:
+        point, (real, imaginary) = self.point, self.pairs
+        self._step = real.step or 1
+        self._first, self._apart = point.offset + real.start, imaginary.start - real.start
+        count = len(range(real.start, real.stop, self._step))
+        self._sizes = (point.groups, point.heads // point.groups, 2, count)
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """A view of them alone, (b, l, groups, heads/groups, 2, n), for any strides of `output`."""
+        axes = self.point.axes
+        if axes == "flat":
+            b, length, width = output.shape
+            of_b, of_l, one = output.stride()
+            of_group, of_head = width // self._sizes[0] * one, self.head_dim * one
+        else:
+            if axes == "heads_first":
+                output = output.transpose(1, 2)
+            b, length, _, _ = output.shape
+            of_b, of_l, of_head, one = output.stride()
+            of_group = 0
+        return output.as_strided(
+            (b, length, *self._sizes),
+            (of_b, of_l, of_group, of_head, self._apart * one, self._step * one),
+            output.storage_offset() + self._first * one,
+        )
+
+
+def split_heads(output: Tensor, point: HookPoint, head_dim: int) -> Tensor:
+    """The queries or keys in a hooked output, (b, l, heads, head_dim): a view where possible."""
+    if point.axes != "flat":
+        return output.transpose(1, 2) if point.axes == "heads_first" else output
+    by_group = _groups(output, point, point.heads // point.groups * head_dim)
+    return by_group.unflatten(-1, (-1, head_dim)).flatten(-3, -2)
+
+
+def replace_heads(output: Tensor, z: Tensor, point: HookPoint) -> Tensor:
+    """A hooked output with other queries or keys z (b, l, heads, head_dim), and the rest as it is.
+
+    A new tensor in the output's own axes, or z itself where the output holds nothing else.
+    """
+    if point.axes != "flat":
+        return z.transpose(1, 2) if point.axes == "heads_first" else z
+    if output.shape[-1] == z.shape[-2] * z.shape[-1]:
+        return z.flatten(-2)
+    replaced = output.clone()
+    by_group = z.unflatten(-2, (point.groups, -1)).flatten(-2)
+    _groups(replaced, point, by_group.shape[-1]).copy_(by_group)
+    return replaced
+
+
+def _groups(output: Tensor, point: HookPoint, width: int) -> Tensor:
+    """A view (b, l, groups, width): what each group of a flat output has from the offset on."""
+    return output.unflatten(-1, (point.groups, -1))[..., point.offset : point.offset + width]
