@@ -40,7 +40,7 @@ def ops_variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if request.param == "triton" and importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
     monkeypatch.setenv("ROSA_OPS", request.param)
-    monkeypatch.setattr("rosa.ops.variants._in_environment", request.param, raising=False)
+    monkeypatch.setattr("rosa.ops.variants._from_environment", request.param, raising=False)
     return request.param
 
 

@@ -19,7 +19,7 @@ from rosa.inspect.adapter_effect import PERCENTILES, Distribution, LayerEffect
 from rosa.inspect.capture import LayerStates
 from rosa.inspect.maps import colour_scale
 from rosa.inspect.strength import low_dimensions
-from rosa.rope import RopeLayout, Tap
+from rosa.rope import HookPoint, RopeLayout
 
 SHAPES = {"tiny": (6, 4, 2, 32), "large": (80, 64, 8, 128), "least": (1, 1, 1, 4)}
 
@@ -27,7 +27,9 @@ SHAPES = {"tiny": (6, 4, 2, 32), "large": (80, 64, 8, 128), "least": (1, 1, 1, 4
 def made_up(shape: str = "tiny", pairing: str = "halves", adapter: bool = True) -> Inspection:
     """An inspection of random numbers."""
     layers, queries, keys, size = SHAPES[shape]
-    layout = RopeLayout(64, size, size, pairing, Tap("q", "flat", queries), Tap("k", "flat", keys))
+    layout = RopeLayout(
+        64, size, size, pairing, HookPoint("q", "flat", queries), HookPoint("k", "flat", keys)
+    )
     draw = np.random.default_rng(0)
     turns = 10000.0 ** (-np.arange(size // 2) / (size // 2))
 

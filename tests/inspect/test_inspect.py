@@ -19,7 +19,7 @@ from rosa.inspect import capture, inspect_model
 from rosa.inspect import strength as activations
 from rosa.inspect.adapter_effect import PERCENTILES, Histogram, norm_gains
 from rosa.inspect.capture import run, watch_states
-from rosa.rope import RopeLayout, Tap
+from rosa.rope import HookPoint, RopeLayout
 from rosa.rope import layout_of as known_layout
 from tests.support.adapters import adapted, randomise
 from tests.support.architectures import BY_NAME
@@ -164,7 +164,7 @@ def test_each_layer_has_the_frequencies_of_its_kind() -> None:
 
 
 def layout(pairing: str, head_dim: int = 12, rotary_dim: int = 8) -> RopeLayout:
-    tap = Tap("q", "flat", 2)
+    tap = HookPoint("q", "flat", 2)
     return RopeLayout(24, head_dim, rotary_dim, pairing, tap, tap)
 
 
@@ -273,14 +273,14 @@ def test_an_architecture_without_rotation_is_refused() -> None:
         inspect_model(loaded(model), TEXTS)
 
 
-@pytest.mark.parametrize("change", [{"turns": None}, None])
+@pytest.mark.parametrize("change", [{"cos_sin": None}, None])
 def test_a_rotation_that_stays_unknown_is_refused(change, monkeypatch) -> None:
     def layout_of(module):
         found = known_layout(module)
         return found and change and replace(found, **change)
 
     monkeypatch.setattr(capture, "layout_of", layout_of)
-    monkeypatch.setattr(capture, "measure_unknown", lambda model: "computes them in secret")
+    monkeypatch.setattr(capture, "detect_unknown", lambda model: "computes them in secret")
     reason = "computed out of reach" if change else "the model computes them in secret"
     with pytest.raises(RosaError, match=f"does not know how llama rotates .*{reason}"):
         inspect_model(loaded(tiny_model("llama-gqa")), TEXTS)

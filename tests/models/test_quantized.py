@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 from rosa.errors import RosaError
 from rosa.rope import layout_of
-from rosa.rope.probing import measure
+from rosa.rope.probe import probe_layouts
 from tests.support.adapters import adapter_state, randomise
 from tests.support.architectures import BY_NAME
 from tests.support.quantized import (
@@ -76,7 +76,7 @@ def test_an_unknown_architecture_is_measured_on_quantised_weights(
 ) -> None:
     model = quantized(write_folder(tmp_path, name), bits)
     layouts = {name: layout_of(module) for name, module in model.named_modules()}
-    assert measure(model) == {name: layout for name, layout in layouts.items() if layout}
+    assert probe_layouts(model) == {name: layout for name, layout in layouts.items() if layout}
 
 
 def test_sizes_that_4_bits_do_not_take_cannot_be_measured(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from peft import PeftModel, get_peft_model
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 from rosa.ops import autograd
 from rosa.ops import modulation as plain
-from rosa.roae import modulation
+from rosa.roae import hooks
 from tests.dls import test_methods as test_dls_methods
 from tests.dls import test_selection as selection
 from tests.roae import test_composition
@@ -44,8 +44,8 @@ def test_the_variant_that_is_asked_for_is_what_runs(
 
         monkeypatch.setattr(place, name, noted)
 
-    spy("reference", modulation, f"modulate_{stage}_rotation")
-    for name in ("correct", "propagate"):
+    spy("reference", hooks, f"modulate_{stage}_rotation")
+    for name in ("modulate_pairs_", "modulate_pairs_backward"):
         spy("autograd", plain, name)
         if ops_variant == "triton":
             spy("triton", autograd._operations("triton"), name)

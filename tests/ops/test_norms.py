@@ -16,7 +16,8 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from benchmarks.measure import saved_bytes
 from rosa.errors import RosaError
-from rosa.ops import recomputed, trained_norm, use
+from rosa.ops import trained_norm, use
+from rosa.ops.recompute import run_checkpointed
 from rosa.ops.rms_norm import RmsForm, rms_form
 
 WIDTH = 24
@@ -150,12 +151,12 @@ def test_recomputed_modules_give_the_same(frozen: int | None) -> None:
         modules[1 + frozen].requires_grad_(False)
     chain, x = nn.Sequential(*modules), states()
     expected = results(chain, chain, x)
-    actual = results(lambda x: recomputed(modules, x), chain, x)
+    actual = results(lambda x: run_checkpointed(modules, x), chain, x)
     assert [g is None for g in actual] == [g is None for g in expected]
     for one, other in zip(actual, expected, strict=True):
         assert one is None or torch.equal(one, other)
     resident = [x, *chain.parameters()]
-    assert saved_bytes(lambda: recomputed(modules, x), resident=resident) == 0
+    assert saved_bytes(lambda: run_checkpointed(modules, x), resident=resident) == 0
 
 
 def test_recomputation_under_autocast_is_the_same_one() -> None:
@@ -171,8 +172,10 @@ def test_recomputation_under_autocast_is_the_same_one() -> None:
         return call
 
     expected = results(under_autocast(chain), chain, x)
-    actual = results(under_autocast(lambda x: recomputed(modules, x)), chain, x)
-    mixed = results(under_autocast(lambda x: recomputed(modules, x) / 2 + chain(x) / 2), chain, x)
+    actual = results(under_autocast(lambda x: run_checkpointed(modules, x)), chain, x)
+    mixed = results(
+        under_autocast(lambda x: run_checkpointed(modules, x) / 2 + chain(x) / 2), chain, x
+    )
     for one, other, third in zip(actual, expected, mixed, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)
         torch.testing.assert_close(third, other, rtol=2e-2, atol=2e-2)

@@ -1,4 +1,4 @@
-"""Every supported architecture: its layout as measured, and all that RoAE promises, one by one."""
+"""Every supported architecture: its layout as detected, and all that RoAE promises, one by one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from rosa import RosaConfig
 from rosa.dls.layers import counted_norms
 from rosa.errors import RosaError
 from rosa.roae import RosaLayer, load_adapter_checked
-from rosa.rope import KNOWN_MODEL_TYPES, RopeLayout, layout_of
-from rosa.rope import detect as measured
-from rosa.rope.probing import measure
+from rosa.rope import KNOWN_MODEL_TYPES, RopeLayout, detect, layout_of
+from rosa.rope.probe import probe_layouts
 from tests.support.adapters import SMALL, adapter_state, randomise
 from tests.support.architecture_reference import AnyReference
 from tests.support.architecture_table import PAGE, REFUSED, counts, refusal, row
@@ -77,24 +76,24 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(request.param)
 
 
-def test_the_layout_is_as_measured_and_as_expected(case: Case) -> None:
+def test_the_layout_is_as_detected_and_as_expected(case: Case) -> None:
     """The library's table, the probe, and what was written by hand."""
-    expected, measured = case.architecture, measure(case.plain)
+    expected, detected = case.architecture, probe_layouts(case.plain)
     known = case.layouts()
     is_known = expected.model_type in KNOWN_MODEL_TYPES
-    if is_known:  # else it is measured when an adapter is attached
-        assert known == measured
-    assert tuple(case.plain.get_submodule(name).layer_idx for name in measured) == expected.layers
-    assert row(expected, measured, is_known) in PAGE.read_text(encoding="utf-8"), (
+    if is_known:  # else it is detected when an adapter is attached
+        assert known == detected
+    assert tuple(case.plain.get_submodule(name).layer_idx for name in detected) == expected.layers
+    assert row(expected, detected, is_known) in PAGE.read_text(encoding="utf-8"), (
         "reference/architectures.md is out of date: run python -m tests.support.architecture_table"
     )
-    for name, layout in measured.items():
+    for name, layout in detected.items():
         assert layout.pairing == expected.pairing
         rotated = expected.rotated(case.plain.get_submodule(name).layer_idx)
         assert (layout.rotary_dim, layout.span or layout.rotary_dim) == rotated
         assert (layout.query.heads, layout.key.heads) == (4, expected.key_heads)
         assert (layout.query.module, layout.key.module) == expected.taps
-        assert layout.turns is not None
+        assert layout.cos_sin is not None
 
 
 @each_variant
@@ -293,15 +292,15 @@ def test_what_cannot_be_adapted_is_refused_in_one_sentence(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", ["codegen", "deepseek_v3", "falcon", "gptj", "llama", "moshi"])
-def test_the_measurement_is_the_same_in_every_precision(name: str, dtype: torch.dtype) -> None:
+def test_the_detection_is_the_same_in_every_precision(name: str, dtype: torch.dtype) -> None:
     model = BY_NAME[name].build()
-    assert measure(model) == measure(copy.deepcopy(model).to(dtype))
+    assert probe_layouts(model) == probe_layouts(copy.deepcopy(model).to(dtype))
 
 
 def test_a_factor_before_the_rotation_is_seen_through() -> None:
     """LongCat scales what its projections put out; RoSA refuses it for other reasons."""
     config = CONFIG_MAPPING["longcat_flash"](**REFUSED["longcat_flash"])
-    layouts = measure(AutoModelForCausalLM.from_config(config).eval())
+    layouts = probe_layouts(AutoModelForCausalLM.from_config(config).eval())
     assert layouts
     for layout in layouts.values():
         assert (layout.query.module, layout.key.module) == ("q_b_proj", "kv_a_proj_with_mqa")
@@ -326,15 +325,15 @@ def test_measuring_leaves_a_model_as_it_was() -> None:
     model.gpt_neox.layers[0].eval()
     before = [(module.training, len(module._forward_hooks)) for module in model.modules()]
     rotation = sys.modules[type(model).__module__].apply_rotary_pos_emb
-    measure(model)
+    probe_layouts(model)
     assert before == [(module.training, len(module._forward_hooks)) for module in model.modules()]
     assert sys.modules[type(model).__module__].apply_rotary_pos_emb is rotation
 
 
-def test_a_model_on_the_meta_device_that_must_be_measured_is_refused(
+def test_a_model_on_the_meta_device_that_must_be_detected_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(measured, "_MEASURED", {})  # another test may have measured it already
+    monkeypatch.setattr(detect, "_DETECTED", {})  # another test may have detected it already
     real = BY_NAME["codegen"].build(n_inner=48)
     with torch.device("meta"):
         model = type(real)(real.config)

@@ -1,7 +1,7 @@
 """Accounts for every type of causal language model that the installed Transformers has.
 
 A type is tested (`tests/architectures.py`), refused in a tested sentence, a multimodal wrapper of a
-tested text model, or it was not tried, and a line here says why. What a new Transformers brings
+tested text model, or it was not tested, and a line here says why. What a new Transformers brings
 without any of that is `unaccounted`, and a test fails.
 """
 
@@ -43,7 +43,7 @@ WRAPPERS = {
     "qwen3_5_moe": "qwen3_5_moe_text",
 }
 _TEXT_TESTED = "its language model is tested alone"
-NOT_TRIED = {
+NOT_TESTED = {
     "blt": "works on patches of bytes with four stacks of layers, and has no tiny config here",
     "dots3_note": _TEXT_TESTED,
     "emu3": "multimodal, has no tiny config here",
@@ -70,7 +70,7 @@ def accounts(refused: set[str]) -> dict[str, set[str]]:
         "tested": {each.model_type for each in ARCHITECTURES},
         "wrapper": set(WRAPPERS),
         "refused": refused | set(WITHOUT_ROTATION),
-        "not tried": set(NOT_TRIED),
+        "not tested": set(NOT_TESTED),
     }
 
 

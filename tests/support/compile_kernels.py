@@ -22,19 +22,18 @@ H100 = GPUTarget("cuda", 90, 32)
 # Of queries and keys, and of their signal.
 DTYPES = (("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "fp32"), ("fp16", "fp16"), ("fp64", "fp64"))
 STRIDES = ("i32",) * 5
-OF_TURNING = ("cos", "sin", "back_cos", "back_sin")
+ANGLES = ("cos", "sin", "inverse_cos", "inverse_sin")
 
 
-def type_of(argument: str, states: str, signal: str, turning: str) -> Any:
+def type_of(argument: str, states: str, signal: str, angles: str) -> Any:
     """Of an argument of a kernel, by its name."""
-    if argument in OF_TURNING:
-        return f"*{turning}"
-    name = argument.removesuffix("_2")
-    if name in ("z", "g", "kept"):
+    if argument in ANGLES:
+        return f"*{angles}"
+    if argument in ("z", "g", "kept"):
         return f"*{states}"
-    if name in ("source", "to_source"):
+    if argument in ("source", "to_source"):
         return f"*{signal}"
-    return STRIDES if name == "strides" else "i32"
+    return STRIDES if argument == "strides" else "i32"
 
 
 def compiled(kernel: Any, states: str, signal: str, constants: dict[str, Any]) -> bytes:
@@ -51,8 +50,7 @@ def compiled(kernel: Any, states: str, signal: str, constants: dict[str, Any]) -
 
 def main() -> None:
     for (states, signal), turned in itertools.product(DTYPES, (True, False)):
-        constants = {"ACTIVATE": True, "KEEP": True, "ACTIVATE_2": False, "KEEP_2": not turned}
-        constants |= {"ALPHA": 0.5, "TURNED": turned}
+        constants = {"ACTIVATE": True, "KEEP": True, "ALPHA": 0.5, "ROTATED": turned}
         for way, more in (("forward", {}), ("backward", {"WRITE": True})):
             kernel = getattr(triton_kernels, f"_{way}_kernel")
             code = compiled(kernel, states, signal, constants | more)

@@ -121,7 +121,7 @@ def watch_signals(model: nn.Module) -> list[SignalWatcher]:
         for layer in model.modules()
         if isinstance(layer, RosaLayer) and not layer.disable_adapters
         for name in layer.active_adapters
-        if name in layer.stages
+        if name in layer.projection
     ]
 
 

@@ -20,10 +20,10 @@ from torch.utils.hooks import RemovableHandle
 from rosa.errors import RosaError
 from rosa.evaluate.generation import longest_first_batches
 from rosa.inspect.strength import Array, frequencies, rotate, sum_of_squares
+from rosa.roae.heads import split_heads
 from rosa.roae.layer import RosaLayer
-from rosa.roae.taps import as_heads
-from rosa.rope import RopeLayout, Tap, has_rope, layout_of, measure_unknown
-from rosa.rope.turns import turns_of
+from rosa.rope import HookPoint, RopeLayout, detect_unknown, has_rope, layout_of
+from rosa.rope.cos_sin import cos_sin_of
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ class StateWatcher:
         self.index = int(module.layer_idx)  # type: ignore[arg-type]
         self.frequencies: Array | None = None
         self.sums = {
-            tap: np.zeros((tap.heads, layout.head_dim)) for tap in (layout.query, layout.key)
+            point: np.zeros((point.heads, layout.head_dim)) for point in (layout.query, layout.key)
         }
         self._rotation: tuple[Tensor, Tensor] | None = None
 
     def hooks(self) -> Iterator[RemovableHandle]:
-        """Hooks on the attention, for its rotation, and on its two tapped modules."""
+        """Hooks on the attention, for its rotation, and on its two hooked modules."""
         yield self.module.register_forward_pre_hook(self._note_rotation, with_kwargs=True)
-        for tap in self.sums:
-            yield self._on_output(tap)
+        for point in self.sums:
+            yield self._on_output(point)
 
     def states(self, tokens: int) -> LayerStates:
         """The strengths, over the number of real tokens that went by."""
@@ -79,26 +79,26 @@ class StateWatcher:
 
     def _note_rotation(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         given = arguments(module, args, kwargs)
-        cos, sin = self._rotation = turns_of(self.layout, module, given)
+        cos, sin = self._rotation = cos_sin_of(self.layout, module, given)
         if self.frequencies is None:
             self.frequencies = frequencies(cos, sin, self.layout)
 
-    def _on_output(self, tap: Tap) -> RemovableHandle:
+    def _on_output(self, point: HookPoint) -> RemovableHandle:
         def add(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             assert self._rotation is not None
-            z = as_heads(output, tap, self.layout.head_dim)
+            z = split_heads(output, point, self.layout.head_dim)
             rotated = rotate(z, *self._rotation, self.layout)
-            self.sums[tap] += sum_of_squares(rotated, self.real_tokens)
+            self.sums[point] += sum_of_squares(rotated, self.real_tokens)
 
-        return self.module.get_submodule(tap.module).register_forward_hook(add)
+        return self.module.get_submodule(point.module).register_forward_hook(add)
 
 
 def watch_states(model: nn.Module) -> list[StateWatcher]:
-    """A watcher for each attention module that rotates, as far as rosa knows or can measure.
+    """A watcher for each attention module that rotates, as far as RoSA knows or can detect.
 
     Raises RosaError for a model without RoPE, and for one whose rotation stays unknown.
     """
-    reason = measure_unknown(model)
+    reason = detect_unknown(model)
     found = [
         StateWatcher(module, layout)
         for module in model.modules()
@@ -106,7 +106,7 @@ def watch_states(model: nn.Module) -> list[StateWatcher]:
     ]
     if not found:
         raise RosaError(_why_not(model, f"the model {reason}"))
-    if any(watcher.layout.turns is None for watcher in found):
+    if any(watcher.layout.cos_sin is None for watcher in found):
         raise RosaError(_why_not(model, "its angles are computed out of reach"))
     return found
 

@@ -63,8 +63,8 @@ def modulate(
             output, pairs_of, activate, alpha, rotation, in_place, operations, *sources
         )
     result = output if in_place else output.clone()
-    for pairs_of, source, activate in signals:
-        operations.modulate_pairs_(pairs_of(result), source, activate, alpha, rotation)
+    for of, source, active in signals:
+        operations.modulate_pairs_(of(result), source, active, alpha, rotation)
     return result
 
 
