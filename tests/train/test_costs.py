@@ -1,4 +1,4 @@
-"""What a run costs: right figures, the same ones for a run in parts, and probes that say "none"."""
+"""What a run costs: right figures, the same for a run in parts, and None where not measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rosa.common import resources as probes
+from rosa.common import resources
 from rosa.errors import RosaError
 from rosa.methods.registry import load_method
 from rosa.train.costs import CostMeter, Totals, read_costs, restored
@@ -195,10 +195,10 @@ def test_host_peak_sees_what_is_gone_again_and_forgets_what_was_before(
     kernel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not kernel:
-        monkeypatch.setattr(probes, "_reset_kernel_peak", lambda: False)
+        monkeypatch.setattr(resources, "_reset_kernel_peak", lambda: False)
     before = bytearray(b"x" * (200 << 20))
     del before
-    peak = probes.HostPeak()
+    peak = resources.PeakHostMemory()
     assert kernel or peak.source == "samples"
     peak.start()
     start = peak.read()
@@ -230,12 +230,12 @@ def fake_nvml(monkeypatch: pytest.MonkeyPatch, millijoules: list[int]) -> None:
 
 def test_energy_is_nvmls_counter_in_joules_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
-    assert probes.energy_counter(torch.device("cpu")) is None
+    assert resources.read_energy(torch.device("cpu")) is None
     fake_nvml(monkeypatch, [2_500])
-    assert probes.energy_counter(gpu) == 2.5
-    assert probes.energy_counter(gpu) is None  # a GPU that does not count
+    assert resources.read_energy(gpu) == 2.5
+    assert resources.read_energy(gpu) is None  # a GPU that does not count
     monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed
-    assert probes.energy_counter(gpu) is None
+    assert resources.read_energy(gpu) is None
 
 
 def test_costs_that_cannot_be_read_are_named(tmp_path: Path) -> None:

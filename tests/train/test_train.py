@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from rosa.cli.main import main
-from rosa.common.lock import folder_in_use
+from rosa.common.files import lock_folder
 from rosa.dls import DlsConfig
 from rosa.errors import RosaError
 from rosa.methods.registry import load_method
@@ -190,8 +190,8 @@ def test_resuming_another_recipe_is_refused(
 def test_a_folder_in_use_is_refused(recipe: Recipe) -> None:
     Path(recipe.output_dir).mkdir()
     with (
-        folder_in_use(Path(recipe.output_dir)),
-        pytest.raises(RosaError, match="in use by a run that is going on"),
+        lock_folder(Path(recipe.output_dir)),
+        pytest.raises(RosaError, match="another run is using the folder"),
     ):
         train(recipe, say=str)
 

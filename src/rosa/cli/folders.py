@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rosa.common.files import why_unwritable
+from rosa.common.files import unwritable_reason
 from rosa.errors import RosaError
 
 
@@ -14,5 +14,5 @@ def check_folder(path: Path, option: str = "--out") -> None:
     Raises:
         RosaError: it cannot; names the option that it came from.
     """
-    if why := why_unwritable(path):
+    if why := unwritable_reason(path):
         raise RosaError(f"{option} {path}: {why}; name another folder")

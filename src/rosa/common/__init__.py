@@ -1,1 +1,1 @@
-"""What every room uses: files, processes, machine, plots."""
+"""Files, processes, machine, formatting and plot style, for all packages above."""

@@ -1,4 +1,4 @@
-"""Where a figure was measured: machine, versions and commit, to be kept beside it."""
+"""The machine, package versions and commit that a result was measured with."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import subprocess
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("rosa-peft", "torch", "transformers", "peft", "trl", "accelerate")
 
 
 def describe_environment() -> dict[str, Any]:
-    """JSON-able: processor, cores, device, Python, package versions, commit and date (UTC)."""
+    """CPU, cores, device, Python, package versions, commit and date (UTC), as JSON values."""
     import torch
 
     cuda = torch.cuda.is_available()
     return {
-        "machine": processor(),
+        "machine": processor_name(),
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "python": platform.python_version(),
@@ -29,8 +32,8 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def processor() -> str:
-    """The processor's name, or its architecture where it has none."""
+def processor_name() -> str:
+    """The CPU's model name, or its architecture where it has none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -38,8 +41,15 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's or the CPU's name."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
 def _commit() -> str | None:
-    """The commit of the source tree that runs, with `+` for local changes; None in a wheel."""
+    """The source tree's commit, with `+` if there are local changes; None in a wheel."""
     folder = Path(__file__).resolve().parents[3]
     if not (folder / ".git").exists():
         return None
@@ -50,8 +60,6 @@ def _commit() -> str | None:
         return None
 
 
-def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
+def _git(folder: Path, *args: str) -> str:
+    command = ["git", "-C", str(folder), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

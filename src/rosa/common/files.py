@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all, and what a person is told when one cannot be written.
+"""Atomic writes, a lock per output folder, and disk errors as `RosaError`s.
 
 A kill, a full disk or a power cut leaves the old file or the new one, never half of either:
-everything that a later run reads is written under another name, brought to the disk, and renamed.
+everything that a later run reads is written under another name, synced to the disk, and renamed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 from rosa.errors import RosaError
 
-PART = ".part"
-_WRITING_FAILED = {
-    getattr(errno, name)
+LOCK_FILE = ".lock"
+PARTIAL_SUFFIX = ".part"
+_WRITE_ERRORS = {
+    getattr(errno, name, None)  # Windows has no EDQUOT
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")
-    if hasattr(errno, name)
 }
-# How libraries that write on their own account report the same.
-_SAID_BY_OTHERS = (
+# Libraries that write without Python report a full disk in errors of their own.
+LIBRARY_ERROR_MARKERS = (
     "PytorchStreamWriter failed",
     "file write failed",
     "iostream error",
@@ -31,9 +31,9 @@ _SAID_BY_OTHERS = (
 )
 
 
-def write_whole(file: Path, content: str | bytes) -> None:
+def atomic_write(file: Path, content: str | bytes) -> None:
     """Replace a file in one step; text becomes UTF-8."""
-    part = file.with_name(file.name + PART)
+    part = file.with_name(file.name + PARTIAL_SUFFIX)
     with part.open("wb") as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
         stream.flush()
@@ -52,13 +52,13 @@ def read_jsonl(file: Path, *, partial: bool = False) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (lines[:-1] if partial else lines) if line]
 
 
-def bring_to_disk(folder: Path) -> None:
-    """Wait until every file in `folder` is on the disk, so that a rename can vouch for them."""
+def fsync_tree(folder: Path) -> None:
+    """Sync every file in `folder` to the disk, so that the folder can then be renamed safely."""
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("r+b") as stream:
                 os.fsync(stream.fileno())
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    if os.name == "posix":  # Windows cannot open a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -66,40 +66,62 @@ def bring_to_disk(folder: Path) -> None:
             os.close(descriptor)
 
 
-def why_unwritable(folder: Path) -> str | None:
-    """Why a folder cannot be made or written into, None where it can; makes nothing."""
+def unwritable_reason(folder: Path) -> str | None:
+    """Why a folder cannot be created or written to; None if it can. Creates nothing."""
     absolute = folder.absolute()
-    place = next(p for p in (absolute, *absolute.parents) if p.exists())
-    if not place.is_dir():
-        return f"{place} is a file"
-    # By default the right of the user who started the process is asked, not of who it is now.
-    by_whom = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
-    return None if os.access(place, os.W_OK, **by_whom) else f"{place} cannot be written"
+    existing = next(p for p in (absolute, *absolute.parents) if p.exists())
+    if not existing.is_dir():
+        return f"{existing} is a file"
+    # By default os.access checks the real user, not the effective one.
+    as_user = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
+    return None if os.access(existing, os.W_OK, **as_user) else f"{existing} cannot be written"
 
 
 @contextmanager
-def told_if_unwritable(folder: Path, cure: Callable[[], str]) -> Iterator[None]:
-    """Turns a disk that is full or read-only into a sentence that ends with what `cure()` says.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Create the folder if it is missing, and lock it for as long as this process lives.
 
     Raises:
-        RosaError: something in `folder` could not be written.
+        RosaError: another process has locked it, or it cannot be written.
     """
+    from filelock import FileLock, Timeout  # takes 80 ms
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_FILE, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise RosaError(
+            f"another run is using the folder '{folder}'; wait for it, stop it, or name another "
+            "folder"
+        ) from None
+    except OSError as error:
+        raise RosaError(
+            f"the folder '{folder}' cannot be written: {error.strerror or error}"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def translate_disk_errors(folder: Path, hint: Callable[[], str]) -> Iterator[None]:
+    """Raise a full or read-only disk as a `RosaError` that ends with `hint()`."""
     try:
         yield
     except Exception as error:
-        reason = reason_unwritable(error)
+        reason = _disk_error_reason(error)
         if reason is None:
             raise
-        raise RosaError(f"cannot write to '{folder}': {reason}; {cure()}") from error
+        raise RosaError(f"cannot write to '{folder}': {reason}; {hint()}") from error
 
 
-def reason_unwritable(error: BaseException) -> str | None:
+def _disk_error_reason(error: Exception) -> str | None:
     """Why a file could not be written; None for an error of another kind."""
-    if isinstance(error, RosaError):
-        return None
     if isinstance(error, OSError):
-        return (error.strerror or str(error)) if error.errno in _WRITING_FAILED else None
-    said = " ".join(str(error).split())
-    if any(words in said for words in _SAID_BY_OTHERS):
-        return f"the disk is full or takes no more ({said[:200]})"
+        return (error.strerror or str(error)) if error.errno in _WRITE_ERRORS else None
+    text = " ".join(str(error).split())
+    if not isinstance(error, RosaError) and any(m in text for m in LIBRARY_ERROR_MARKERS):
+        return f"the disk is full ({text[:200]})"
     return None

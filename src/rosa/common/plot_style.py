@@ -1,4 +1,4 @@
-"""The style of every picture: colours, type, a figure with its two lines of title."""
+"""The style of every plot: colors, fonts, a figure with title and subtitle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8.5,
-    "text.parse_math": False,  # titles are a person's words; "$" is no formula
+    "text.parse_math": False,  # a "$" in a name is no formula
     "savefig.dpi": 150,
     "figure.facecolor": "white",
 }
@@ -26,7 +26,7 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def canvas(width: float, height: float, title: str, subtitle: str) -> Any:
-    """A figure in the common style (`with canvas(...) as figure`), with its two lines of title."""
+    """A figure in the common style (`with canvas(...) as figure`), with title and subtitle."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display needed
     from matplotlib.layout_engine import ConstrainedLayoutEngine

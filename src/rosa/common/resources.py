@@ -1,4 +1,4 @@
-"""What the machine tells about a stretch of work: peak memory of host and device, energy."""
+"""Peak memory of host and GPU, and the GPU's energy, over a stretch of work."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ SAMPLE_SECONDS = 0.02
 _PROC = Path("/proc/self")
 
 
-class HostPeak:
+class PeakHostMemory:
     """Peak resident memory of this process since `start()`, libraries and base model included.
 
-    On Linux the kernel keeps the figure and is told to start again, so that what the process did
-    before does not count. Elsewhere a thread reads the memory every 20 ms and may miss a shorter
-    peak. `source` says which: "kernel" or "samples".
+    The Linux kernel keeps the peak, and resets it at `start()`. On other systems a thread samples
+    the memory every 20 ms and may miss a shorter peak. `source` is "kernel" or "samples".
     """
 
     def __init__(self) -> None:
@@ -25,24 +24,24 @@ class HostPeak:
         self._peak = 0
         self._stop = threading.Event()
 
-    def start(self) -> HostPeak:
-        """Forgets what was before."""
+    def start(self) -> PeakHostMemory:
+        """Reset the peak to the present memory."""
         if self.source == "kernel":
             _reset_kernel_peak()
-            return self
-        self._sample()
-        threading.Thread(target=self._keep_sampling, daemon=True).start()
+        else:
+            self._sample()
+            threading.Thread(target=self._keep_sampling, daemon=True).start()
         return self
 
     def read(self) -> int:
-        """Bytes, up to now."""
+        """The peak so far, in bytes."""
         if self.source == "kernel":
             return _kernel_peak()
         self._sample()
         return self._peak
 
     def stop(self) -> None:
-        """Ends the thread, where there is one."""
+        """End the sampling thread, if there is one."""
         self._stop.set()
 
     def _keep_sampling(self) -> None:
@@ -56,7 +55,7 @@ class HostPeak:
 
 
 def _reset_kernel_peak() -> bool:
-    """Sets the kernel's peak to the present memory; False where that cannot be done."""
+    """Reset the kernel's peak to the present memory; False where that is not possible."""
     try:
         (_PROC / "clear_refs").write_text("5", encoding="ascii")
         return _kernel_peak() > 0
@@ -69,35 +68,25 @@ def _kernel_peak() -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def reset_device_peak(device: Any) -> None:
-    """Forgets the peak of a CUDA device; nothing to do for another."""
+def reset_peak_device_memory(device: Any) -> None:
+    """Reset a CUDA device's peak; no effect on other devices."""
     import torch
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def device_peak(device: Any) -> int | None:
-    """Bytes of tensors on a CUDA device at their peak since the reset; None for another."""
+def peak_device_memory(device: Any) -> int | None:
+    """Peak bytes of tensors on a CUDA device since the reset; None for other devices."""
     import torch
 
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
-def device_name(device: Any) -> str:
-    """The GPU's or the processor's name."""
-    import torch
+def read_energy(device: Any) -> float | None:
+    """Joules that a CUDA device has used since its driver was loaded, by all processes.
 
-    from rosa.common.environment import processor
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-
-
-def energy_counter(device: Any) -> float | None:
-    """Joules that a CUDA device has used since its driver started, whoever used it.
-
-    None for another device, without NVML's Python package (`nvidia-ml-py`), and for a GPU that
-    does not count.
+    None for other devices, without the package `nvidia-ml-py`, and for GPUs without a counter.
     """
     if device.type != "cuda":
         return None

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rosa.common.files import write_whole
+from rosa.common.files import atomic_write
 from rosa.data.prompts import instruction_prompt
 from rosa.data.sources import load_training_rows
 from rosa.errors import RosaError
@@ -105,7 +105,7 @@ def check_overlap(study: StudyResults) -> OverlapTable:
             task.name: asdict(overlap(rows, load_examples(task, evaluate.get("data"))))
             for task in resolve_tasks(values["tasks"])
         }
-    write_whole(study.folder / OVERLAP, json.dumps(found, indent=2) + "\n")
+    atomic_write(study.folder / OVERLAP, json.dumps(found, indent=2) + "\n")
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from rosa.common.files import write_whole
+from rosa.common.files import atomic_write
 from rosa.compare.grid import Grid, MethodEntry
 from rosa.compare.plan import Job, RunGroup
 from rosa.compare.results import RESULTS, RunResult, StudyResults, to_json
@@ -42,7 +42,7 @@ def gather(schedule: Schedule, grid: Grid, environment: dict[str, Any]) -> Study
 def write(study: StudyResults) -> Path:
     """Replace `results.json` in one step."""
     file = study.folder / RESULTS
-    write_whole(file, json.dumps(to_json(study), indent=1) + "\n")
+    atomic_write(file, json.dumps(to_json(study), indent=1) + "\n")
     return file
 
 

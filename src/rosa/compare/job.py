@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rosa.common.files import write_whole
+from rosa.common.files import atomic_write
 from rosa.compare.grid import Evaluation
 from rosa.compare.plan import Job
 from rosa.errors import DivergedError, RosaError
@@ -168,7 +168,7 @@ def _say(study: Path, job: Job, state: str, started: float, **more: Any) -> None
         "seconds": round(time.time() - started, 1),
         **more,
     }
-    write_whole(file, json.dumps(record) + "\n")
+    atomic_write(file, json.dumps(record) + "\n")
 
 
 def _line(text: str) -> None:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rosa.common.environment import describe_environment
-from rosa.common.files import PART, write_whole
-from rosa.common.lock import LOCK, folder_in_use
+from rosa.common.files import LOCK_FILE, PARTIAL_SUFFIX, atomic_write, lock_folder
 from rosa.compare.contamination import check_overlap
 from rosa.compare.gather import gather, write
 from rosa.compare.grid import Evaluation, Grid
@@ -65,7 +64,7 @@ def compare(
         text_for(grid.models[0], grid.evaluate.forgetting)
     folder = Path(grid.output_dir)
     refuse_other_files(folder)
-    with folder_in_use(folder):
+    with lock_folder(folder):
         claim(folder, grid)
         schedule = Schedule(folder, jobs)
         environment = merged_environment(
@@ -153,7 +152,7 @@ def claim(folder: Path, grid: Grid) -> None:
             raise RosaError(
                 f"output_dir '{folder}' holds a study with another {key}; name another folder"
             )
-    write_whole(file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
+    atomic_write(file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
 
 
 def refuse_other_files(folder: Path) -> None:
@@ -162,7 +161,7 @@ def refuse_other_files(folder: Path) -> None:
         raise RosaError(f"output_dir '{folder}' is a file; name a folder")
     if not folder.is_dir() or (folder / GRID).is_file():
         return
-    if any(file.name not in (LOCK, GRID + PART) for file in folder.iterdir()):
+    if any(file.name not in (LOCK_FILE, GRID + PARTIAL_SUFFIX) for file in folder.iterdir()):
         raise RosaError(f"output_dir '{folder}' is not empty and holds no study; name another")
 
 

@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from rosa.common.files import write_whole
-from rosa.common.lock import LOCK
+from rosa.common.files import LOCK_FILE, atomic_write
 from rosa.errors import RosaError
 from rosa.evaluate.forgetting import Forgetting
 from rosa.evaluate.results import Results
@@ -49,7 +48,7 @@ class EvaluationFolder:
                 )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps({**run, "tasks": {**known, **tasks}}, indent=2) + "\n")
+            atomic_write(file, json.dumps({**run, "tasks": {**known, **tasks}}, indent=2) + "\n")
         except OSError as error:
             raise RosaError(f"cannot write to {self.path}: {error.strerror or error}") from None
 
@@ -63,7 +62,7 @@ class EvaluationFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             content = json.dumps({**asdict(result), **run}, indent=2, ensure_ascii=False)
-            write_whole(self.path / FORGETTING, content + "\n")
+            atomic_write(self.path / FORGETTING, content + "\n")
         except OSError as error:
             raise RosaError(f"cannot write to {self.path}: {error.strerror or error}") from None
 
@@ -71,7 +70,7 @@ class EvaluationFolder:
         if self.path.exists() and not self.path.is_dir():
             raise RosaError(f"{self.path} is a file; name a folder with --out")
         if not file.is_file():
-            ours = (LOCK, FORGETTING)
+            ours = (LOCK_FILE, FORGETTING)
             if self.path.is_dir() and any(f.name not in ours for f in self.path.iterdir()):
                 raise RosaError(
                     f"{self.path} is not empty and holds no evaluation; name another folder with "
@@ -124,10 +123,10 @@ class EvaluationFolder:
     def write_lines(self, task: str, records: Iterable[dict[str, Any]]) -> None:
         """The task's whole file at once."""
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        write_whole(self.path / f"{task}.jsonl", "".join(lines))
+        atomic_write(self.path / f"{task}.jsonl", "".join(lines))
 
     def write_results(self, results: Results) -> None:
         """`results.json` and `results.md`."""
         content = json.dumps(results.to_json(), indent=2, ensure_ascii=False) + "\n"
-        write_whole(self.path / "results.json", content)
-        write_whole(self.path / "results.md", results.markdown())
+        atomic_write(self.path / "results.json", content)
+        atomic_write(self.path / "results.md", results.markdown())

@@ -9,7 +9,6 @@ finds. The harness is the extra `lm-eval`.
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rosa.data.prompts import check_chat_template
-from rosa.errors import RosaError
+from rosa.errors import RosaError, did_you_mean
 from rosa.models.loading import Loaded, quiet
 
 if TYPE_CHECKING:
@@ -60,8 +59,7 @@ def find_tasks(names: Sequence[str], task_dir: str | Path | None = None) -> Suit
     manager = TaskManager(include_path=str(task_dir) if task_dir is not None else None)
     for name in names:
         if not manager.match_tasks([name]):
-            near = difflib.get_close_matches(name, manager.all_tasks, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(name, manager.all_tasks)
             raise RosaError(f"lm-eval has no task {name!r}{hint}; `lm-eval ls tasks` lists them")
     return Suite(manager.match_tasks(list(names)), manager)
 

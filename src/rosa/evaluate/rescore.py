@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from rosa.common.lock import folder_in_use
+from rosa.common.files import lock_folder
 from rosa.errors import RosaError
 from rosa.evaluate.answers import PROTOCOLS
 from rosa.evaluate.folder import EvaluationFolder
@@ -52,7 +52,7 @@ def rescore(
     hashes = {name: run["tasks"][name] for name in read}
     target.claim({**_without(run, "tasks"), "protocol": protocol, "full_responses": True}, hashes)
     results = _results(before, read, protocol)
-    with folder_in_use(target.path):
+    with lock_folder(target.path):
         for name, records in read.items():
             target.write_lines(name, records)
         target.write_results(results)

@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from rosa.common.files import told_if_unwritable
-from rosa.common.lock import folder_in_use
+from rosa.common.files import lock_folder, translate_disk_errors
 from rosa.data.prompts import NEXT_EXAMPLE
 from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError
@@ -100,7 +99,7 @@ def evaluate(
         settings["trained_on"] = list(trained_on)
     results = Results(scores, settings, [*conditions(protocol, seed, work), *bench.notes])
     if folder:
-        with told_if_unwritable(folder.path, lambda: FULL):
+        with translate_disk_errors(folder.path, lambda: FULL):
             folder.write_results(results)
     return results
 
@@ -111,7 +110,7 @@ def _held(folder: EvaluationFolder | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    with folder_in_use(folder.path), told_if_unwritable(folder.path, lambda: FULL):
+    with lock_folder(folder.path), translate_disk_errors(folder.path, lambda: FULL):
         yield
 
 

@@ -8,7 +8,6 @@ hub, where the YAML's templates bring the data set's own fields into the suite's
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
@@ -23,7 +22,7 @@ import yaml
 from rosa.assets import ASSETS
 from rosa.data.json_rows import read_rows, text_field
 from rosa.data.prompts import PROMPTS, Question, chat_turns, render
-from rosa.errors import RosaError
+from rosa.errors import RosaError, did_you_mean
 from rosa.evaluate.answers import FILTERS, PROTOCOLS, PUBLISHED
 
 TASKS = Path(__file__).resolve().parent / "task_files"
@@ -153,8 +152,7 @@ def load_task(name: str) -> Task:
     if name.endswith((".yaml", ".yml")):
         return read_task(Path(name))
     if name not in built_in_tasks():
-        near = difflib.get_close_matches(name, [*built_in_tasks(), *SUITES, "all"], n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(name, [*built_in_tasks(), *SUITES, "all"])
         raise RosaError(f"there is no task {name!r}{hint}; the tasks are {_known()}")
     return built_in_tasks()[name]
 

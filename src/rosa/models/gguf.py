@@ -17,7 +17,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from rosa.common.files import told_if_unwritable
+from rosa.common.files import translate_disk_errors
 from rosa.errors import RosaError
 from rosa.models.loading import quiet
 
@@ -63,7 +63,7 @@ def convert_gguf(file: Path, out: Path, dtype: str = "bf16") -> Any:
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
         quiet(),
-        told_if_unwritable(out, lambda: "nothing was written; free some space or name another"),
+        translate_disk_errors(out, lambda: "nothing was written; free some space or name another"),
         tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary,
     ):
         part = Path(temporary) / out.name

@@ -19,12 +19,12 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from rosa.common.environment import device_name
 from rosa.common.resources import (
-    HostPeak,
-    device_name,
-    device_peak,
-    energy_counter,
-    reset_device_peak,
+    PeakHostMemory,
+    peak_device_memory,
+    read_energy,
+    reset_peak_device_memory,
 )
 from rosa.errors import RosaError
 
@@ -109,7 +109,7 @@ class CostMeter(TrainerCallback, ExportableState):
         self._earlier = Totals()  # the parts before this one
         self._steps: list[float] = []
         self._tokens = 0
-        self._host = HostPeak()
+        self._host = PeakHostMemory()
         self._begin: float | None = None  # None outside the loop
         self._energy: float | None = None
         self._step_begin = 0.0
@@ -120,9 +120,9 @@ class CostMeter(TrainerCallback, ExportableState):
         self.take_over(state, args.device)
         # A checkpoint of a run without this callback has no place for its state.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        reset_device_peak(self.device)
+        reset_peak_device_memory(self.device)
         self._host.start()
-        self._energy = energy_counter(self.device)
+        self._energy = read_energy(self.device)
         self._begin = time.perf_counter()
 
     def take_over(self, state: Any, device: Any) -> None:
@@ -158,13 +158,13 @@ class CostMeter(TrainerCallback, ExportableState):
         """Of all parts of the run up to now."""
         if self._begin is None:
             return self._earlier
-        energy = energy_counter(self.device)
+        energy = read_energy(self.device)
         return self._earlier + Totals(
             step_seconds=list(self._steps),
             train_seconds=time.perf_counter() - self._begin,
             tokens=self._tokens,
             peak_host_bytes=self._host.read(),
-            peak_device_bytes=device_peak(self.device),
+            peak_device_bytes=peak_device_memory(self.device),
             energy_joules=(
                 None if energy is None or self._energy is None else energy - self._energy
             ),

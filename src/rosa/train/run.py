@@ -22,8 +22,7 @@ from rosa.common.distributed import (
     split_step,
     world_size,
 )
-from rosa.common.files import told_if_unwritable
-from rosa.common.lock import folder_in_use
+from rosa.common.files import lock_folder, translate_disk_errors
 from rosa.data.sampling import hold_out, sample
 from rosa.data.sources import load_training_rows
 from rosa.data.token_cache import tokenize_rows_cached
@@ -103,8 +102,8 @@ def train(
     say(describe_parameters(model))
     prepared = PreparedRun(recipe, model, tokenizer, train_set, validation_set, total_steps)
     try_selection(prepared)
-    held = folder_in_use(folder.path) if is_main_process() else nullcontext()
-    with held, told_if_unwritable(folder.path, lambda: _resume_hint(folder)):
+    held = lock_folder(folder.path) if is_main_process() else nullcontext()
+    with held, translate_disk_errors(folder.path, lambda: _resume_hint(folder)):
         checkpoint = run_on_main_process(lambda: _open(folder, prepared, resume))
         return _run(prepared, folder, checkpoint, say)
 

@@ -22,8 +22,7 @@ from typing import Any
 
 import yaml
 
-from rosa.common.files import PART, bring_to_disk, why_unwritable, write_whole
-from rosa.common.lock import LOCK
+from rosa.common.files import LOCK_FILE, PARTIAL_SUFFIX, atomic_write, fsync_tree, unwritable_reason
 from rosa.errors import RosaError
 from rosa.train.recipe import Recipe, dump_recipe
 from rosa.train.sharded_checkpoint import MOMENTS, SHARDS, is_sharded
@@ -68,7 +67,7 @@ class RunFolder:
     def publish_checkpoint(self, step: int) -> None:
         """Gives the checkpoint in `saving` its place; what is there already is a damaged one."""
         name = f"checkpoint-{step}"
-        bring_to_disk(self.saving / name)
+        fsync_tree(self.saving / name)
         if (self.path / name).exists():
             self._drop(self.path / name)
         (self.saving / name).replace(self.path / name)
@@ -96,7 +95,7 @@ class RunFolder:
 
     def publish_draft(self) -> None:
         """Moves the adapter to its place; its weights last, for they say that the run is done."""
-        bring_to_disk(self.draft)
+        fsync_tree(self.draft)
         for name in ("adapter_config.json", WEIGHTS):
             (self.draft / name).replace(self.path / name)
         shutil.rmtree(self.draft)
@@ -129,8 +128,8 @@ class RunFolder:
             checkpoints = self.checkpoints()
             return checkpoints[-1] if checkpoints else None
         try:
-            write_whole(self.rows, rows + "\n")
-            write_whole(self.recipe, dump_recipe(recipe))
+            atomic_write(self.rows, rows + "\n")
+            atomic_write(self.recipe, dump_recipe(recipe))
         except OSError as error:
             raise RosaError(
                 f"output_dir '{self.path}' cannot be written: {error.strerror}"
@@ -153,8 +152,12 @@ class RunFolder:
                 f"output_dir '{self.path}' holds another run; go on with it by --resume, or name "
                 "another folder with --output_dir"
             )
-        begun = [name + part for name in (self.rows.name, self.recipe.name) for part in ("", PART)]
-        unclaimed = (LOCK, *begun)  # left by a kill before the run began
+        begun = [
+            name + part
+            for name in (self.rows.name, self.recipe.name)
+            for part in ("", PARTIAL_SUFFIX)
+        ]
+        unclaimed = (LOCK_FILE, *begun)  # left by a kill before the run began
         if self.path.is_dir() and any(f.name not in unclaimed for f in self.path.iterdir()):
             raise RosaError(
                 f"output_dir '{self.path}' is not empty and holds no run; name another folder"
@@ -162,7 +165,7 @@ class RunFolder:
         self._check_writable()
 
     def _check_writable(self) -> None:
-        if why := why_unwritable(self.path):
+        if why := unwritable_reason(self.path):
             raise RosaError(f"output_dir '{self.path}': {why}; name another folder")
 
     def read_recipe(self) -> dict[str, Any]:
@@ -250,4 +253,4 @@ def drop_lines_after(path: Path, step: int) -> None:
             continue  # torn by the kill
         if record.get("step", 0) <= step:
             kept.append(line)
-    write_whole(path, "".join(f"{line}\n" for line in kept))
+    atomic_write(path, "".join(f"{line}\n" for line in kept))

@@ -15,7 +15,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from rosa.common.files import write_whole
+from rosa.common.files import atomic_write
 from rosa.compare.results import StudyResults
 from rosa.errors import RosaError
 from rosa.report.html import costs, dots, scatter, tables, training
@@ -60,7 +60,7 @@ def write_report(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Half of a surrogate pair, which a response may hold, has no bytes in UTF-8.
-        write_whole(path, html.encode("utf-8", errors="xmlcharrefreplace"))
+        atomic_write(path, html.encode("utf-8", errors="xmlcharrefreplace"))
     except OSError as error:
         reason = error.strerror or error
         raise RosaError(f"cannot write {path}: {reason}; name another file") from None

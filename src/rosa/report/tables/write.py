@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rosa.common.files import write_whole
+from rosa.common.files import atomic_write
 from rosa.common.tables.model import Table
 from rosa.common.tables.render import FORMATS
 from rosa.compare.results import StudyResults
@@ -76,5 +76,5 @@ def file_name(name: str) -> str:
 def _replace(file: Path, content: str) -> Path:
     """In one step: a reader sees the old table or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, content)
+    atomic_write(file, content)
     return file
