@@ -127,7 +127,8 @@ def test_gradcheck(stage: str, variant: Variant, activate: bool) -> None:
     def run(z: Tensor, source: Tensor) -> Tensor:
         return case.run(variant, z * 1, source, activate=activate, in_place=True)
 
-    assert torch.autograd.gradcheck(run, case.inputs())
+    # Fast: of a kernel in Triton's interpreter, whole Jacobians take minutes.
+    assert torch.autograd.gradcheck(run, case.inputs(), fast_mode=variant == "triton")
     z, source = case.inputs()
     (first,) = torch.autograd.grad((run(z, source) ** 2).sum(), z, create_graph=True)
     with pytest.raises(RosaError, match="second derivatives"):
