@@ -31,6 +31,12 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def float32_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`precision: auto` is float32 here, on machines that compute in bfloat16 too."""
+    monkeypatch.setattr("rosa.models.loading.computes_in_bf16", lambda device: False)
+
+
 @pytest.fixture
 def ops_variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The variant that a test runs with, and threads and processes that it starts.

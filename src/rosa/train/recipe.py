@@ -61,7 +61,8 @@ class Recipe:
         warmup: learning-rate warm-up: a share of the steps below 1, else steps.
         weight_decay: AdamW's decoupled weight decay.
         max_grad_norm: gradient clipping; 0 turns it off.
-        precision: `auto` is bf16 where the GPU has it, else float32.
+        precision: `auto` is bf16 where the device computes in it (CUDA from Ampere on, CPUs with
+            AMX or AVX512-BF16), else float32; `fp16` trains with loss scaling, on CUDA only.
         quantization: the frozen base model in 4 bits (`nf4`, as QLoRA) or 8 (`int8`); needs
             bitsandbytes (docs/guides/training.md).
         gradient_checkpointing: recompute activations in the backward pass to save memory.
@@ -93,7 +94,7 @@ class Recipe:
     warmup: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    precision: Literal["auto", "bf16", "float32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
     quantization: Quantization | None = None
     gradient_checkpointing: bool = False
     save_steps: int | None = None

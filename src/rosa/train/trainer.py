@@ -14,12 +14,15 @@ from typing import Any
 import torch
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
+from peft import PeftModel
 from torch.distributed.tensor import DTensor
+from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from trl import SFTConfig, SFTTrainer
 
 from rosa.common.distributed import split_step, world_size
+from rosa.data.row_order import LengthGroupedSampler
 from rosa.data.tokenization import TokenizedRows
 from rosa.dls import DlsCallback, DynamicLayerSelection
 from rosa.errors import DivergedError
@@ -33,6 +36,11 @@ from rosa.train.adalora import (
 )
 from rosa.train.callbacks import StopOnSignal
 from rosa.train.costs import CostMeter
+from rosa.train.loss import (
+    adapted_head_allowed,
+    score_supervised_positions,
+    uses_trl_kernel,
+)
 from rosa.train.recipe import Recipe
 from rosa.train.run_folder import RunFolder
 from rosa.train.sharded_checkpoint import is_sharded, load_sharded_optimizer, load_sharded_weights
@@ -75,9 +83,16 @@ class GuardedTrainer(SFTTrainer):
     What is on disk then is the last good checkpoint.
     """
 
-    def __init__(self, *args: Any, meter: CostMeter, keep_checkpoints: int, **kwargs: Any) -> None:
+    def __init__(
+        self, model: Any, *args: Any, meter: CostMeter, keep_checkpoints: int, **kwargs: Any
+    ) -> None:
         self._saving: Path | None = None  # the folder of a checkpoint that is being written
-        super().__init__(*args, **kwargs)
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        forward = base.forward
+        with adapted_head_allowed(model):
+            super().__init__(model, *args, **kwargs)
+        if not uses_trl_kernel(base, self.args.device):
+            score_supervised_positions(base, forward)
         self._meter = meter
         self._keep_checkpoints = keep_checkpoints
         self.add_callback(meter)
@@ -93,6 +108,13 @@ class GuardedTrainer(SFTTrainer):
         if not torch.isfinite(loss).all():
             self._stop_not_finite("the loss")
         return loss
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        processes, steps = self.accelerator.num_processes, self.args.gradient_accumulation_steps
+        rows_per_step = self.args.per_device_train_batch_size * steps * processes
+        return LengthGroupedSampler(lengths, rows_per_step, self.args.seed)
 
     def compute_loss(
         self,
@@ -242,7 +264,7 @@ def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) ->
     save_steps = recipe.save_steps or max(1, total_steps // CHECKPOINTS_PER_RUN)
     share = split_step(recipe.batch_size, recipe.gradient_accumulation, world_size())
     device = pick_device()
-    half = pick_dtype(recipe.precision, device) == torch.bfloat16
+    computing = pick_dtype(recipe.precision, device)
     return SFTConfig(
         output_dir=recipe.output_dir,
         num_train_epochs=recipe.epochs,
@@ -255,7 +277,8 @@ def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) ->
         warmup_steps=recipe.warmup,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
-        bf16=half,
+        bf16=computing == torch.bfloat16,
+        fp16=computing == torch.float16,
         gradient_checkpointing=recipe.gradient_checkpointing,
         eval_strategy="steps" if has_validation else "no",
         eval_steps=save_steps,
