@@ -79,7 +79,7 @@ as quick, and so are those of a tokenizer without the fast backend.
 
 Ctrl-C (or SIGTERM) ends the run after the step it is in, with a checkpoint; the same command with
 `--resume` goes on and ends with the same adapter as an uninterrupted run (float32, CPU, one
-process). A folder that holds another run is refused. A loss that is not a finite number stops the
+process). A folder that holds another run is refused. A loss that is not finite stops the
 run and leaves the last good checkpoint; start again in another folder. One run at a time works
 in a folder. A second Ctrl-C ends the run at once, and what came after the last checkpoint is lost.
 A checkpoint with a damaged file is passed over for the one before. A kill, a full disk and other

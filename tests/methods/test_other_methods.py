@@ -71,7 +71,7 @@ def test_a_method_trains_from_a_recipe_and_its_adapter_loads(
     recipe = load_recipe(recipe_file, "--method", method, *options)
     assert recipe.dls is None
     assert yaml.safe_load(dump_recipe(recipe))["adapter"].items() >= keys.items()
-    result = train(recipe, say=str)
+    result = train(recipe, log=str)
     assert result.trainable > 0
     losses = [json.loads(line) for line in (result.folder / "metrics.jsonl").open()]
     assert len({line["eval_loss"] for line in losses if "eval_loss" in line}) == 2  # it moved
@@ -95,7 +95,7 @@ def test_norms_move_in_half_precision_too(
         "--dls",
         "null",
     )
-    result = train(load_recipe(recipe_file, *options, "--validation", "0"), say=str)
+    result = train(load_recipe(recipe_file, *options, "--validation", "0"), log=str)
     weights = load_file(result.folder / "adapter_model.safetensors")
     norms = [value for key, value in weights.items() if "norm" in key]
     assert norms
@@ -136,14 +136,14 @@ def test_the_studys_own_methods_go_before_peft_defaults() -> None:
 def test_a_value_that_does_not_fit_the_model_is_told_in_one_sentence(recipe_file: str) -> None:
     recipe = load_recipe(recipe_file, "--method", "vblora", "--adapter.vector_length", "7")
     with pytest.raises(RosaError, match=r"vblora cannot be attached to .*divisible by"):
-        train(recipe, say=str)
+        train(recipe, log=str)
 
 
 def test_an_adapter_on_the_output_embeddings_is_refused_before_the_run(recipe_file: str) -> None:
     targets = ["--adapter.target_modules", "[lm_head]"]
     recipe = load_recipe(recipe_file, "--method", "lora", *targets)
     with pytest.raises(RosaError, match=r"output embeddings.*lm_head"):
-        train(recipe, say=str)
+        train(recipe, log=str)
     assert not Path(recipe.output_dir).exists()
 
 

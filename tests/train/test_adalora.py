@@ -90,7 +90,7 @@ def test_the_trained_loss_differs_by_the_regulariser_and_the_validation_loss_doe
             max_steps=1,
             save_steps=1,
         )
-        folder = train(run, say=str).folder
+        folder = train(run, log=str).folder
         found = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
         merged = {key: value for line in found for key, value in line.items()}
         return merged["loss"], merged["eval_loss"]
@@ -103,7 +103,7 @@ def test_the_trained_loss_differs_by_the_regulariser_and_the_validation_loss_doe
 
 
 def test_ranks_move_from_the_warmup_to_the_target(recipe: Recipe) -> None:
-    folder = train(recipe, say=str).folder
+    folder = train(recipe, log=str).folder
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["tinit"], config["tfinal"], config["total_step"]) == (2, 8, STEPS)
     kept = {}
@@ -125,7 +125,7 @@ def test_ranks_move_from_the_warmup_to_the_target(recipe: Recipe) -> None:
 
 
 def test_the_final_adapter_is_pruned_and_is_the_best_checkpoint(recipe: Recipe) -> None:
-    result = train(recipe, say=str)
+    result = train(recipe, log=str)
     best = json.loads((result.folder / f"checkpoint-{STEPS}/trainer_state.json").read_text())
     ids = torch.arange(4, 16).reshape(2, 6)
     final = load(str(result.folder)).model(ids).logits
@@ -140,7 +140,7 @@ def test_the_final_adapter_is_pruned_and_is_the_best_checkpoint(recipe: Recipe) 
 
 @pytest.mark.parametrize("steps", [2, 3])
 def test_the_shortest_runs_cut_their_ranks_too(recipe: Recipe, steps: int) -> None:
-    folder = train(replace(recipe, max_steps=steps), say=str).folder
+    folder = train(replace(recipe, max_steps=steps), log=str).folder
     pattern = json.loads((folder / "adapter_config.json").read_text())["rank_pattern"]
     assert sum(map(sum, pattern.values())) == 3 * 2 * 7
 
@@ -162,7 +162,7 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, dls: Any
 ) -> None:
     recipe = replace(recipe, dls=dls)
-    whole = train(recipe, say=str).folder
+    whole = train(recipe, log=str).folder
     step = GuardedTrainer.training_step
 
     def interrupted(self: GuardedTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -173,8 +173,8 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
 
     monkeypatch.setattr(GuardedTrainer, "training_step", interrupted)
     parts = replace(recipe, output_dir=str(tmp_path / "parts"))
-    assert not train(parts, say=str).finished
-    folder = train(parts, resume=True, say=str).folder
+    assert not train(parts, log=str).finished
+    folder = train(parts, resume=True, log=str).folder
     expected = load_file(whole / f"checkpoint-{STEPS}/adapter_model.safetensors")
     found = load_file(folder / f"checkpoint-{STEPS}/adapter_model.safetensors")
     assert expected.keys() == found.keys()

@@ -62,7 +62,7 @@ def tokens_logged(folder: Path) -> int:
 
 def test_a_finished_run_says_what_it_cost(recipe: Recipe) -> None:
     start = time.perf_counter()
-    result = train(recipe, say=str)
+    result = train(recipe, log=str)
     passed = time.perf_counter() - start
     costs = result.costs
     assert costs is not None
@@ -82,16 +82,16 @@ def test_a_finished_run_says_what_it_cost(recipe: Recipe) -> None:
 def test_a_run_in_parts_costs_all_its_parts(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    whole = train(recipe, say=str).costs
+    whole = train(recipe, log=str).costs
     parts = replace(recipe, output_dir=str(tmp_path / "parts"))
     interrupt_at(monkeypatch, step=3)
-    stopped = train(parts, say=str)
+    stopped = train(parts, log=str)
     assert stopped.costs is None
     assert not (stopped.folder / "costs.json").exists()
     state = json.loads((stopped.folder / "checkpoint-3" / "trainer_state.json").read_text())
     first = restored(state["stateful_callbacks"]["CostMeter"], 3)
     assert len(first.step_seconds) == 3
-    both = train(parts, resume=True, say=str).costs
+    both = train(parts, resume=True, log=str).costs
     assert whole is not None
     assert both is not None
     assert both.tokens == whole.tokens
@@ -112,10 +112,10 @@ def test_work_lost_to_a_kill_is_not_counted_twice(
     with monkeypatch.context() as patch:
         patch.setattr(GuardedTrainer, "compute_loss", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(recipe, say=str)
-    resumed = train(recipe, resume=True, say=str).costs  # after step 4; the fifth is done again
+            train(recipe, log=str)
+    resumed = train(recipe, resume=True, log=str).costs  # after step 4; the fifth is done again
     again = replace(recipe, output_dir=recipe.output_dir + "-whole")
-    whole = train(again, say=str).costs
+    whole = train(again, log=str).costs
     assert resumed is not None
     assert whole is not None
     assert resumed.tokens == whole.tokens
@@ -132,14 +132,14 @@ def test_a_run_killed_while_it_writes_its_results_goes_on_with_them(
     with monkeypatch.context() as patch:
         patch.setattr("rosa.train.run.write_costs", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(recipe, say=str)
+            train(recipe, log=str)
     assert not RunFolder(Path(recipe.output_dir)).finished
-    resumed = train(recipe, resume=True, say=str)
+    resumed = train(recipe, resume=True, log=str)
     assert (resumed.finished, resumed.steps) == (True, STEPS)  # no step is done again
     assert not (resumed.folder / ".adapter").exists()
     assert resumed.costs is not None
     assert resumed.costs.tokens == tokens_logged(resumed.folder)
-    whole = train(replace(recipe, output_dir=recipe.output_dir + "-whole"), say=str)
+    whole = train(replace(recipe, output_dir=recipe.output_dir + "-whole"), log=str)
     one, two = (load_file(run.folder / "adapter_model.safetensors") for run in (whole, resumed))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -153,7 +153,7 @@ def test_step_time_leaves_validation_out(recipe: Recipe, monkeypatch: pytest.Mon
         return evaluation(self, *args, **kwargs)
 
     monkeypatch.setattr(GuardedTrainer, "evaluate", slow)
-    costs = train(replace(recipe, save_steps=1), say=str).costs
+    costs = train(replace(recipe, save_steps=1), log=str).costs
     assert costs is not None
     assert costs.step_seconds_median < 0.3
     assert costs.tokens_per_second > costs.tokens / (STEPS * 0.4)
@@ -173,7 +173,7 @@ def test_totals_add_up() -> None:
 
 def test_a_checkpoint_without_costs_is_answered_with_a_warning() -> None:
     for stored in (None, {}, {"attributes": {}}, {"attributes": {"totals": {"steps": 1}}}):
-        with pytest.warns(UserWarning, match="step 7 holds no costs"):
+        with pytest.warns(UserWarning, match="step 7 has no costs"):
             assert restored(stored, 7) == Totals()
 
 
@@ -239,7 +239,7 @@ def test_energy_is_nvmls_counter_in_joules_or_nothing(monkeypatch: pytest.Monkey
 
 
 def test_costs_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RosaError, match=r"costs.json is not there; `rosa train` writes it"):
+    with pytest.raises(RosaError, match=r"costs.json; `rosa train` writes it"):
         read_costs(tmp_path)
     for damage in ("", "[]", '{"trainable": 1}'):
         (tmp_path / "costs.json").write_text(damage)

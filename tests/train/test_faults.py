@@ -89,12 +89,12 @@ def test_a_full_disk_between_two_checkpoints_is_one_sentence(
         patch.setattr(GuardedTrainer, "training_step", fills_up)
         with pytest.raises(
             RosaError,
-            match=r"cannot write to '.*run': No space left on device; make room there, and the "
-            r"same command with --resume goes on after step 2$",
+            match=r"cannot write to '.*run': No space left on device; free some space, then "
+            r"rerun with --resume to continue after step 2$",
         ):
-            train(replace(recipe, log_steps=1), say=str)
+            train(replace(recipe, log_steps=1), log=str)
     metrics.unlink()
-    assert train(replace(recipe, log_steps=1), resume=True, say=str).finished
+    assert train(replace(recipe, log_steps=1), resume=True, log=str).finished
 
 
 @POSIX
@@ -106,7 +106,7 @@ def test_a_full_disk_stops_an_evaluation_with_one_sentence(tmp_path: Path) -> No
     expected = (out / "tiny-sums.jsonl").read_bytes()
     (out / "tiny-sums.jsonl").unlink()
     (out / "tiny-sums.jsonl").symlink_to("/dev/full")
-    with pytest.raises(RosaError, match=r"No space left.*make room there, and the same command"):
+    with pytest.raises(RosaError, match=r"No space left.*free some space, then rerun"):
         evaluate(model, tokenizer, ["tiny-sums"], out=out, **asked)
     (out / "tiny-sums.jsonl").unlink()
     evaluate(model, tokenizer, ["tiny-sums"], out=out, **asked)
@@ -138,13 +138,13 @@ def test_a_read_only_folder_is_refused_before_anything_is_loaded(
     for place in (unprivileged, unprivileged / "new" / "run"):
         bad = replace(recipe, model="./absent", output_dir=str(place))
         with pytest.raises(RosaError, match=r"readonly cannot be written; name another folder"):
-            train(bad, say=str)
+            train(bad, log=str)
     assert not list(unprivileged.iterdir())
 
 
 def test_a_folder_below_a_file_is_refused(recipe: Recipe) -> None:
     with pytest.raises(RosaError, match=r"rows\.json is a file; name another folder"):
-        train(replace(recipe, output_dir=f"{recipe.data}/run"), say=str)
+        train(replace(recipe, output_dir=f"{recipe.data}/run"), log=str)
 
 
 def test_data_that_vanished_is_named_and_the_run_goes_on_when_it_is_back(
@@ -152,26 +152,26 @@ def test_data_that_vanished_is_named_and_the_run_goes_on_when_it_is_back(
 ) -> None:
     data = Path(str(recipe.data))
     interrupt_at(monkeypatch, step=2)
-    assert train(recipe, say=str).steps == 2
+    assert train(recipe, log=str).steps == 2
     data.rename(data.with_suffix(".gone"))
     with pytest.raises(RosaError, match=r"there is no data file .*rows\.json; check the path"):
-        train(recipe, resume=True, say=str)
+        train(recipe, resume=True, log=str)
     data.with_suffix(".gone").rename(data)
-    assert train(recipe, resume=True, say=str).finished
+    assert train(recipe, resume=True, log=str).finished
 
 
 def test_data_that_changed_is_another_run(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     data = Path(str(recipe.data))
     content = data.read_text()
     interrupt_at(monkeypatch, step=2)
-    train(recipe, say=str)
+    train(recipe, log=str)
     backwards = json.dumps(json.loads(content)[::-1])
     for changed in (content.replace("question 3", "question 4"), backwards):
         data.write_text(changed)
         with pytest.raises(RosaError, match=r"the rows are not those that the run in '.*' began"):
-            train(recipe, resume=True, say=str)
+            train(recipe, resume=True, log=str)
     data.write_text(content)
-    assert train(recipe, resume=True, say=str).finished
+    assert train(recipe, resume=True, log=str).finished
 
 
 def test_data_that_vanishes_while_it_is_trained_on_is_not_missed(
@@ -186,7 +186,7 @@ def test_data_that_vanishes_while_it_is_trained_on_is_not_missed(
         return build(*args, **kwargs)
 
     monkeypatch.setattr(module, "build_trainer", gone)
-    assert train(recipe, say=str).finished
+    assert train(recipe, log=str).finished
 
 
 # --- what users write ---
@@ -199,7 +199,7 @@ def test_a_tilde_in_a_recipe_is_the_home_folder(
         monkeypatch.setenv(variable, str(tmp_path))
     ours = replace(recipe, output_dir="~/run", model="~/model", data="~/rows.json", max_steps=1)
     assert ours.output_dir == os.path.expanduser("~/run")
-    assert train(ours, say=str).folder == tmp_path / "run"
+    assert train(ours, log=str).folder == tmp_path / "run"
     assert not Path("~").exists()
 
 

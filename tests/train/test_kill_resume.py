@@ -187,8 +187,8 @@ def test_a_disk_that_is_full_while_saving_is_one_sentence_and_costs_no_checkpoin
     said = log.read_text(encoding="utf-8").splitlines()
     assert code == 2, said
     assert re.fullmatch(
-        rf"rosa train: cannot write to '{re.escape(str(run))}': .*; make room there, and the same "
-        r"command with --resume goes on after step 6",
+        rf"rosa train: cannot write to '{re.escape(str(run))}': .*; free some space, then rerun "
+        r"with --resume to continue after step 6",
         said[-2],
     )
     assert names(run)[-1] == "checkpoint-6"

@@ -181,7 +181,7 @@ def test_a_recipe_trains_and_evaluates_on_a_quantised_base(
 ) -> None:
     monkeypatch.undo()  # the machine's own kernels: what is evaluated in between is trained on
     recipe = replace(recipe, quantization=bits, precision=precision)  # type: ignore[arg-type]
-    result = train(recipe, say=str)
+    result = train(recipe, log=str)
     lines = (result.folder / "metrics.jsonl").read_text().splitlines()
     found = [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
     assert found[-1] < found[0] - 0.1
@@ -219,13 +219,13 @@ def test_a_quantised_run_that_was_stopped_goes_on_to_the_same_adapter(
     recipe: Recipe, tmp_path: Path
 ) -> None:
     recipe = replace(recipe, quantization="nf4", keep_checkpoints=3)
-    whole = load_file(train(recipe, say=str).folder / "adapter_model.safetensors")
+    whole = load_file(train(recipe, log=str).folder / "adapter_model.safetensors")
     for step in (6, 9):  # as if it had been stopped after step 3
         shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
     for file in ("adapter_model.safetensors", "adapter_config.json"):
         (tmp_path / "run" / file).unlink()
     said: list[str] = []
-    train(recipe, resume=True, say=said.append)
+    train(recipe, resume=True, log=said.append)
     assert "resuming after step 3" in said
     again = load_file(tmp_path / "run" / "adapter_model.safetensors")
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
@@ -238,7 +238,7 @@ def test_what_cannot_be_is_told_in_a_sentence(
         load_base_model(str(folder), quantization="int4")
     monkeypatch.setattr("rosa.models.quantization.find_spec", lambda name: None)
     with pytest.raises(RosaError, match=r"bitsandbytes, which is not installed; `pip install"):
-        train(replace(recipe, quantization="nf4"), say=str)
+        train(replace(recipe, quantization="nf4"), log=str)
     assert not Path(recipe.output_dir).exists()
 
 

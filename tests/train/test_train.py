@@ -78,7 +78,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 def test_a_run_leaves_everything_it_promises(recipe: Recipe) -> None:
     said: list[str] = []
-    result = train(recipe, say=said.append)
+    result = train(recipe, log=said.append)
     folder = result.folder
     assert result.finished
     assert result.steps == STEPS
@@ -102,13 +102,13 @@ def test_a_run_leaves_everything_it_promises(recipe: Recipe) -> None:
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    whole = train(recipe, say=str).folder
+    whole = train(recipe, log=str).folder
     parts = replace(recipe, output_dir=str(tmp_path / "parts"))
     interrupt_at(monkeypatch, step=6)
-    stopped = train(parts, say=str)
+    stopped = train(parts, log=str)
     assert (stopped.finished, stopped.steps) == (False, 6)
     assert not (stopped.folder / "adapter_model.safetensors").exists()
-    resumed = train(parts, resume=True, say=str)
+    resumed = train(parts, resume=True, log=str)
     assert (resumed.finished, resumed.steps) == (True, STEPS)
     one, two = adapter(whole), adapter(resumed.folder)
     assert one.keys() == two.keys()
@@ -124,7 +124,7 @@ def test_an_interrupt_in_the_last_step_loses_nothing(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt_at(monkeypatch, step=STEPS)
-    result = train(recipe, say=str)
+    result = train(recipe, log=str)
     assert result.finished
     assert adapter(result.folder)
 
@@ -138,7 +138,7 @@ def test_a_second_interrupt_ends_at_once(recipe: Recipe, monkeypatch: pytest.Mon
     monkeypatch.setattr(GuardedTrainer, "training_step", twice)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, say=str)
+        train(recipe, log=str)
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -153,38 +153,38 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
 
     monkeypatch.setattr(GuardedTrainer, "compute_loss", nan_after_step_6)
     with pytest.raises(
-        RosaError, match=r"loss is not a finite .* step 6: .*checkpoint-4.*learning"
+        RosaError, match=r"loss is not finite after step 6: .*checkpoint-4.*learning"
     ):
-        train(recipe, say=str)
+        train(recipe, log=str)
     kept = adapter(Path(recipe.output_dir) / "checkpoint-4")
     assert all(tensor.isfinite().all() for tensor in kept.values())
 
 
 def test_a_folder_with_another_run_is_left_alone(recipe: Recipe) -> None:
-    folder = train(recipe, say=str).folder
+    folder = train(recipe, log=str).folder
     before = (folder / "adapter_model.safetensors").read_bytes()
     with pytest.raises(RosaError, match="holds another run"):
-        train(replace(recipe, seed=1), say=str)
+        train(replace(recipe, seed=1), log=str)
     with pytest.raises(RosaError, match="already finished"):
-        train(recipe, resume=True, say=str)
+        train(recipe, resume=True, log=str)
     assert (folder / "adapter_model.safetensors").read_bytes() == before
 
 
 def test_a_refused_choice_of_layers_leaves_the_folder_free(recipe: Recipe) -> None:
     refused = replace(recipe, dls=DlsConfig(layers=[99]))
     with pytest.raises(RosaError, match="names 99"):
-        train(refused, say=str)
+        train(refused, log=str)
     corrected = replace(recipe, dls=DlsConfig(layers=[0]), max_steps=2)
-    assert train(corrected, say=str).finished
+    assert train(corrected, log=str).finished
 
 
 def test_resuming_another_recipe_is_refused(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt_at(monkeypatch, step=2)
-    train(recipe, say=str)
+    train(recipe, log=str)
     with pytest.raises(RosaError, match=r"`learning_rate` \(0.02, now 0.5\)"):
-        train(replace(recipe, learning_rate=0.5), resume=True, say=str)
+        train(replace(recipe, learning_rate=0.5), resume=True, log=str)
 
 
 def test_a_folder_in_use_is_refused(recipe: Recipe) -> None:
@@ -193,7 +193,7 @@ def test_a_folder_in_use_is_refused(recipe: Recipe) -> None:
         lock_folder(Path(recipe.output_dir)),
         pytest.raises(RosaError, match="another run is using the folder"),
     ):
-        train(recipe, say=str)
+        train(recipe, log=str)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth"])
@@ -201,11 +201,11 @@ def test_a_cut_checkpoint_is_passed_over(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     interrupt_at(monkeypatch, step=9)
-    folder = train(recipe, say=str).folder
+    folder = train(recipe, log=str).folder
     newest = folder / "checkpoint-9" / name
     newest.write_bytes(newest.read_bytes()[:-200])
     said: list[str] = []
-    assert train(recipe, resume=True, say=said.append).finished
+    assert train(recipe, resume=True, log=said.append).finished
     assert "resuming after step 8" in said
 
 
@@ -213,16 +213,16 @@ def test_a_damaged_recipe_of_the_run_is_named(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt_at(monkeypatch, step=2)
-    folder = train(recipe, say=str).folder
+    folder = train(recipe, log=str).folder
     for damage in (b"", b"a: [", b"\xff\xfe"):
         (folder / "recipe.yaml").write_bytes(damage)
         with pytest.raises(RosaError, match=r"recipe.yaml is damaged"):
-            train(recipe, resume=True, say=str)
+            train(recipe, resume=True, log=str)
 
 
 def test_resuming_nothing_is_refused(recipe: Recipe) -> None:
     with pytest.raises(RosaError, match="holds no run"):
-        train(recipe, resume=True, say=str)
+        train(recipe, resume=True, log=str)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     recipe: Recipe, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(RosaError, match=words):
-        train(replace(recipe, **changes), say=str)
+        train(replace(recipe, **changes), log=str)
     assert not Path(recipe.output_dir).exists()
 
 
@@ -256,14 +256,14 @@ def test_a_path_without_a_folder_is_refused(recipe: Recipe, tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below", Path("/dev/null")):
         with pytest.raises(RosaError, match=r"is a file|cannot be written"):
-            train(replace(recipe, output_dir=str(path)), say=str)
+            train(replace(recipe, output_dir=str(path)), log=str)
 
 
 def test_the_adapter_finds_a_base_model_given_by_a_relative_path(
     recipe: Recipe, model_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(model_folder.parent)
-    folder = train(replace(recipe, model=model_folder.name, max_steps=2), say=str).folder
+    folder = train(replace(recipe, model=model_folder.name, max_steps=2), log=str).folder
     monkeypatch.chdir(tmp_path)
     assert load(str(folder)).base == str(model_folder.resolve())
 
@@ -282,14 +282,14 @@ def test_the_command_exits_with_2_and_one_sentence(
 def test_gradient_checkpointing_changes_memory_and_not_the_result(
     recipe: Recipe, tmp_path: Path
 ) -> None:
-    plain = adapter(train(recipe, say=str).folder)
+    plain = adapter(train(recipe, log=str).folder)
     saving = replace(recipe, gradient_checkpointing=True, output_dir=str(tmp_path / "saving"))
-    for key, tensor in adapter(train(saving, say=str).folder).items():
+    for key, tensor in adapter(train(saving, log=str).folder).items():
         assert torch.allclose(tensor, plain[key], atol=1e-5), key
 
 
 def test_bf16_trains_with_a_float32_adapter(recipe: Recipe) -> None:
-    folder = train(replace(recipe, precision="bf16"), say=str).folder
+    folder = train(replace(recipe, precision="bf16"), log=str).folder
     losses = [line["loss"] for line in lines(folder / "metrics.jsonl") if "loss" in line]
     assert losses[-1] < 0.8 * losses[0]
     assert {tensor.dtype for tensor in adapter(folder).values()} == {torch.float32}
@@ -298,7 +298,7 @@ def test_bf16_trains_with_a_float32_adapter(recipe: Recipe) -> None:
 def test_tensorboard_sees_the_loss(recipe: Recipe) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = train(replace(recipe, report_to=["tensorboard"], max_steps=4), say=str).folder
+    folder = train(replace(recipe, report_to=["tensorboard"], max_steps=4), log=str).folder
     [events] = folder.rglob("events.out.tfevents*")
     found = EventAccumulator(str(events)).Reload()
     assert [event.step for event in found.Scalars("train/loss")] == [1, 2, 3, 4]
@@ -307,7 +307,7 @@ def test_tensorboard_sees_the_loss(recipe: Recipe) -> None:
 @pytest.mark.parametrize("method", ["lora", "ln_tuning", "vera"])
 def test_other_methods_train_by_name_with_layer_selection(recipe: Recipe, method: str) -> None:
     other = replace(recipe, method=method, adapter=load_method(method).kwargs, max_steps=4)
-    result = train(other, say=str)
+    result = train(other, log=str)
     assert load(str(result.folder)).adapter == str(result.folder)
     assert lines(result.folder / "dls_history.jsonl")[0]["step"] == 3
 
@@ -317,7 +317,7 @@ def test_adalora_reallocates_its_ranks(recipe: Recipe, layer_selection: bool) ->
     keys = {**load_method("adalora").kwargs, "target_r": 2, "tinit": 2, "tfinal": 4, "deltaT": 1}
     adalora = replace(recipe, method="adalora", adapter=keys)
     adalora = adalora if layer_selection else replace(adalora, dls=None)
-    folder = train(adalora, say=str).folder
+    folder = train(adalora, log=str).folder
     assert (folder / "dls_history.jsonl").exists() == layer_selection
     assert load(str(folder)).adapter == str(folder)
     pattern = json.loads((folder / "adapter_config.json").read_text())["rank_pattern"]

@@ -23,7 +23,7 @@ from rosa.errors import RosaError
 from rosa.train.recipe import Recipe
 from rosa.train.run import build_model
 from rosa.train.sharded_checkpoint import is_sharded
-from rosa.train.trainer import PreparedRun, try_selection
+from rosa.train.trainer import PreparedRun, check_selection
 from tests.support import fsdp_on_cpu
 from tests.support.dls_processes import start
 from tests.support.processes import ROOT, marked, output_of, running, wait_for
@@ -102,9 +102,9 @@ def test_layers_are_not_chosen_on_trial_before_fsdp_has_sharded_them(
     nothing = TokenizedRows([])
     run = PreparedRun(recipe, build_model(recipe, 8), None, nothing, nothing, 8)
     with pytest.raises(RosaError, match="names 99"):
-        try_selection(run)
+        check_selection(run)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    try_selection(run)
+    check_selection(run)
 
 
 @pytest.mark.slow

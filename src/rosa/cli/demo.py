@@ -51,7 +51,7 @@ def run(args: Any) -> int:
     console.print(f"1. the base model {recipe.model}, a toy that knows a small world of its own")
     before = score(recipe.model)
     console.print("2. fine-tuning with RoSA")
-    result = train(recipe, say=console.print)
+    result = train(recipe, log=console.print)
     if not result.finished:
         console.print(
             f"stopped after step {result.steps} of {result.total_steps}; go on with\n"

@@ -35,7 +35,7 @@ def run(args: tuple[Recipe, dict[str, bool]]) -> int:
     stop_with_launcher()
     from rosa.train.run import train
 
-    result = train(recipe, resume=flags["resume"], say=console.print)
+    result = train(recipe, resume=flags["resume"], log=console.print)
     if not result.finished:
         console.print(
             f"stopped after step {result.steps} of {result.total_steps}, saved; "

@@ -90,7 +90,7 @@ def _train_and_evaluate(study: Path, job: Job, started: float) -> str:
     folder = RunFolder(Path(job.recipe.output_dir))
     if not folder.finished:
         _say(study, job, "training", started)
-        result = train(job.recipe, resume=folder.recipe.is_file(), say=_line)
+        result = train(job.recipe, resume=folder.recipe.is_file(), log=_line)
         if not result.finished:
             return "stopped"
     if job.evaluate is not None:

@@ -1,8 +1,8 @@
-"""What AdaLoRA needs of a training loop, and PEFT leaves to it.
+"""What AdaLoRA needs from a training loop.
 
-PEFT's AdaLoRA adds its regulariser where the model computes the loss, and the trainer computes it
-elsewhere; it reallocates ranks only where the loop calls it; it prunes what it saves, so that
-training cannot go on from there; and it keeps its estimates of importance in memory alone.
+PEFT adds AdaLoRA's regularizer where the model computes the loss, which TRL's trainer bypasses. It
+reallocates ranks only when the loop calls it. It prunes the ranks that it saves, and keeps its
+importance estimates in memory alone, so that training could not resume.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 STATE_FILE = "adalora_state.safetensors"
-_AVERAGES = ("exp_avg_ipt", "exp_avg_unc")  # of sensitivity and of its uncertainty, per weight
+_AVERAGES = ("exp_avg_ipt", "exp_avg_unc")  # of a weight's sensitivity and uncertainty
 
 
 def adalora_of(model: Any) -> AdaLoraModel | None:
-    """The AdaLoRA tuner inside a PEFT model, if that is what it is."""
+    """The AdaLoRA tuner of a PEFT model; None for another method."""
     tuner = getattr(model, "base_model", None)
     return tuner if isinstance(tuner, AdaLoraModel) else None
 
@@ -40,7 +40,7 @@ def orthogonality_loss(tuner: AdaLoraModel) -> Tensor:
 
 
 def pattern_of(tuner: AdaLoraModel) -> dict[str, list[bool]]:
-    """Which ranks each module still uses: those whose singular value is not exactly 0."""
+    """Which ranks each module still has: those whose singular value is not exactly 0."""
     mark = f"lora_E.{tuner.trainable_adapter_name}"
     values = {key: p for key, p in tuner.model.named_parameters() if mark in key}
     return {key: (p != 0).view(-1).tolist() for key, p in values.items()}
@@ -48,7 +48,7 @@ def pattern_of(tuner: AdaLoraModel) -> dict[str, list[bool]]:
 
 @contextmanager
 def all_ranks(model: Any) -> Iterator[None]:
-    """Saves and loads pruned ranks too, as zeros; afterwards the pattern fits the model."""
+    """Inside, pruned ranks are saved and loaded too, as zeros; then the pattern is set anew."""
     tuner = adalora_of(model)
     if tuner is None:
         yield
@@ -63,16 +63,16 @@ def all_ranks(model: Any) -> Iterator[None]:
 
 
 class AdaLoraAllocation(TrainerCallback):
-    """Lets AdaLoRA reallocate its ranks, also in a run that goes on from a checkpoint."""
+    """Calls AdaLoRA's rank reallocation, and restores its estimates in a resumed run."""
 
     def on_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        # The gradients of the step are still there, which the ranks are decided by.
+        # The ranks depend on this step's gradients, which still exist here.
         tuner, step = model.base_model, state.global_step + 1
         config = _config(tuner)
         if step == 1 == config.total_step - config.tfinal:
-            # So short a run cuts for good at once, and PEFT does not estimate in that step.
+            # So short a run prunes in its first step, in which PEFT makes no estimate.
             tuner.rankallocator.update_ipt(tuner.model)
         tuner.update_and_allocate(step)
 
@@ -84,7 +84,7 @@ class AdaLoraAllocation(TrainerCallback):
 
 
 def save_estimates(model: Any, folder: Path) -> None:
-    """Writes what the ranks are decided by, where PEFT keeps none of it; else does nothing."""
+    """Writes AdaLoRA's importance estimates; does nothing for another method."""
     tuner = adalora_of(model)
     if tuner is None:
         return
@@ -94,10 +94,10 @@ def save_estimates(model: Any, folder: Path) -> None:
 
 
 def load_estimates(model: Any, folder: Path) -> None:
-    """Goes on where `save_estimates` was called, with the weights of that moment in the model."""
+    """Restores what `save_estimates` wrote; the model has the weights of that moment."""
     tuner = model.base_model
     with all_ranks(model):
-        pass  # for the pattern alone
+        pass  # sets the pattern
     device = str(next(tuner.parameters()).device)
     for name, value in load_file(folder / STATE_FILE, device=device).items():
         average, key = name.split("/", 1)

@@ -1,4 +1,4 @@
-"""What a running training shows and writes: progress bar, metrics.jsonl, and a clean stop."""
+"""Trainer callbacks of a run: progress bar, metrics.jsonl, and a stop that saves first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rosa.common.distributed import any_rank
 class StopOnSignal(TrainerCallback):
     """Ends the run after the present step, with a checkpoint, once `requested` is set.
 
-    Of several processes all stop after the same step: the signal reaches one before the other.
+    All processes stop after the same step, whichever of them received the signal.
     """
 
     def __init__(self) -> None:
@@ -43,24 +43,21 @@ class MetricsWriter(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" in logs:
-            logs["tokens_per_second"] = self._speed(logs.get("num_tokens", 0.0))
+            now, tokens = time.perf_counter(), logs.get("num_tokens", 0.0)
+            speed = (tokens - self._tokens) / max(now - self._time, 1e-9)
+            logs["tokens_per_second"] = round(speed, 1)  # for the callbacks after this one too
+            self._tokens, self._time = tokens, now
         record = {"step": state.global_step, **logs}
         with (Path(args.output_dir) / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def _speed(self, tokens: float) -> float:
-        now = time.perf_counter()
-        speed = (tokens - self._tokens) / max(now - self._time, 1e-9)
-        self._tokens, self._time = tokens, now
-        return round(speed, 1)
-
 
 class Progress(TrainerCallback):
-    """A bar with loss, tokens per second and the chosen layers; plain lines where there is none."""
+    """A bar with loss, tokens per second and chosen layers; lines where there is no terminal."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
-        self._latest: dict[str, Any] = {}  # the bar shows the newest of each figure
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._latest: dict[str, Any] = {}  # the bar shows the newest of each value
         self._bar = Bar(
             TextColumn("training"),
             BarColumn(),
@@ -81,11 +78,11 @@ class Progress(TrainerCallback):
         self._bar.update(self._task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        note = describe(logs)
+        note = _describe(logs)
         if not note:
             return
-        self._latest.update(logs or {})
-        self._bar.update(self._task, note=describe(self._latest))
+        self._latest.update(logs)
+        self._bar.update(self._task, note=_describe(self._latest))
         if not self._console.is_terminal:
             self._console.print(f"step {state.global_step}/{state.max_steps}  {note}")
 
@@ -93,13 +90,13 @@ class Progress(TrainerCallback):
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """Gives the terminal back, also where training was broken off."""
+        """Restores the terminal, also after an exception in training."""
         if self._console.is_terminal:
             self._bar.stop()
 
 
-def describe(logs: dict[str, Any]) -> str:
-    """A log as a person reads it: `loss 1.234  8,000 tokens/s  layers 0 3 5`."""
+def _describe(logs: dict[str, Any]) -> str:
+    """A log as text: `loss 1.234  8,000 tokens/s  layers 0 3 5`."""
     parts = []
     for key, text in (("loss", "loss {:.4f}"), ("eval_loss", "validation loss {:.4f}")):
         if key in logs:

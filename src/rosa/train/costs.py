@@ -1,8 +1,8 @@
 """What a training run costs: time, memory, energy and size, kept in `costs.json`.
 
-The measures are those of PEFT's own method comparison. Time and memory are of the training loop
-alone: loading the model and preparing the data come before. A resumed run goes on with the totals
-that its checkpoint holds; work that a kill threw away is not part of them.
+The measures are those of PEFT's own method comparison, of the training loop alone: loading the
+model and preparing the data come before. A resumed run continues with the totals in its
+checkpoint; work lost to a kill is not part of them.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ COSTS_FILE = "costs.json"
 
 @dataclass(frozen=True)
 class Totals:
-    """What the training loop has used so far, over every part of a resumed run.
+    """Resources that the training loop has used so far, over all parts of a resumed run.
 
     Attributes:
         step_seconds: of each optimizer step, without data loading, validation and saving.
         train_seconds: wall time of the loop, validation and saving included.
-        tokens: tokens read, padding left out.
+        tokens: tokens read, without padding.
         peak_host_bytes: resident memory of the process.
         peak_device_bytes: tensors on the GPU; None on a CPU.
-        energy_joules: of the whole GPU; None where it cannot be read.
+        energy_joules: of the whole GPU; None if it cannot be read.
     """
 
     step_seconds: list[float] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Totals:
     energy_joules: float | None = 0.0
 
     def __add__(self, later: Totals) -> Totals:
-        """These and a later part: peaks do not add up; what a part does not know, none knows."""
+        """Adds a later part. A value that is unknown for one part is unknown for the sum."""
         device = (self.peak_device_bytes, later.peak_device_bytes)
         energy = (self.energy_joules, later.energy_joules)
         return Totals(
@@ -67,20 +67,16 @@ class Totals:
 
 @dataclass(frozen=True)
 class Costs:
-    """One run's `costs.json`; sizes in bytes, times in seconds.
+    """One run's `costs.json`; sizes in bytes, times in seconds. What is not here is as in `Totals`.
 
     Attributes:
-        trainable: parameters that were trained, of `total`, by PEFT's rule.
+        trainable: number of trainable parameters, of `total`, by PEFT's rule.
         adapter_bytes: size of adapter_model.safetensors.
         step_seconds_median: of an optimizer step, without data loading, validation and saving.
-        tokens_per_second: tokens (padding left out) by the time of those steps.
-        train_seconds: wall time of the training loop, over all parts of a resumed run.
-        peak_host_bytes: resident memory of the process at its peak in the loop.
+        tokens_per_second: tokens by the time of those steps.
         peak_host_source: "kernel" (exact) or "samples" (every 20 ms).
-        peak_device_bytes: tensors on the GPU at their peak; None on a CPU.
-        energy_joules: that the whole GPU used meanwhile; None where NVML does not tell.
         device: name of the GPU or the processor.
-        threads: that PyTorch computes with on the CPU.
+        threads: number of PyTorch's CPU threads.
     """
 
     trainable: int
@@ -99,10 +95,9 @@ class Costs:
 
 
 class CostMeter(TrainerCallback, ExportableState):
-    """Measures a training loop; its totals travel in every checkpoint.
+    """Measures a training loop; its totals are part of every checkpoint.
 
-    `totals` is right at any time after the training began. The training loop tells the tokens of
-    each micro-step by `count`, which no callback gets to see.
+    No callback sees a micro-step's inputs, so the trainer passes its tokens to `count`.
     """
 
     def __init__(self) -> None:
@@ -116,8 +111,8 @@ class CostMeter(TrainerCallback, ExportableState):
         self.device = torch.device("cpu")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Takes over a checkpoint's totals and starts every clock."""
-        self.take_over(state, args.device)
+        """Restores a checkpoint's totals and starts every clock."""
+        self.restore(state, args.device)
         # A checkpoint of a run without this callback has no place for its state.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         reset_peak_device_memory(self.device)
@@ -125,8 +120,8 @@ class CostMeter(TrainerCallback, ExportableState):
         self._energy = read_energy(self.device)
         self._begin = time.perf_counter()
 
-    def take_over(self, state: Any, device: Any) -> None:
-        """Goes on with the totals in a Trainer's state, where it has got any."""
+    def restore(self, state: Any, device: Any) -> None:
+        """Continues with the totals in a Trainer's state; warns if there are none."""
         self.device = device
         if state.global_step:
             stored = state.stateful_callbacks.get(type(self).__name__)
@@ -139,7 +134,7 @@ class CostMeter(TrainerCallback, ExportableState):
         self._steps.append(round(time.perf_counter() - self._step_begin, 6))
 
     def count(self, tokens: int) -> None:
-        """A micro-step read so many tokens."""
+        """Adds the tokens of a micro-step."""
         self._tokens += tokens
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -150,7 +145,7 @@ class CostMeter(TrainerCallback, ExportableState):
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """Ends the sampling of memory, also where training was broken off."""
+        """Stops sampling memory, also after an exception in training."""
         self._host.stop()
 
     @property
@@ -158,16 +153,14 @@ class CostMeter(TrainerCallback, ExportableState):
         """Of all parts of the run up to now."""
         if self._begin is None:
             return self._earlier
-        energy = read_energy(self.device)
+        energy, before = read_energy(self.device), self._energy
         return self._earlier + Totals(
             step_seconds=list(self._steps),
             train_seconds=time.perf_counter() - self._begin,
             tokens=self._tokens,
             peak_host_bytes=self._host.read(),
             peak_device_bytes=peak_device_memory(self.device),
-            energy_joules=(
-                None if energy is None or self._energy is None else energy - self._energy
-            ),
+            energy_joules=None if energy is None or before is None else energy - before,
         )
 
     @property
@@ -180,12 +173,12 @@ class CostMeter(TrainerCallback, ExportableState):
 
 
 def restored(stored: Any, step: int) -> Totals:
-    """The totals in a checkpoint's state; warns where there are none."""
+    """The totals in a checkpoint's state; warns if there are none."""
     try:
         return Totals(**stored["attributes"]["totals"])
     except (KeyError, TypeError):
         warnings.warn(
-            f"the checkpoint of step {step} holds no costs: {COSTS_FILE} will count from there",
+            f"the checkpoint of step {step} has no costs: {COSTS_FILE} will count from there",
             stacklevel=2,
         )
         return Totals()
@@ -214,7 +207,7 @@ def run_costs(meter: CostMeter, model: Any, folder: Path) -> Costs:
 
 
 def write_costs(costs: Costs, folder: Path) -> None:
-    """`costs.json` in a run's folder."""
+    """Writes `costs.json` into a run's folder."""
     text = json.dumps(asdict(costs), indent=2, ensure_ascii=False)
     (folder / COSTS_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -229,6 +222,6 @@ def read_costs(folder: str | Path) -> Costs:
     try:
         return Costs(**json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise RosaError(f"{file} is not there; `rosa train` writes it when a run ends") from None
+        raise RosaError(f"there is no {file}; `rosa train` writes it when a run ends") from None
     except (OSError, ValueError, TypeError) as error:
         raise RosaError(f"{file} cannot be read ({error}); train again in a new folder") from None

@@ -1,4 +1,4 @@
-"""The model card of a run: how it was made, how to load it, how it went."""
+"""The model card of a run: data, loss, how to load it, recipe."""
 
 from __future__ import annotations
 

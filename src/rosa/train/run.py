@@ -36,27 +36,29 @@ from rosa.train.costs import CostMeter, Costs, run_costs, write_costs
 from rosa.train.model_card import write_model_card
 from rosa.train.plots import draw_layers, draw_loss, read_history
 from rosa.train.recipe import Recipe, check_recipe
-from rosa.train.run_folder import RunFolder, drop_lines_after
+from rosa.train.run_folder import RunFolder, drop_lines_after, step_of
 from rosa.train.trainer import (
     GuardedTrainer,
     PreparedRun,
     build_trainer,
+    check_selection,
     stop_on_signals,
-    try_selection,
 )
+
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a call of `train` left behind.
+    """What a call of `train` returns.
 
     Attributes:
-        folder: the run's folder; holds the adapter if `finished`.
+        folder: the run's folder, with the adapter if `finished`.
         steps: optimizer steps done, of `total_steps`.
-        finished: False when a signal stopped the run; `--resume` goes on.
+        finished: False if a signal stopped the run; `--resume` continues it.
         loss: the last logged training loss, in nats per response token.
         trainable: number of trainable parameters.
-        costs: time, memory and size; None unless `finished`, and in all processes but the first.
+        costs: time, memory and size; None unless `finished`, and outside the main process.
     """
 
     folder: Path
@@ -68,15 +70,13 @@ class TrainResult:
     costs: Costs | None = None
 
 
-def train(
-    recipe: Recipe, *, resume: bool = False, say: Callable[[str], None] = print
-) -> TrainResult:
+def train(recipe: Recipe, *, resume: bool = False, log: Log = print) -> TrainResult:
     """Fine-tune as the recipe says; Ctrl-C saves a checkpoint and returns.
 
     Args:
         recipe: the run.
-        resume: go on from the folder's last checkpoint.
-        say: receives the lines a person reads (row counts, parameters).
+        resume: continue from the folder's last checkpoint.
+        log: receives lines for the terminal (row counts, parameters).
 
     Raises:
         RosaError: bad model, data, keys or folder, or a loss that is not finite.
@@ -86,81 +86,78 @@ def train(
     check_recipe(recipe)
     split_step(recipe.batch_size, recipe.gradient_accumulation, world_size())
     init_process_group(use_cpu=pick_device().type == "cpu")
-    say = say if is_main_process() else _discard
+    if not is_main_process():
+        log = _discard
     folder = RunFolder(Path(recipe.output_dir))
     run_on_main_process(lambda: folder.check(recipe, resume))
-    # Read everything that may be wrong before the folder is claimed.
+    # Everything that may be wrong is read before anything is written.
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
     train_set, validation_set = load_tokenized_rows(recipe, tokenizer)
-    say(f"training rows: {train_set.report()}")
+    log(f"training rows: {train_set.report()}")
     if validation_set.rows:
-        say(f"validation rows: {validation_set.report()}")
+        log(f"validation rows: {validation_set.report()}")
     set_seed(recipe.seed)
     total_steps = planned_steps(recipe, len(train_set.rows))
     model = build_model(recipe, total_steps)
     check_vocabulary(model, tokenizer, recipe.model)
-    say(describe_parameters(model))
+    log(describe_parameters(model))
     prepared = PreparedRun(recipe, model, tokenizer, train_set, validation_set, total_steps)
-    try_selection(prepared)
+    check_selection(prepared)
     held = lock_folder(folder.path) if is_main_process() else nullcontext()
     with held, translate_disk_errors(folder.path, lambda: _resume_hint(folder)):
         checkpoint = run_on_main_process(lambda: _open(folder, prepared, resume))
-        return _run(prepared, folder, checkpoint, say)
-
-
-def _run(
-    prepared: PreparedRun, folder: RunFolder, checkpoint: Path | None, say: Callable[[str], None]
-) -> TrainResult:
-    """Train in a folder that is this run's, from a checkpoint or from the start."""
-    if checkpoint:
-        say(f"resuming after step {_step(checkpoint)}")
-    stopper, progress, meter = StopOnSignal(), Progress(), CostMeter()
-    watchers: list[TrainerCallback] = [stopper]
-    if is_main_process():
-        watchers += [MetricsWriter(), progress]
-    trainer = build_trainer(prepared, meter, watchers)
-    if not (checkpoint and trainer.take_over_finished(checkpoint)):
-        with stop_on_signals(stopper), progress, meter:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return finish_run(prepared.recipe, folder, trainer, meter)
-
-
-def _open(folder: RunFolder, run: PreparedRun, resume: bool) -> Path | None:
-    """Claim the folder, with nothing in it of what came after the checkpoint to go on from."""
-    rows = fingerprint_of(run.train_set.rows, run.validation_set.rows)
-    checkpoint = folder.claim(run.recipe, resume, rows)
-    folder.drop_saving()
-    drop_lines_after(folder.metrics, _step(checkpoint) if checkpoint else 0)
-    return checkpoint
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.split("-")[-1])
+        return _run(prepared, folder, checkpoint, log)
 
 
 def _discard(_line: str) -> None:
-    """What a process says that is not the first."""
+    """The log of all processes but the main one."""
+
+
+def _open(folder: RunFolder, run: PreparedRun, resume: bool) -> Path | None:
+    """Claim the folder and remove what was written after the checkpoint to resume from."""
+    rows = fingerprint_of(run.train_set.rows, run.validation_set.rows)
+    checkpoint = folder.claim(run.recipe, resume, rows)
+    folder.drop_saving()
+    drop_lines_after(folder.metrics, step_of(checkpoint) if checkpoint else 0)
+    return checkpoint
 
 
 def _resume_hint(folder: RunFolder) -> str:
-    """What a person does when the disk is full: half a checkpoint does not fill it further."""
+    """How to continue after a full disk; removes the incomplete checkpoint, which takes space."""
     if is_main_process():
         folder.drop_saving()
     kept = folder.checkpoints()
-    after = f"after step {_step(kept[-1])}" if kept else "from the start"
-    return f"make room there, and the same command with --resume goes on {after}"
+    where = f"after step {step_of(kept[-1])}" if kept else "from the start"
+    return f"free some space, then rerun with --resume to continue {where}"
 
 
-def finish_run(
+def _run(
+    prepared: PreparedRun, folder: RunFolder, checkpoint: Path | None, log: Log
+) -> TrainResult:
+    if checkpoint:
+        log(f"resuming after step {step_of(checkpoint)}")
+    stopper, progress, meter = StopOnSignal(), Progress(), CostMeter()
+    callbacks: list[TrainerCallback] = [stopper]
+    if is_main_process():
+        callbacks += [MetricsWriter(), progress]
+    trainer = build_trainer(prepared, meter, callbacks)
+    if not (checkpoint and trainer.load_finished(checkpoint)):
+        with stop_on_signals(stopper), progress, meter:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return _write_outputs(prepared.recipe, folder, trainer, meter)
+
+
+def _write_outputs(
     recipe: Recipe, folder: RunFolder, trainer: GuardedTrainer, meter: CostMeter
 ) -> TrainResult:
-    """Draws what happened; writes adapter, costs and card if the run came to its end."""
+    """Draws the plots; of a finished run, also writes the adapter, its costs and model card."""
     state = trainer.state
     model: Any = trainer.model
-    tokenizer: Any = trainer.processing_class
     finished = state.global_step >= state.max_steps
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    loss = losses[-1] if losses else None
     costs = None
-    # Of a sharded model every process gives its part.
+    # FSDP gathers a sharded model's weights from every process.
     weights = trainer.accelerator.get_state_dict(model) if trainer.is_fsdp_enabled else None
     if is_main_process():
         folder.drop_saving()
@@ -168,51 +165,43 @@ def finish_run(
         if folder.dls_history.is_file() and folder.dls_history.stat().st_size:
             draw_layers(read_history(folder.path), folder.path / "layers.png", folder.path.name)
         if finished:
-            # Not `save_model`: it adds a pickle, and an adapter's folder holds none.
+            # Not the Trainer's `save_model`, which adds a pickle.
             model.save_pretrained(folder.draft, state_dict=weights)
             costs = run_costs(meter, model, folder.draft)
-    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-    result = TrainResult(
-        folder=folder.path,
-        steps=state.global_step,
-        total_steps=state.max_steps,
-        finished=finished,
-        loss=losses[-1] if losses else None,
-        trainable=model.get_nb_trainable_parameters()[0],
-        costs=costs,
+            tokenizer: Any = trainer.processing_class
+            tokenizer.save_pretrained(folder.path)
+            write_costs(costs, folder.path)
+            write_model_card(folder.path, recipe, state.global_step, loss, state.log_history)
+            folder.publish_draft()
+    trainable, _ = model.get_nb_trainable_parameters()
+    return TrainResult(
+        folder.path, state.global_step, state.max_steps, finished, loss, trainable, costs
     )
-    if costs is not None:
-        tokenizer.save_pretrained(folder.path)
-        write_costs(costs, folder.path)
-        write_model_card(folder.path, recipe, result.steps, result.loss, state.log_history)
-        folder.publish_draft()
-    return result
 
 
 def load_tokenized_rows(recipe: Recipe, tokenizer: Any) -> tuple[TokenizedRows, TokenizedRows]:
-    """Training and validation rows of every source, sampled, split and tokenised."""
+    """Training and validation rows of every source, sampled, split and tokenized."""
     rows = [
-        (source, number, record)
+        (source, number, row)
         for source in recipe.data_sources
-        for number, record in enumerate(load_training_rows(source), start=1)
+        for number, row in enumerate(load_training_rows(source), start=1)
     ]
     rows = sample(rows, recipe.limit, recipe.seed)
-    parts = []
-    for part in hold_out(rows, recipe.validation, recipe.seed):
-        parts.append(
-            tokenize_rows_cached(
-                part,
-                tokenizer,
-                max_length=recipe.max_length,
-                overlong=recipe.overlong,
-                train_on_prompt=recipe.train_on_prompt,
-            )
+    train_set, validation_set = (
+        tokenize_rows_cached(
+            part,
+            tokenizer,
+            max_length=recipe.max_length,
+            overlong=recipe.overlong,
+            train_on_prompt=recipe.train_on_prompt,
         )
-    if not parts[0].rows:
+        for part in hold_out(rows, recipe.validation, recipe.seed)
+    )
+    if not train_set.rows:
         raise RosaError(
-            f"max_length {recipe.max_length} dropped all {parts[0].dropped} rows; raise it"
+            f"max_length {recipe.max_length} dropped all {train_set.dropped} rows; raise it"
         )
-    return parts[0], parts[1]
+    return train_set, validation_set
 
 
 def planned_steps(recipe: Recipe, rows: int) -> int:
@@ -241,14 +230,13 @@ def build_model(recipe: Recipe, total_steps: int) -> Any:
     except RosaError:
         raise
     except ATTACHING_FAILED as error:
-        reason = one_line(error)
         raise RosaError(
-            f"{recipe.method} cannot be attached to {recipe.model}: {reason}"
+            f"{recipe.method} cannot be attached to {recipe.model}: {one_line(error)}"
         ) from error
     if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
         raise RosaError(
-            f"{recipe.method} would adapt the output embeddings of {recipe.model}, which the loss "
-            "reads past any adapter; leave lm_head out of target_modules"
+            f"{recipe.method} would adapt the output embeddings of {recipe.model}, whose adapter "
+            "the loss skips; leave lm_head out of target_modules"
         )
     for parameter in adapted.parameters():  # PEFT leaves norms and modules_to_save as they are
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):

@@ -1,13 +1,13 @@
-"""A run's folder: what is in it, whose it is, and where an interrupted run goes on.
+"""A run's folder: its files, the check that it is this run's, and where a run resumes.
 
-recipe.yaml          the resolved recipe; says which run the folder holds
+recipe.yaml          the resolved recipe; tells which run the folder belongs to
 .rows                a hash of its rows; a resumed run must have the same
 metrics.jsonl        one line per log: step, loss, learning_rate, tokens_per_second, ...
 dls_history.jsonl    one line per choice of layers: step, mode, scores, selected
-loss.png layers.png  the same, drawn
+loss.png layers.png  plots of the two
 costs.json           time, memory and size, once the run is finished
 adapter_*            the adapter, in PEFT's format; README.md is its model card
-checkpoint-N/        what `--resume` needs; has its name only once it is whole
+checkpoint-N/        what `--resume` needs; has this name only when it is complete
 .saving/             a checkpoint that is being written, or was when the run was killed
 """
 
@@ -28,13 +28,13 @@ from rosa.train.recipe import Recipe, dump_recipe
 from rosa.train.sharded_checkpoint import MOMENTS, SHARDS, is_sharded
 
 WEIGHTS = "adapter_model.safetensors"
-# A resumed run may differ from its first part in how it reports, not in what it computes.
+# Keys that may change when a run resumes: they do not change what it computes.
 FREE_KEYS = {"output_dir", "report_to", "log_steps", "keep_checkpoints", "trust_remote_code"}
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths of one training run."""
+    """The folder of one training run."""
 
     path: Path
 
@@ -56,16 +56,25 @@ class RunFolder:
 
     @property
     def draft(self) -> Path:
-        """Where the adapter is written before everything beside it is there."""
+        """The adapter, until every file beside it is written."""
         return self.path / ".adapter"
 
     @property
     def saving(self) -> Path:
-        """Where a checkpoint is written until it is whole."""
+        """The checkpoint that is being written."""
         return self.path / ".saving"
 
+    @property
+    def finished(self) -> bool:
+        """Whether everything that a finished run leaves has been written."""
+        return (self.path / WEIGHTS).is_file()
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(filter(_is_complete, self.path.glob("checkpoint-*")), key=step_of)
+
     def publish_checkpoint(self, step: int) -> None:
-        """Gives the checkpoint in `saving` its place; what is there already is a damaged one."""
+        """Moves a checkpoint from `saving` to its place, which at most a damaged one occupies."""
         name = f"checkpoint-{step}"
         fsync_tree(self.saving / name)
         if (self.path / name).exists():
@@ -75,18 +84,16 @@ class RunFolder:
     def drop_old_checkpoints(self, keep: int, best: str | None) -> None:
         """Leaves `keep` checkpoints, the newest and the one called `best` among them."""
         found = self.checkpoints()
-        kept = {checkpoint.name for checkpoint in found[-1:]} | {best}
-        spare = [checkpoint for checkpoint in found if checkpoint.name not in kept]
-        too_many = len(found) - max(keep, len(found) - len(spare))
-        for checkpoint in spare[: max(0, too_many)]:
+        spare = [checkpoint for checkpoint in found[:-1] if checkpoint.name != best]
+        for checkpoint in spare[: max(0, len(found) - keep)]:
             self._drop(checkpoint)
 
     def drop_saving(self) -> None:
-        """Removes what was never finished."""
+        """Removes an incomplete checkpoint."""
         shutil.rmtree(self.saving, ignore_errors=True)
 
     def _drop(self, checkpoint: Path) -> None:
-        # Out of the way first: a kill must not leave half of it under a checkpoint's name.
+        # Renamed first: a kill must not leave half of it under a checkpoint's name.
         gone = self.saving / f"old-{checkpoint.name}"
         shutil.rmtree(gone, ignore_errors=True)
         self.saving.mkdir(exist_ok=True)
@@ -94,39 +101,28 @@ class RunFolder:
         shutil.rmtree(gone, ignore_errors=True)
 
     def publish_draft(self) -> None:
-        """Moves the adapter to its place; its weights last, for they say that the run is done."""
+        """Moves the adapter to its place; its weights last, as they mark the run as finished."""
         fsync_tree(self.draft)
         for name in ("adapter_config.json", WEIGHTS):
             (self.draft / name).replace(self.path / name)
         shutil.rmtree(self.draft)
 
-    @property
-    def finished(self) -> bool:
-        """Whether everything that a finished run leaves has been written."""
-        return (self.path / WEIGHTS).is_file()
-
-    def checkpoints(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        found = [c for c in self.path.glob("checkpoint-*") if _is_complete(c)]
-        return sorted(found, key=lambda c: int(c.name.split("-")[-1]))
-
     def claim(self, recipe: Recipe, resume: bool, rows: str) -> Path | None:
-        """Make the folder this run's, and return the checkpoint to go on from, if any.
+        """Make the folder this run's; returns the checkpoint to resume from, if any.
 
-        `rows` is the fingerprint of what is trained on.
+        `rows` is the fingerprint of the training and validation rows.
 
         Raises:
-            RosaError: as `check`, the rows are others than before, or the folder cannot be written.
+            RosaError: as `check`, other rows than before, or the folder cannot be written.
         """
         self.check(recipe, resume)
         if resume:
             if self.rows.is_file() and self.rows.read_text(encoding="utf-8").strip() != rows:
                 raise RosaError(
-                    f"--resume: the rows are not those that the run in '{self.path}' began with "
-                    "(its data or tokenizer changed); put them back, or start in another folder"
+                    f"--resume: the run in '{self.path}' was started with other rows (its data or "
+                    "tokenizer has changed since); restore them, or use another output_dir"
                 )
-            checkpoints = self.checkpoints()
-            return checkpoints[-1] if checkpoints else None
+            return next(reversed(self.checkpoints()), None)
         try:
             atomic_write(self.rows, rows + "\n")
             atomic_write(self.recipe, dump_recipe(recipe))
@@ -137,36 +133,42 @@ class RunFolder:
         return None
 
     def check(self, recipe: Recipe, resume: bool) -> None:
-        """Whether this run may have the folder; touches nothing.
+        """Whether this run may use the folder; writes nothing.
 
         Raises:
-            RosaError: the folder holds another run or other files, or `--resume` was asked for a
-                run that does not match or is not there.
+            RosaError: the folder holds another run or other files, or `--resume` was given for a
+                run that does not match or does not exist.
         """
         if resume:
-            return self._check_reopening(recipe)
+            return self._check_resume(recipe)
         if self.path.exists() and not self.path.is_dir():
-            raise RosaError(f"output_dir '{self.path}' is a file; name a folder")
+            raise RosaError(f"output_dir '{self.path}' is a file; use a folder")
         if self.recipe.is_file():
             raise RosaError(
-                f"output_dir '{self.path}' holds another run; go on with it by --resume, or name "
-                "another folder with --output_dir"
+                f"output_dir '{self.path}' holds another run; continue it with --resume, or use "
+                "another --output_dir"
             )
-        begun = [
-            name + part
-            for name in (self.rows.name, self.recipe.name)
-            for part in ("", PARTIAL_SUFFIX)
-        ]
-        unclaimed = (LOCK_FILE, *begun)  # left by a kill before the run began
+        begun = (self.rows.name, self.recipe.name)  # left by a kill before the run began
+        unclaimed = (LOCK_FILE, *begun, *(name + PARTIAL_SUFFIX for name in begun))
         if self.path.is_dir() and any(f.name not in unclaimed for f in self.path.iterdir()):
             raise RosaError(
-                f"output_dir '{self.path}' is not empty and holds no run; name another folder"
+                f"output_dir '{self.path}' is not empty and holds no run; use another folder"
             )
-        self._check_writable()
-
-    def _check_writable(self) -> None:
         if why := unwritable_reason(self.path):
-            raise RosaError(f"output_dir '{self.path}': {why}; name another folder")
+            raise RosaError(f"output_dir '{self.path}': {why}; use another folder")
+
+    def _check_resume(self, recipe: Recipe) -> None:
+        if not self.recipe.is_file():
+            raise RosaError(
+                f"--resume: '{self.path}' holds no run (no recipe.yaml); start it without --resume"
+            )
+        if self.finished:
+            raise RosaError(f"--resume: the run in '{self.path}' is already finished")
+        if key := first_difference(self.read_recipe(), asdict(recipe)):
+            raise RosaError(
+                f"--resume: the run in '{self.path}' was started with another {key}; use its own "
+                f"recipe ({self.recipe}) or another folder"
+            )
 
     def read_recipe(self) -> dict[str, Any]:
         """The recipe that the run was started with.
@@ -182,18 +184,10 @@ class RunFolder:
                 f"{self.path} to start again"
             ) from None
 
-    def _check_reopening(self, recipe: Recipe) -> None:
-        if not self.recipe.is_file():
-            raise RosaError(
-                f"--resume: '{self.path}' holds no run (no recipe.yaml); start it without --resume"
-            )
-        if self.finished:
-            raise RosaError(f"--resume: the run in '{self.path}' is already finished")
-        if key := first_difference(self.read_recipe(), asdict(recipe)):
-            raise RosaError(
-                f"--resume: the run in '{self.path}' was started with another {key}; use its own "
-                f"recipe ({self.recipe}) or name another folder"
-            )
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step in the name of a checkpoint."""
+    return int(checkpoint.name.split("-")[-1])
 
 
 def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
@@ -214,7 +208,7 @@ def _change(key: str, old: Any, new: Any) -> str:
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    """Whether every file is there and whole: one that was cut after it was written is noticed."""
+    """Whether every file exists and is complete; truncated files are noticed."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -223,7 +217,7 @@ def _is_complete(checkpoint: Path) -> bool:
     if not is_sharded(checkpoint):
         archives.append(checkpoint / "optimizer.pt")
         weights_are_there = _is_readable(checkpoint / WEIGHTS)
-    else:  # their table of contents is written last
+    else:  # its metadata is written last
         weights_are_there = all((checkpoint / p / ".metadata").is_file() for p in (SHARDS, MOMENTS))
     return (
         checkpoint.name == f"checkpoint-{state.get('global_step')}"
@@ -233,7 +227,7 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def _is_readable(weights: Path) -> bool:
-    from rosa.roae.load import read_shapes
+    from rosa.roae.load import read_shapes  # imports torch
 
     try:
         return bool(read_shapes(weights))
@@ -242,7 +236,7 @@ def _is_readable(weights: Path) -> bool:
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Cut a JSONL file back to its records up to `step`: a resumed run writes the rest again."""
+    """Removes the records after `step` from a JSONL file: a resumed run writes them again."""
     if not path.is_file():
         return
     kept = []
@@ -250,7 +244,7 @@ def drop_lines_after(path: Path, step: int) -> None:
         try:
             record = json.loads(line)
         except ValueError:
-            continue  # torn by the kill
+            continue  # incomplete: the run was killed
         if record.get("step", 0) <= step:
             kept.append(line)
     atomic_write(path, "".join(f"{line}\n" for line in kept))

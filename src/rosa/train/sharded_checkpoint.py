@@ -1,7 +1,7 @@
-"""A checkpoint that FSDP2 left in shards, read into a whole model: in one process, or under DDP.
+"""FSDP2's sharded checkpoints, loaded into a model that is not sharded (one process, or DDP).
 
-pytorch_model_fsdp_0/   the adapter, under the names of PEFT's files
-optimizer_0/            the optimizer's state, under the names of the model's parameters
+pytorch_model_fsdp_0/   the adapter, with the keys of PEFT's files
+optimizer_0/            the optimizer's state, with the names of the model's parameters
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def is_sharded(checkpoint: Path) -> bool:
 
 
 def load_sharded_weights(checkpoint: Path, model: Any) -> None:
-    """Puts the adapter of a sharded checkpoint into a PEFT model."""
+    """Loads the adapter of a sharded checkpoint into a PEFT model."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from torch.distributed.checkpoint import load
 
@@ -28,7 +28,7 @@ def load_sharded_weights(checkpoint: Path, model: Any) -> None:
 
 
 def load_sharded_optimizer(checkpoint: Path, model: Any, optimizer: Any, scheduler: Any) -> None:
-    """Puts the optimizer's and the scheduler's state of a sharded checkpoint into these."""
+    """Loads the optimizer's and the scheduler's state of a sharded checkpoint."""
     import torch
     from torch.distributed.checkpoint import load
     from torch.distributed.checkpoint.state_dict import (

@@ -46,14 +46,15 @@ from rosa.train.run_folder import RunFolder
 from rosa.train.sharded_checkpoint import is_sharded, load_sharded_optimizer, load_sharded_weights
 
 CHECKPOINTS_PER_RUN = 10
-# A launcher hands a terminal's Ctrl-C on to processes that got it themselves: one, not two.
-DUPLICATE_SIGNAL_WINDOW = 2.0 if world_size() > 1 else 0.0  # seconds
+# Seconds in which a second signal is the same Ctrl-C: a launcher passes it on to processes that
+# the terminal has already signaled.
+DUPLICATE_SIGNAL_WINDOW = 2.0 if world_size() > 1 else 0.0
 STATE_FILE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A recipe with everything read that it names."""
+    """A recipe with everything loaded that it names."""
 
     recipe: Recipe
     model: Any
@@ -63,24 +64,25 @@ class PreparedRun:
     total_steps: int
 
 
-def try_selection(run: PreparedRun) -> None:
-    """Raises RosaError where DLS would refuse this run, while nothing of it is on disk yet.
+def check_selection(run: PreparedRun) -> None:
+    """Raises RosaError if DLS cannot work in this run, before anything of it is on disk.
 
-    Under FSDP that cannot be told so early: the Trainer shards the model, and DLS comes after that.
+    Not under FSDP, where DLS attaches after the Trainer has sharded the model.
     """
     if run.recipe.dls is None or parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return
     trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the run itself will say them
+        warnings.simplefilter("ignore")  # the run itself repeats them
         optimizer = torch.optim.SGD(trained, lr=0.0)
         DynamicLayerSelection(run.model, optimizer, run.recipe.dls, run.total_steps).detach()
 
 
 class GuardedTrainer(SFTTrainer):
-    """SFTTrainer that stops at the first loss or weight that is not a number.
+    """SFTTrainer that raises at the first loss or weight that is not finite.
 
-    What is on disk then is the last good checkpoint.
+    A checkpoint is written to the run folder's `saving` and gets its name when it is complete, so
+    that the last one on disk is always good.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class GuardedTrainer(SFTTrainer):
         self._meter.count(int(self.accelerator.reduce(inputs["attention_mask"].sum())))
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss).all():
-            self._stop_not_finite("the loss")
+            self._raise_diverged("the loss")
         return loss
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
@@ -123,12 +125,12 @@ class GuardedTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """TRL's loss, in training with AdaLoRA's regulariser, which TRL's path leaves out."""
+        """TRL's loss; in training with AdaLoRA plus its regularizer, which TRL leaves out."""
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         tuner = adalora_of(self.model)
         if tuner is None or not model.training:
             return result
-        # With a count of tokens the Trainer leaves the mean over the micro-steps to the loss.
+        # With a count of tokens the Trainer does not divide by the number of micro-steps.
         parts = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
         penalty = orthogonality_loss(tuner) / parts
         return (result[0] + penalty, result[1]) if return_outputs else result + penalty
@@ -139,128 +141,118 @@ class GuardedTrainer(SFTTrainer):
         save_estimates(self.model, Path(output_dir or str(self.args.output_dir)))
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
-        if self._is_foreign(checkpoint):
+        if self._needs_unsharding(checkpoint):
             load_sharded_weights(Path(checkpoint), self.model)
         else:
             super()._load_from_checkpoint(checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not self._is_foreign(checkpoint):
+        if checkpoint is None or not self._needs_unsharding(checkpoint):
             return super()._load_optimizer_and_scheduler(checkpoint)
         return load_sharded_optimizer(
             Path(checkpoint), self.model, self.optimizer, self.lr_scheduler
         )
 
-    def _is_foreign(self, checkpoint: str) -> bool:
-        """Whether shards are to be loaded into a whole model."""
-        return is_sharded(Path(checkpoint)) and not self.is_fsdp_enabled
-
     def _load_best_model(self) -> None:
         best = str(self.state.best_model_checkpoint)
-        if self._is_foreign(best):
+        if self._needs_unsharding(best):
             load_sharded_weights(Path(best), self.model)
             return
         with all_ranks(self.model):
             super()._load_best_model()
 
+    def _needs_unsharding(self, checkpoint: str) -> bool:
+        """Whether an FSDP checkpoint is loaded into a model that is not sharded."""
+        return is_sharded(Path(checkpoint)) and not self.is_fsdp_enabled
+
+    @property
+    def _folder(self) -> RunFolder:
+        return RunFolder(Path(str(self.args.output_dir)))
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        trained = [p.detach() for p in model.parameters() if p.requires_grad]
-        shards = [p.to_local() if isinstance(p, DTensor) else p for p in trained]
-        if not all(torch.isfinite(p).all() for p in shards):
-            self._stop_not_finite("a trained weight")
-        folder = RunFolder(Path(str(self.args.output_dir)))
+        for parameter in model.parameters():
+            shard = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            if parameter.requires_grad and not torch.isfinite(shard.detach()).all():
+                self._raise_diverged("a trained weight")
+        folder = self._folder
         self._saving = folder.saving
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._saving = None
         self.accelerator.wait_for_everyone()
-        best = self._name_best(folder)
+        # The best checkpoint by its final path, in the state of every process.
+        step, best = self.state.global_step, self.state.best_global_step
+        name = f"checkpoint-{best}" if best else None
+        if name and (best == step or (folder.path / name).is_dir()):
+            self.state.best_model_checkpoint = str(folder.path / name)
         if self.args.should_save:
-            self._publish_checkpoint(folder, best)
+            self.state.save_to_json(str(folder.saving / f"checkpoint-{step}" / STATE_FILE))
+            folder.publish_checkpoint(step)
+            folder.drop_old_checkpoints(self._keep_checkpoints, best=name)
         self.accelerator.wait_for_everyone()
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._saving is None else str(self._saving)
 
-    def _name_best(self, folder: RunFolder) -> str | None:
-        """The name of the best checkpoint, whose path every process gets to know."""
-        step, best = self.state.global_step, self.state.best_global_step
-        name = f"checkpoint-{best}" if best else None
-        if name and (best == step or (folder.path / name).is_dir()):
-            self.state.best_model_checkpoint = str(folder.path / name)
-        return name
-
-    def _publish_checkpoint(self, folder: RunFolder, best: str | None) -> None:
-        """The whole checkpoint gets its name; only then an old one goes."""
-        step = self.state.global_step
-        # Once more, as the best one's path is that of the folder it will be in.
-        self.state.save_to_json(str(folder.saving / f"checkpoint-{step}" / STATE_FILE))
-        folder.publish_checkpoint(step)
-        folder.drop_old_checkpoints(self._keep_checkpoints, best)
-
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The run writes a card of its own (`rosa.train.model_card`)."""
+        """Replaced by `rosa.train.model_card`."""
 
-    def take_over_finished(self, checkpoint: Path) -> bool:
-        """Loads a checkpoint of the run's last step; False, touching nothing, for an earlier one.
+    def load_finished(self, checkpoint: Path) -> bool:
+        """Loads a checkpoint of the run's last step; False, without effect, for an earlier one.
 
-        Resumed from there, the Trainer would train a step too many.
+        Resumed from there, the Trainer would train one step too many.
         """
         state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
         if state.global_step < state.max_steps:
             return False
         self.state = state
         if self.args.load_best_model_at_end and state.best_model_checkpoint:
-            # By its name: the run's folder may have another path by now.
+            # By its name: the run's folder may have been moved.
             best = checkpoint.with_name(Path(state.best_model_checkpoint).name)
             state.best_model_checkpoint = str(best)
             self._load_best_model()
         else:
             self._load_from_checkpoint(str(checkpoint))
-        self._meter.take_over(state, self.args.device)
+        self._meter.restore(state, self.args.device)
         return True
 
-    def _stop_not_finite(self, what: str) -> None:
-        good = RunFolder(Path(str(self.args.output_dir))).checkpoints()
-        kept = (
-            f"the last good checkpoint is {good[-1]}" if good else "no checkpoint was written yet"
-        )
+    def _raise_diverged(self, what: str) -> None:
+        good = self._folder.checkpoints()
+        kept = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
         raise DivergedError(
-            f"{what} is not a finite number after step {self.state.global_step}: {kept}; start "
-            "again in another output_dir with a lower learning_rate, or look at the data and the "
-            "base model's weights"
+            f"{what} is not finite after step {self.state.global_step}: {kept}; train again in "
+            "another output_dir with a lower learning_rate, or check the data and the base model's "
+            "weights"
         )
 
 
 def build_trainer(
-    run: PreparedRun, meter: CostMeter, watchers: list[TrainerCallback]
+    run: PreparedRun, meter: CostMeter, callbacks: list[TrainerCallback]
 ) -> GuardedTrainer:
-    """The trainer with the run's callbacks; layer selection comes before what reports on it."""
+    """The trainer with the run's callbacks; layer selection comes before those that report it."""
     recipe, rows = run.recipe, run.validation_set.rows
     selection = [] if recipe.dls is None else [DlsCallback(recipe.dls)]
-    callbacks: list[TrainerCallback] = [*selection, *watchers]
-    if adalora_of(run.model):
-        callbacks.append(AdaLoraAllocation())
+    allocation = [AdaLoraAllocation()] if adalora_of(run.model) else []
     trainer = GuardedTrainer(
         model=run.model,
         args=trainer_arguments(recipe, run.total_steps, bool(rows)),
         train_dataset=Dataset.from_list(run.train_set.rows),
         eval_dataset=Dataset.from_list(rows) if rows else None,
         processing_class=run.tokenizer,
-        callbacks=callbacks,
+        callbacks=[*selection, *callbacks, *allocation],
         meter=meter,
         keep_checkpoints=recipe.keep_checkpoints,
     )
     for callback in selection:
         callback.trainer = trainer
-    for noisy in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(noisy)
+    for replaced in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(replaced)
     return trainer
 
 
 def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) -> SFTConfig:
-    """The recipe in the Trainer's words."""
+    """The recipe as arguments of the Trainer."""
     save_steps = recipe.save_steps or max(1, total_steps // CHECKPOINTS_PER_RUN)
     share = split_step(recipe.batch_size, recipe.gradient_accumulation, world_size())
     device = pick_device()
@@ -284,7 +276,7 @@ def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) ->
         eval_steps=save_steps,
         save_strategy="steps",
         save_steps=save_steps,
-        save_total_limit=None,  # the run's folder drops the old ones, after the new one is whole
+        save_total_limit=None,  # the run's folder drops old ones once the new one is complete
         load_best_model_at_end=has_validation,
         metric_for_best_model="eval_loss" if has_validation else None,
         greater_is_better=False if has_validation else None,
@@ -294,7 +286,7 @@ def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) ->
         use_cpu=device.type == "cpu",
         seed=recipe.seed,
         data_seed=recipe.seed,
-        max_length=None,  # rows are cut in `tokenize_rows`, with a count
+        max_length=None,  # rows are truncated in `tokenize_rows`, with a count
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=device.type == "cuda",
     )
@@ -302,8 +294,7 @@ def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) ->
 
 @contextmanager
 def stop_on_signals(stopper: StopOnSignal) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the run after its step, saved; the second at once."""
-
+    """The first Ctrl-C or SIGTERM stops the run after its step, saved; the second at once."""
     first = 0.0
 
     def request(number: int, frame: Any) -> None:
