@@ -32,6 +32,7 @@ from transformers.models.qwen3 import Qwen3Config
 
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig, tiny_model_path
 from rosa.common.environment import describe_environment
+from rosa.evaluate.options import EvaluationOptions
 from rosa.evaluate.run import evaluate
 from rosa.models.loading import load_tokenizer
 from rosa.models.quantization import keep_gradients, loading_options
@@ -216,7 +217,9 @@ def outcome(
 ) -> dict[str, float]:
     """Loss of the last tenth, accuracy of the trained model, and how the norms moved."""
     with precision.computing():
-        score = evaluate(model, tokenizer, [TASK], limit=questions, batch_size=50).scores[0]
+        score = evaluate(
+            model, tokenizer, [TASK], EvaluationOptions(limit=questions, batch_size=50)
+        ).scores[0]
     moved = torch.cat([(copy.float() - old.float()).abs() for copy, old in trained_norms(model)])
     return {
         "loss": statistics.mean(losses[-math.ceil(len(losses) / 10) :]),

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from rosa.cli.compare import GridParser
 from rosa.cli.recipe_parser import resolve_recipe
 from rosa.compare.gather import kind
-from rosa.compare.grid import Evaluation, Grid, LearningRateSearch, TrainingSet, parse_method_entry
+from rosa.compare.grid import (
+    STUDY_OPTIONS,
+    Grid,
+    LearningRateSearch,
+    TrainingSet,
+    parse_method_entry,
+)
 from rosa.compare.plan import folder_name, plan
 from rosa.errors import RosaError
 
@@ -204,7 +210,7 @@ class TestGridFile:
 
     def test_an_empty_key_means_its_defaults(self, tmp_path: Any) -> None:
         grid = self.parse(tmp_path, self.with_keys("evaluate:\nrecipe:\ntune:\n"))
-        assert (grid.evaluate, grid.recipe, grid.tune) == (Evaluation(), {}, None)
+        assert (grid.evaluate, grid.recipe, grid.tune) == (STUDY_OPTIONS, {}, None)
 
     def test_no_file(self) -> None:
         with pytest.raises(RosaError, match="name a grid"):

@@ -18,7 +18,7 @@ from rosa.cli.main import main
 from rosa.cli.recipe_parser import resolve_recipe
 from rosa.compare import schedule as schedule_module
 from rosa.compare.gather import gather_tuning
-from rosa.compare.grid import Evaluation, Grid, LearningRateSearch, TrainingSet
+from rosa.compare.grid import Grid, LearningRateSearch, TrainingSet
 from rosa.compare.job import run_job, status_file
 from rosa.compare.local import PRELOAD, visible_gpus
 from rosa.compare.plan import Job, plan
@@ -28,6 +28,7 @@ from rosa.compare.run import claim, compare, merged_environment, sigterm_as_ctrl
 from rosa.compare.schedule import Schedule
 from rosa.compare.tuning import choose, tuning_losses
 from rosa.errors import RosaError
+from rosa.evaluate.options import EvaluationOptions
 from rosa.train.recipe import dump_recipe
 from tests.compare.test_plan import make_grid
 
@@ -303,14 +304,14 @@ def test_the_table_shows_every_group(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("evaluate", "words"),
     [
-        (Evaluation(protocol="foo"), ["protocol", "foo", "strict"]),
-        (Evaluation(batch_size=0), ["batch_size"]),
-        (Evaluation(num_beams=0), ["num_beams"]),
-        (Evaluation(forgetting="no.txt"), ["no.txt"]),
+        (EvaluationOptions(protocol="foo"), ["protocol", "foo", "strict"]),
+        (EvaluationOptions(batch_size=0), ["batch_size"]),
+        (EvaluationOptions(num_beams=0), ["num_beams"]),
+        (EvaluationOptions(forgetting="no.txt"), ["no.txt"]),
     ],
 )
 def test_what_cannot_be_asked_is_told_before_anything_is_trained(
-    tmp_path: Path, evaluate: Evaluation, words: list[str]
+    tmp_path: Path, evaluate: EvaluationOptions, words: list[str]
 ) -> None:
     grid = make_grid(output_dir=str(tmp_path / "study"), evaluate=evaluate)
     with pytest.raises(RosaError) as error:
@@ -343,9 +344,9 @@ class TestClaim:
             claim(tmp_path, make_grid(recipe={"epochs": 2}))
 
     def test_of_what_was_changed_the_very_key_is_named(self, tmp_path: Path) -> None:
-        claim(tmp_path, make_grid(evaluate=Evaluation(limit=5)))
+        claim(tmp_path, make_grid(evaluate=EvaluationOptions(limit=5)))
         with pytest.raises(RosaError, match=r"another `evaluate\.limit` \(5, now 6\)"):
-            claim(tmp_path, make_grid(evaluate=Evaluation(limit=6)))
+            claim(tmp_path, make_grid(evaluate=EvaluationOptions(limit=6)))
 
     def test_other_files_are_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("all my work")

@@ -18,7 +18,8 @@ import pytest
 from rosa.data.prompts import Question, Shot, chat_turns, instruction_prompt, render
 from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError
-from rosa.evaluate.requests import prepare
+from rosa.evaluate.options import EvaluationOptions
+from rosa.evaluate.requests import build_requests
 from rosa.evaluate.tasks import built_in_tasks, load_examples, suite_rows
 from tests.support.tiny_folder import word_tokenizer
 
@@ -93,7 +94,7 @@ def prompt_of(name):
         file = Path(folder) / task.file
         file.parent.mkdir()
         file.write_text(json.dumps(rows), encoding="utf-8")
-        (work,) = prepare([name], data=folder)
+        (work,) = build_requests([name], EvaluationOptions(data=folder))
     return work.rendered(None).examples[0].prompt
 
 
@@ -163,7 +164,7 @@ def test_a_chat_example_holds_the_users_turn_until_a_tokenizer_is_there(tmp_path
     (tmp_path / "boolq").mkdir()
     row = {"instruction": "Is it?", "input": "Here.", "answer": "true"}
     (tmp_path / "boolq" / "test.json").write_text(json.dumps([row]))
-    (work,) = prepare(["boolq"], data=tmp_path, prompt="chat")
+    (work,) = build_requests(["boolq"], EvaluationOptions(data=tmp_path, prompt="chat"))
     assert work.examples[0].prompt == "Is it?\n\nHere."
     (example,) = work.rendered(Tokenizer()).examples
     assert example.prompt.endswith("Here.<|im_end|>\n<|im_start|>assistant\n")

@@ -10,9 +10,10 @@ from rosa.data.prompts import NEXT_EXAMPLE
 from rosa.errors import RosaError
 from rosa.evaluate.fewshot import draw_shots, training_file
 from rosa.evaluate.generation import generate
-from rosa.evaluate.requests import conditions, departures, prepare
-from rosa.evaluate.run import evaluate
+from rosa.evaluate.options import EvaluationOptions
+from rosa.evaluate.requests import build_requests, prompt_settings, request_notes
 from rosa.evaluate.tasks import load_task
+from tests.support.evaluation import evaluate_with
 from tests.support.tiny_folder import tiny_llama, word_tokenizer
 
 TRAIN = [
@@ -36,13 +37,17 @@ def write(file, rows):
     return file
 
 
+def requests_of(**options):
+    (requests,) = build_requests(["gsm8k"], EvaluationOptions(**options))
+    return requests
+
+
 def shots_of(**options):
-    (work,) = prepare(["gsm8k"], **options)
-    return work.shots
+    return requests_of(**options).shots
 
 
 def test_the_draw_is_seeded_and_the_same_for_every_question(data):
-    (work,) = prepare(["gsm8k"], data=data, num_fewshot=3)
+    work = requests_of(data=data, num_fewshot=3)
     assert shots_of(data=data, num_fewshot=3) == work.shots
     assert shots_of(data=data, num_fewshot=3, limit=2) == work.shots
     assert len(set(work.shots)) == 3
@@ -61,7 +66,7 @@ def test_no_example_is_a_row_of_the_test_set_not_even_of_those_not_asked(data):
         f"How many has {i}" for i in range(12) if i not in (3, 4)
     }
     with pytest.raises(
-        RosaError, match=r"gives 10 examples for gsm8k.*wants 11.*2 of those are in"
+        RosaError, match=r"has 10 worked examples for gsm8k.*is 11.*2 of those are in"
     ):
         shots_of(data=data, num_fewshot=11)
 
@@ -78,7 +83,7 @@ def test_only_rows_that_are_labelled_as_the_task_are_drawn(tmp_path):
     }
     assert sorted(drawn.pop("boolq")) == ["it is false", "it is true"]
     assert drawn == {"piqa": [], "hellaswag": ["it is ending2"], "gsm8k": ["it is 7"]}
-    with pytest.raises(RosaError, match=r"gives 0 examples for piqa.*of its 7 rows 0 have a label"):
+    with pytest.raises(RosaError, match=r"has 0 worked examples for piqa.*of its 7 rows 0 have"):
         draw_shots(load_task("piqa"), [], 1, file)
 
 
@@ -103,7 +108,9 @@ def test_rows_come_from_the_file_that_was_named_else_from_beside_the_test_set(da
     own = write(tmp_path / "own.json", TRAIN[:1])
     (shot,) = shots_of(data=data, num_fewshot=1, fewshot_data=own)
     assert shot.response == "answer is 0"
-    with pytest.raises(RosaError, match=r"no training rows for boolq beside.*--fewshot_data"):
+    with pytest.raises(
+        RosaError, match=r"no train\.json beside the test set of boolq.*fewshot_data"
+    ):
         training_file(load_task("boolq"), None, data)
 
 
@@ -111,12 +118,12 @@ def test_rows_come_from_the_file_that_was_named_else_from_beside_the_test_set(da
     ("bad", "complaint"),
     [
         ({"num_fewshot": -1}, "num_fewshot must be at least 0"),
-        ({"prompt": "alpacca"}, "unknown prompt 'alpacca'; say one of alpaca, plain, chat"),
+        ({"prompt": "alpacca"}, "unknown prompt 'alpacca'; choose from alpaca, plain, chat"),
     ],
 )
-def test_bad_options_are_refused(data, bad, complaint):
+def test_bad_options_raise(data, bad, complaint):
     with pytest.raises(RosaError, match=complaint):
-        prepare(["gsm8k"], data=data, **bad)
+        requests_of(data=data, **bad)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +137,7 @@ def tiny():
 
 def run(tiny, data, out=None, **options):
     options = {"data": data, "max_new_tokens": 4, "batch_size": 4, **options}
-    return evaluate(*tiny, ["gsm8k"], out=out, **options)
+    return evaluate_with(*tiny, ["gsm8k"], out=out, **options)
 
 
 def test_the_run_asks_with_examples_and_says_so(tiny, data, tmp_path):
@@ -138,8 +145,8 @@ def test_the_run_asks_with_examples_and_says_so(tiny, data, tmp_path):
     first = json.loads((tmp_path / "out" / "gsm8k.jsonl").read_text().splitlines()[0])
     assert first["prompt"].count("### Response:") == 3
     assert results.settings["num_fewshot"] == 2
-    note = f"2 worked examples stand before each question, drawn with seed 1 from {data}"
-    assert note in results.markdown()
+    note = f"2 worked examples precede each question, drawn with seed 1 from {data}"
+    assert any(line.startswith(note) for line in results.footnotes())
     assert "rules of the protocol llm-adapters" in results.markdown()
 
 
@@ -171,21 +178,15 @@ def test_a_chat_run_asks_in_the_template_and_says_so(tiny, data, tmp_path):
     assert "assistant answer is" in first["prompt"]
     assert "### Response" not in first["prompt"]
     assert results.settings["prompt"] == "chat"
-    assert "The questions stand in the model's chat template." in results.footnotes()
+    assert "The questions are in the model's chat template." in results.footnotes()
 
 
 def test_published_settings_leave_no_trace_in_the_identity(data):
-    work = prepare(["gsm8k"], data=data)
-    assert departures(work) == {}
-    assert conditions("llm-adapters", 0, work) == [
+    work = [requests_of(data=data)]
+    assert prompt_settings(work) == {}
+    assert request_notes(EvaluationOptions(), work) == [
         "Answers are read by the rules of the protocol llm-adapters."
     ]
-
-
-def test_options_of_prepare_are_not_lost_on_prepared_tasks(tiny, data):
-    work = prepare(["gsm8k"], data=data)
-    with pytest.raises(TypeError, match="give prompt to `prepare`"):
-        evaluate(*tiny, work, prompt="chat")
 
 
 def test_a_response_ends_where_the_model_begins_another_example(tiny):
@@ -209,7 +210,7 @@ def test_a_response_ends_where_the_model_begins_another_example(tiny):
 
 def test_what_ends_a_response_is_how_the_next_example_begins(data):
     for style in ("alpaca", "plain"):
-        (work,) = prepare(["gsm8k"], data=data, prompt=style, num_fewshot=1)
+        work = requests_of(data=data, prompt=style, num_fewshot=1)
         (shot,) = work.shots
         prompt = work.rendered(None).examples[0].prompt
         after = prompt.partition(shot.response)[2]

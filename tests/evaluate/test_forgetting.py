@@ -20,12 +20,11 @@ from rosa.errors import RosaError
 from rosa.evaluate.folder import EvaluationFolder
 from rosa.evaluate.forgetting import (
     TINY_TEXT,
-    Text,
+    PlainText,
     Window,
-    forgetting,
+    load_text,
     mean_loss,
-    read_text,
-    text_for,
+    measure_forgetting,
     windows,
 )
 from tests.support.tiny_folder import WORDS, tiny_llama, word_tokenizer, write_model_folder
@@ -48,9 +47,9 @@ def adapted(config: Any, train: bool = False) -> Any:
     return model
 
 
-def some_text(documents: int = 6, length: int = 30) -> Text:
+def some_text(documents: int = 6, length: int = 30) -> PlainText:
     generator = torch.Generator().manual_seed(1)
-    return Text(
+    return PlainText(
         "some",
         tuple(
             " ".join(
@@ -88,7 +87,7 @@ def test_windows_of_a_short_document() -> None:
 
 
 @torch.no_grad()
-def by_hand(model: Any, tokenizer: Any, text: Text, window: int) -> float:
+def by_hand(model: Any, tokenizer: Any, text: PlainText, window: int) -> float:
     """One forward pass for every single token: the last `window` tokens and nothing else."""
     losses = []
     for document in text.documents:
@@ -105,7 +104,7 @@ def test_losses_are_those_computed_by_hand(config: Any) -> None:
     tokenizer, text = word_tokenizer(), some_text(3, 14)
     model = adapted(config, train=True)
     # Windows that move on by one token give each the same context as the reference does.
-    found = forgetting(model, tokenizer, text, window=8, stride=1, batch_size=4)
+    found = measure_forgetting(model, tokenizer, text, window=8, stride=1, batch_size=4)
     base = tiny_llama()
     assert found.tokens == sum(len(d.split()) - 1 for d in text.documents)
     assert found.loss_before == pytest.approx(by_hand(base, tokenizer, text, 8), abs=1e-5)
@@ -115,15 +114,15 @@ def test_losses_are_those_computed_by_hand(config: Any) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.peft_type)
 def test_an_adapter_that_does_nothing_forgets_nothing(config: Any) -> None:
-    found = forgetting(adapted(config), word_tokenizer(), some_text(), window=16, stride=8)
+    found = measure_forgetting(adapted(config), word_tokenizer(), some_text(), window=16, stride=8)
     assert found.difference == 0.0
 
 
 def test_batches_and_padding_change_nothing() -> None:
     model, text = adapted(CONFIGS[0], train=True), some_text()
     options: dict[str, Any] = {"window": 16, "stride": 8}
-    one = forgetting(model, word_tokenizer(), text, batch_size=1, **options)
-    many = forgetting(model, word_tokenizer(), text, batch_size=5, **options)
+    one = measure_forgetting(model, word_tokenizer(), text, batch_size=1, **options)
+    many = measure_forgetting(model, word_tokenizer(), text, batch_size=5, **options)
     assert many.tokens == one.tokens
     assert many.loss_after == pytest.approx(one.loss_after, abs=1e-6)
 
@@ -136,8 +135,8 @@ def test_a_beginning_token_is_put_before_every_window_and_never_scored() -> None
         single="<s> $A", special_tokens=[("<s>", WORDS.index("<s>"))]
     )
     model = adapted(CONFIGS[0])
-    without = forgetting(model, plain, text, window=8, stride=4)
-    with_it = forgetting(model, begun, text, window=8, stride=4)
+    without = measure_forgetting(model, plain, text, window=8, stride=4)
+    with_it = measure_forgetting(model, begun, text, window=8, stride=4)
     assert with_it.tokens == without.tokens + 2  # the first token of each document counts too
     assert with_it.text_hash == without.text_hash
 
@@ -145,59 +144,59 @@ def test_a_beginning_token_is_put_before_every_window_and_never_scored() -> None
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
 def test_methods_that_put_tokens_before_the_text(kind: type) -> None:
     model = adapted(kind(task_type="CAUSAL_LM", num_virtual_tokens=3))
-    found = forgetting(model, word_tokenizer(), some_text(), window=16, stride=8)
+    found = measure_forgetting(model, word_tokenizer(), some_text(), window=16, stride=8)
     plain = [([5, 6, 7], 1)]
     assert math.isfinite(found.difference)
     assert mean_loss(tiny_llama(), plain, 1) == pytest.approx(
-        by_hand(tiny_llama(), word_tokenizer(), Text("", (" ".join(WORDS[5:8]),)), 8), abs=1e-5
+        by_hand(tiny_llama(), word_tokenizer(), PlainText("", (" ".join(WORDS[5:8]),)), 8), abs=1e-5
     )
 
 
 def test_training_mode_is_given_back() -> None:
     model = adapted(CONFIGS[1]).train()
-    forgetting(model, word_tokenizer(), some_text())
+    measure_forgetting(model, word_tokenizer(), some_text())
     assert model.training
     assert model.active_adapters == ["default"]
 
 
 def test_what_cannot_be_measured_is_named() -> None:
     with pytest.raises(RosaError, match="this is a base model"):
-        forgetting(tiny_llama(), word_tokenizer(), some_text())
+        measure_forgetting(tiny_llama(), word_tokenizer(), some_text())
     with pytest.raises(RosaError, match="no document of two tokens"):
-        forgetting(adapted(CONFIGS[0]), word_tokenizer(), Text("short", ("true",)))
+        measure_forgetting(adapted(CONFIGS[0]), word_tokenizer(), PlainText("short", ("true",)))
     biased = LoraConfig(r=2, target_modules=["q_proj"], bias="all")
     with pytest.raises(RosaError, match="bias: all"):
-        forgetting(adapted(biased), word_tokenizer(), some_text())
+        measure_forgetting(adapted(biased), word_tokenizer(), some_text())
 
 
 def test_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "text.txt"
     file.write_text("one\ntwo\n\n\nthree\n")
-    assert text_for("Qwen/x", str(file)).documents == ("one\ntwo", "three")
-    assert text_for("rosa-tiny") == read_text(TINY_TEXT, "rosa-tiny")
-    with pytest.raises(RosaError, match=r"no text file .*absent.txt"):
-        text_for("rosa-tiny", str(tmp_path / "absent.txt"))
+    assert load_text("Qwen/x", str(file)).documents == ("one\ntwo", "three")
+    assert load_text("rosa-tiny") == load_text("x", "rosa-tiny") == load_text("rosa-tiny", "auto")
+    with pytest.raises(RosaError, match=r"no data file .*absent.txt"):
+        load_text("rosa-tiny", str(tmp_path / "absent.txt"))
     for damage in (b"", b"\n \n", b"\xff\xfe\x00"):
         file.write_bytes(damage)
         with pytest.raises(RosaError, match=r"text.txt"):
-            text_for("rosa-tiny", str(file))
+            load_text("rosa-tiny", str(file))
 
     def load_dataset(name: str, config: str, split: str) -> dict[str, list[str]]:
         assert (name, config, split) == ("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
         return {"text": [" = Title = \n", "", " " + "word " * 200 + "\n"]}
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    assert text_for("Qwen/x").documents == (("word " * 200).strip(),)
+    assert load_text("Qwen/x").documents == (("word " * 200).strip(),)
     monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: 1 / 0)
-    with pytest.raises(RosaError, match=r"hub did not give .*division.*name a file with --text"):
-        text_for("Qwen/x")
+    with pytest.raises(RosaError, match=r"from the hub .*division.*give a file"):
+        load_text("Qwen/x")
 
 
 def test_the_packaged_text_is_what_its_command_makes_and_no_training_reads() -> None:
     content = TINY_TEXT.read_text(encoding="utf-8")
     assert content == "\n\n".join(held_out.texts()) + "\n"
     assert len(content) < 200_000
-    assert len(read_text(TINY_TEXT, "").documents) == held_out.DOCUMENTS
+    assert len(load_text("rosa-tiny").documents) == held_out.DOCUMENTS
     assert "###" not in content  # nothing in the instruction template
     assert {"test", "pretraining"} < set(world.PARTS)
 
@@ -213,7 +212,7 @@ def test_the_command_measures_and_goes_together_with_tasks(
     model.save_pretrained(tmp_path / "adapter")
     text = tmp_path / "text.txt"
     text.write_text("true false the correct answer\n\nanswer1 answer2\n")
-    words = ["evaluate", str(tmp_path / "adapter"), "--forgetting", "--text", str(text)]
+    words = ["evaluate", str(tmp_path / "adapter"), "--forgetting", str(text)]
     assert main(words) == 0
     file = tmp_path / "adapter" / "evaluation" / "forgetting.json"
     record = json.loads(file.read_text())
@@ -230,9 +229,8 @@ def test_the_command_refuses_what_cannot_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, reason in (
-        (["rosa-tiny"], "nothing to do"),
-        (["rosa-tiny", "--forgetting"], "is a base model; name the adapter's folder"),
-        (["rosa-tiny", "--tasks", "toy", "--text", "x"], "add --forgetting"),
+        (["rosa-tiny"], "nothing to evaluate"),
+        (["rosa-tiny", "--forgetting"], "is a base model; give the adapter's folder"),
     ):
         assert main(["evaluate", *words]) == 2
         assert reason in capsys.readouterr().err
@@ -241,7 +239,7 @@ def test_the_command_refuses_what_cannot_work(
 def test_another_models_folder_is_left_alone(tmp_path: Path) -> None:
     folder = EvaluationFolder(tmp_path)
     folder.claim({"model": "a", "adapter": None, "weights": "1"}, {})
-    found = forgetting(adapted(CONFIGS[0]), word_tokenizer(), some_text())
+    found = measure_forgetting(adapted(CONFIGS[0]), word_tokenizer(), some_text())
     with pytest.raises(RosaError, match="holds another run: its model is 'a', now 'b'"):
         folder.write_forgetting(found, {"model": "b", "adapter": None, "weights": "1"})
     assert not (tmp_path / "forgetting.json").exists()

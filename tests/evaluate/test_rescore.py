@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from rosa.cli.main import main
 from rosa.errors import RosaError
 from rosa.evaluate.rescore import rescore
-from rosa.evaluate.run import evaluate
+from tests.support.evaluation import evaluate_with, write_test_sets
 from tests.support.tiny_folder import tiny_llama, word_tokenizer
 
 LABELS = {"AQuA": "ABCDE", "boolq": ("true", "false"), "MultiArith": ("4", "9.0")}
@@ -21,14 +20,7 @@ SAID = ("Answer: C", "true or false", "5-3", "A B", "true", "the answer is 9. It
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    for name, labels in LABELS.items():
-        rows = [
-            {"instruction": f"How many is {i}", "answer": labels[i % len(labels)]}
-            for i in range(12)
-        ]
-        (folder / name).mkdir()
-        (folder / name / "test.json").write_text(json.dumps(rows))
-    return folder
+    return write_test_sets(folder, LABELS, 12, lambda i: f"How many is {i}")
 
 
 @pytest.fixture
@@ -45,7 +37,7 @@ def score(data, monkeypatch):
     def run(out, protocol="llm-adapters", tasks=tuple(LABELS), **options):
         options = {"data": data, "limit": 9, "seed": 2, "full_responses": True, **options}
         options |= {"run": {"model": "m"}, "trained_on": ["math_10k"]}
-        return evaluate(model, tokenizer, list(tasks), out=out, protocol=protocol, **options)
+        return evaluate_with(model, tokenizer, list(tasks), out=out, protocol=protocol, **options)
 
     return run
 
@@ -107,13 +99,13 @@ def test_the_answers_that_were_rescored_stay_as_they_are(score, tmp_path):
 
 
 def test_what_cannot_be_rescored_is_one_sentence(score, tmp_path):
-    with pytest.raises(RosaError, match=r"no run\.json in .*nowhere; name the folder"):
+    with pytest.raises(RosaError, match=r"no run\.json in .*nowhere; give the folder"):
         rescore(tmp_path / "nowhere", "strict", tmp_path / "out")
     folder = tmp_path / "published"
     score(folder)
-    with pytest.raises(RosaError, match="scored by the protocol llm-adapters already"):
+    with pytest.raises(RosaError, match="already scored by the protocol llm-adapters"):
         rescore(folder, "llm-adapters", tmp_path / "out")
-    with pytest.raises(RosaError, match="unknown protocol 'lax'; say one of llm-adapters, strict"):
+    with pytest.raises(RosaError, match="unknown protocol 'lax'; choose from llm-adapters, strict"):
         rescore(folder, "lax", tmp_path / "out")
     score(tmp_path / "other", tasks=["boolq"], limit=3)
     with pytest.raises(RosaError, match="holds another run"):
@@ -127,7 +119,7 @@ def test_what_cannot_be_rescored_is_one_sentence(score, tmp_path):
     with pytest.raises(RosaError, match="has 8 answers to boolq where its results count 9"):
         rescore(cut, "strict", tmp_path / "out")
     (cut / "results.json").unlink()
-    with pytest.raises(RosaError, match=r"no results\.json in .*evaluation that has finished"):
+    with pytest.raises(RosaError, match=r"no results\.json in .*finished evaluation"):
         rescore(cut, "strict", tmp_path / "out")
 
 
@@ -147,7 +139,7 @@ def test_a_task_of_ones_own_is_named_again(score, tmp_path):
     (tmp_path / "mine.jsonl").write_text('{"instruction": "How many", "answer": "C"}\n')
     own = str(tmp_path / "mine.yaml")
     score(tmp_path / "published", tasks=[own], data=None)
-    with pytest.raises(RosaError, match="'mine' is not built in; name its YAML file with --tasks"):
+    with pytest.raises(RosaError, match="'mine' is not built in; give its YAML file with --tasks"):
         rescore(tmp_path / "published", "strict", tmp_path / "strict")
     results = rescore(tmp_path / "published", "strict", tmp_path / "strict", [own])
     assert results["mine"].scored == 1
@@ -163,4 +155,4 @@ def test_the_command_puts_the_folder_beside_the_old_one(score, tmp_path, capsys)
     assert main(words) == 2
     assert "already" in capsys.readouterr().err
     assert main([*words, "--protocol", "strict", "--limit", "3"]) == 2
-    assert "--rescore makes no use of --limit; leave it out" in capsys.readouterr().err
+    assert "--rescore does not use --limit; leave it out" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from pathlib import Path
@@ -10,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
+from rosa.common.tables.render import terminal
 from rosa.evaluate.results import Results, TaskScore, micro_average
 from rosa.evaluate.tasks import built_in_tasks
 
@@ -78,17 +77,19 @@ def test_the_markdown_table_by_hand():
         one("BoolQ", 3, 4, rows=4),
         one("PIQA", 1, 2, rows=9, size=10, seen_in_training=("Math10K",)),
     ]
-    table = Results(scores, {"seed": 5}).markdown().split("\n\n")
-    assert table[0] == (
-        "| task | acc. % | correct | scored | unparsable |\n"
+    _, table, notes, settings = Results(scores, {"seed": 5}).markdown().split("\n\n")
+    assert table == (
+        "| task | accuracy | correct | scored | unparsable |\n"
         "| --- | ---: | ---: | ---: | ---: |\n"
         "| BoolQ | 75.0 | 3 | 4 | 1 |\n"
         "| PIQA † | 50.0 | 1 | 2 of 9, seed 5 | 1 |\n"
         "| micro-average | 66.7 |  |  |  |\n"
         "| macro-average | 62.5 |  |  |  |"
     )
-    assert table[1].startswith("† Math10K holds the training part of this test")
-    assert table[2] == "PIQA: this test set has 9 rows, the published one 10."
+    seen, size = notes.splitlines()
+    assert seen.startswith("- † Math10K holds the training part of this test")
+    assert size == "- PIQA: this test set has 9 rows, the published one 10."
+    assert settings == "- seed: 5\n"
 
 
 def test_the_footnote_names_the_adapters_own_training_data():
@@ -100,12 +101,11 @@ def test_the_footnote_names_the_adapters_own_training_data():
 
 def test_the_terminal_table_shows_what_the_markdown_shows():
     results = Results([one("BoolQ", 3, 4), one("MultiArith", 1, 3, seen_in_training=("Math10K",))])
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(results.table())
-    shown = console.export_text()
-    for row in results.rows():
-        assert row[0] in shown
-        assert row[1] in shown
+    shown = terminal(results.table())
+    body = [line.split("|")[1:3] for line in results.markdown().splitlines() if "|" in line]
+    for label, accuracy in [*body[:1], *body[2:]]:
+        assert label.strip() in shown
+        assert accuracy.strip() in shown
     assert "† Math10K holds" in shown
 
 

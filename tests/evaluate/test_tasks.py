@@ -286,7 +286,7 @@ def test_a_users_yaml_is_a_task_with_its_data_beside_it(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"filter": "best"}, "unknown filter 'best'; say one of first_label, last_number"),
+        ({"filter": "best"}, "unknown filter 'best'; choose from first_label, last_number"),
         ({"prompt": "chatml"}, "unknown prompt 'chatml'"),
         ({"answers": [True, False]}, "answers must be text; quote"),
         ({"answers": None}, "first_label needs answers"),

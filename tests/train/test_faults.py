@@ -26,9 +26,8 @@ from rosa.cli.main import main
 from rosa.cli.recipe_parser import load_recipe
 from rosa.data.json_rows import read_rows
 from rosa.errors import RosaError
-from rosa.evaluate.forgetting import Text, forgetting
+from rosa.evaluate.forgetting import PlainText, measure_forgetting
 from rosa.evaluate.generation import generate
-from rosa.evaluate.run import evaluate
 from rosa.train.recipe import Recipe
 from rosa.train.run import train
 from rosa.train.trainer import GuardedTrainer
@@ -43,6 +42,7 @@ from tests.support.dls_models import (
     tiny_llama,
     train_step,
 )
+from tests.support.evaluation import evaluate_with
 from tests.support.tiny_folder import tiny_llama as tiny_speaker
 from tests.support.tiny_folder import word_tokenizer, write_model_folder
 from tests.train.test_train import interrupt_at
@@ -102,14 +102,14 @@ def test_a_full_disk_stops_an_evaluation_with_one_sentence(tmp_path: Path) -> No
     model, tokenizer = tiny_speaker(), word_tokenizer()
     asked: dict[str, Any] = {"limit": 4, "max_new_tokens": 4}
     out = tmp_path / "out"
-    evaluate(model, tokenizer, ["tiny-sums"], out=out, **asked)
+    evaluate_with(model, tokenizer, ["tiny-sums"], out=out, **asked)
     expected = (out / "tiny-sums.jsonl").read_bytes()
     (out / "tiny-sums.jsonl").unlink()
     (out / "tiny-sums.jsonl").symlink_to("/dev/full")
     with pytest.raises(RosaError, match=r"No space left.*free some space, then rerun"):
-        evaluate(model, tokenizer, ["tiny-sums"], out=out, **asked)
+        evaluate_with(model, tokenizer, ["tiny-sums"], out=out, **asked)
     (out / "tiny-sums.jsonl").unlink()
-    evaluate(model, tokenizer, ["tiny-sums"], out=out, **asked)
+    evaluate_with(model, tokenizer, ["tiny-sums"], out=out, **asked)
     assert (out / "tiny-sums.jsonl").read_bytes() == expected
 
 
@@ -258,11 +258,12 @@ def broken_speaker() -> nn.Module:
 
 
 def test_a_model_whose_logits_are_no_numbers_is_not_scored(tmp_path: Path) -> None:
+    out = tmp_path / "o"
     with pytest.raises(RosaError, match=r"the model's logits are NaN"):
-        evaluate(broken_speaker(), word_tokenizer(), ["tiny-sums"], out=tmp_path / "o", limit=3)
-    assert not (tmp_path / "o" / "results.json").exists()
+        evaluate_with(broken_speaker(), word_tokenizer(), ["tiny-sums"], out=out, limit=3)
+    assert not (out / "results.json").exists()
     for beams in (1, 2):
-        with pytest.raises(RosaError, match="not numbers"):
+        with pytest.raises(RosaError, match="are NaN"):
             generate(
                 broken_speaker(), word_tokenizer(), [[4, 5]], max_new_tokens=2, num_beams=beams
             )
@@ -270,8 +271,9 @@ def test_a_model_whose_logits_are_no_numbers_is_not_scored(tmp_path: Path) -> No
 
 def test_a_loss_on_text_that_is_no_number_is_not_reported() -> None:
     model = get_peft_model(broken_speaker(), LoraConfig(r=2, target_modules=["q_proj"]))
+    text = PlainText("t", ("the correct answer is true . " * 9,))
     with pytest.raises(RosaError, match="loss on the text is not a finite number"):
-        forgetting(model, word_tokenizer(), Text("t", ("the correct answer is true . " * 9,)))
+        measure_forgetting(model, word_tokenizer(), text)
 
 
 # --- layer selection ---

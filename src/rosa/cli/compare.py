@@ -10,8 +10,9 @@ import yaml
 
 from rosa.cli.parser import Parser
 from rosa.cli.recipe_parser import read_recipe_file, resolve_recipe
-from rosa.compare.grid import Evaluation, Grid, LearningRateSearch, TrainingSet
+from rosa.compare.grid import Grid, LearningRateSearch, TrainingSet
 from rosa.errors import RosaError, did_you_mean
+from rosa.evaluate.options import EvaluationOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,7 +111,7 @@ def check_grid_keys(given: dict[str, Any], path: str) -> None:
     parts: list[tuple[str, Any, Any]] = [
         (f"training_sets.{name}", value, TrainingSet) for name, value in sets.items()
     ]
-    for name, kind in (("tune", LearningRateSearch), ("evaluate", Evaluation)):
+    for name, kind in (("tune", LearningRateSearch), ("evaluate", EvaluationOptions)):
         parts += [(name, given[name], kind)] if name in given else []
     for where, mapping, kind in parts:
         if not isinstance(mapping, dict):

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rosa.assets import ASSETS
 from rosa.cli.main import EXIT_INTERRUPTED
 from rosa.cli.parser import Parser
 
-if TYPE_CHECKING:
-    from rosa.evaluate.results import Results
-
-RECIPE = Path(__file__).parent.parent / "assets" / "recipes" / "demo.yaml"
+RECIPE = ASSETS / "recipes" / "demo.yaml"
 
 
 def build_parser() -> Parser:
@@ -24,43 +22,48 @@ def build_parser() -> Parser:
         "under five minutes on two CPU cores.",
     )
     parser.add_argument("--output_dir", default="runs/demo", help="a number is added if taken")
-    parser.add_argument("--limit", type=int, help="score on a seeded sample of N questions a task")
+    parser.add_argument("--limit", type=int, help="score a seeded sample of N questions per task")
     return parser
 
 
 def run(args: Any) -> int:
-    """Score the base, train, score again, and print the two side by side."""
+    """Score the base model, train, score again, and print both."""
     from rich.console import Console
 
     from rosa.cli.recipe_parser import load_recipe
     from rosa.common.environment import describe_environment
-    from rosa.evaluate.run import evaluate, prepare
-    from rosa.models import loading as models
+    from rosa.common.tables.model import Block, Cell, Column, Row, Table
+    from rosa.common.tables.render import print_table
+    from rosa.evaluate.options import EvaluationOptions
+    from rosa.evaluate.run import run_evaluation
     from rosa.train.run import train
 
     start = time.perf_counter()
     console = Console(markup=False, highlight=False, soft_wrap=True)
     folder = free_folder(Path(args.output_dir))
     recipe = load_recipe(str(RECIPE), "--output_dir", str(folder))
-    work = prepare(["toy"], limit=args.limit)
-
-    def score(name: str) -> Results:
-        loaded = models.load(name)
-        return evaluate(loaded.model, loaded.tokenizer, work, limit=args.limit, progress=True)
-
+    options = EvaluationOptions(limit=args.limit)
     console.print(f"1. the base model {recipe.model}, a toy that knows a small world of its own")
-    before = score(recipe.model)
+    before = run_evaluation(recipe.model, ["toy"], options, progress=True)
     console.print("2. fine-tuning with RoSA")
     result = train(recipe, log=console.print)
     if not result.finished:
         console.print(
-            f"stopped after step {result.steps} of {result.total_steps}; go on with\n"
+            f"stopped after step {result.steps} of {result.total_steps}; resume with\n"
             f"rosa train {folder / 'recipe.yaml'} --resume"
         )
         return EXIT_INTERRUPTED
     console.print("3. the same questions again")
-    after = score(str(folder))
-    console.print(side_by_side(before, after))
+    after = run_evaluation(folder, ["toy"], options, progress=True)
+    assert before
+    assert after
+    columns = (Column("questions", 0), Column("base"), Column("RoSA"))
+    rows = [
+        Row(old.title, (Cell(old.scored), Cell(old.accuracy), Cell(new.accuracy)))
+        for old, new in zip(before.scores, after.scores, strict=True)
+    ]
+    title = "Accuracy on held-out questions in percent, before and after RoSA"
+    print_table(Table("demo", title, "task", columns, (Block("", tuple(rows)),)), console)
     seconds = round(time.perf_counter() - start)
     record = {
         "trainable": result.trainable,
@@ -84,15 +87,3 @@ def free_folder(wanted: Path) -> Path:
         number += 1
         folder = wanted.with_name(f"{wanted.name}-{number}")
     return folder
-
-
-def side_by_side(before: Results, after: Results) -> Any:
-    """Accuracy per task before and after."""
-    from rich.table import Table
-
-    table = Table(title="held-out questions, before and after RoSA")
-    for column in ("task", "questions", "base %", "RoSA %"):
-        table.add_column(column, justify="left" if column == "task" else "right")
-    for old, new in zip(before.scores, after.scores, strict=True):
-        table.add_row(old.title, str(old.scored), f"{old.accuracy:.1f}", f"{new.accuracy:.1f}")
-    return table

@@ -31,6 +31,14 @@ class Parser(jsonargparse.ArgumentParser):
         listed = [s.removeprefix("--") for s in strings if s.startswith("--")]
         return [name for name in listed if not name.endswith(".help")] + self._nested_keys
 
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:
+        """As jsonargparse, but `--flag` alone means `--flag true`."""
+        added = super().add_class_arguments(*args, **kwargs)
+        for action in self._actions:
+            if getattr(action, "_typehint", None) is bool:
+                action.nargs, action.const = "?", True
+        return added
+
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
         for word in args or []:
             name = word.removeprefix("--").split("=")[0]

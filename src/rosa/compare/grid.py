@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rosa.errors import RosaError
-from rosa.evaluate.requests import check_asking
-from rosa.evaluate.run import check_options
+from rosa.evaluate.options import EvaluationOptions
 from rosa.evaluate.tasks import resolve_tasks
 from rosa.methods.registry import load_method
 
+STUDY_OPTIONS = EvaluationOptions(full_responses=True)  # reports show complete responses
 ENTRY_KEYS = ("name", "title", "budget")  # the rest of a method's entry are keys of its recipe
 # Keys of a recipe that a grid says in a place of its own.
 SAID_ELSEWHERE = {
@@ -70,38 +70,6 @@ class LearningRateSearch:
 
 
 @dataclass
-class Evaluation:
-    """How the runs are scored: the options of `rosa evaluate`.
-
-    Args:
-        data: folder with the test sets; the hub where it is null.
-        batch_size: prompts at a time.
-        limit: ask a seeded sample of this many examples per task.
-        num_beams: 1 is greedy; the published suite used 4.
-        max_new_tokens: null is the task's own.
-        protocol: whose rules read the answers, `llm-adapters` or `strict`.
-        full_responses: false ends a response where its answer is decided; the scores are the same.
-        prompt: how a question is put; null is the task's own.
-        num_fewshot: worked examples before each question, drawn from `fewshot_data`.
-        fewshot_data: a file of training rows; null is `train.json` beside the test set.
-        forgetting: plain text whose loss before and after tells what was forgotten: a file,
-            `wikitext` or `rosa-tiny`; null skips it.
-    """
-
-    data: str | None = None
-    batch_size: int = 16
-    limit: int | None = None
-    num_beams: int = 1
-    max_new_tokens: int | None = None
-    protocol: str = "llm-adapters"
-    full_responses: bool = True
-    prompt: str | None = None
-    num_fewshot: int = 0
-    fewshot_data: str | None = None
-    forgetting: str | None = None
-
-
-@dataclass
 class Grid:
     """What `rosa compare` runs.
 
@@ -113,7 +81,7 @@ class Grid:
         seeds: one run each.
         recipe: recipe keys of every run.
         tune: choose each method's learning rate first; null takes the recipe's.
-        evaluate: how the runs are scored.
+        evaluate: how the runs are scored; `full_responses` is true by default.
         threads: CPU threads per run; part of the grid since rounding depends on it.
     """
 
@@ -124,7 +92,7 @@ class Grid:
     seeds: list[int] = field(default_factory=lambda: [2333])
     recipe: dict[str, Any] = field(default_factory=dict)
     tune: LearningRateSearch | None = None
-    evaluate: Evaluation = field(default_factory=Evaluation)
+    evaluate: EvaluationOptions = STUDY_OPTIONS
     threads: int = 1
 
     def check(self) -> None:
@@ -148,13 +116,9 @@ class Grid:
             _refuse_twins("tune.seeds", [str(seed) for seed in self.tune.seeds])
         for where, keys in self._recipes():
             self._refuse_said_elsewhere(where, keys)
-        asked = self.evaluate
-        check_asking(asked.limit, asked.max_new_tokens, asked.prompt, asked.num_fewshot)
-        check_options(asked.batch_size, asked.num_beams, asked.protocol)
+        self.evaluate.check()
         for train_set in self.training_sets.values():
             resolve_tasks(train_set.tasks)
-        if self.evaluate.fewshot_data is not None and not self.evaluate.num_fewshot:
-            raise RosaError("evaluate.fewshot_data is drawn from by num_fewshot; set that too")
         if self.threads < 1:
             raise RosaError(f"threads must be at least 1, not {self.threads}")
 

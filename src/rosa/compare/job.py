@@ -20,19 +20,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rosa.common.files import atomic_write
-from rosa.compare.grid import Evaluation
 from rosa.compare.plan import Job
 from rosa.errors import DivergedError, RosaError
 from rosa.train.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from rosa.evaluate.requests import Workload
-    from rosa.models.loading import Loaded
 
 
 def status_file(study: Path, job_id: str) -> Path:
@@ -84,6 +79,7 @@ def run_job(study: Path, job: Job, device: str | None = None) -> None:
 def _train_and_evaluate(study: Path, job: Job, started: float) -> str:
     import torch
 
+    from rosa.evaluate.run import run_evaluation
     from rosa.train.run import train
 
     torch.set_num_threads(job.threads)
@@ -95,66 +91,18 @@ def _train_and_evaluate(study: Path, job: Job, started: float) -> str:
             return "stopped"
     if job.evaluate is not None:
         _say(study, job, "evaluating", started)
-        _evaluate(job, job.evaluate, folder.path)
+        run_evaluation(
+            folder.path,
+            job.tasks,
+            job.evaluate,
+            out=folder.path / "evaluation",
+            load_options={
+                "quantization": job.recipe.quantization,
+                "trust_remote_code": job.recipe.trust_remote_code,
+            },
+            log=_line,
+        )
     return "done"
-
-
-def prepare_questions(tasks: Sequence[str], options: Evaluation) -> list[Workload]:
-    """What a run is asked.
-
-    Raises:
-        RosaError: an unknown task, bad test data, or an option that no evaluation would take.
-    """
-    from rosa.evaluate.run import check_options, prepare
-
-    check_options(options.batch_size, options.num_beams, options.protocol)
-    return prepare(
-        list(tasks),
-        data=options.data,
-        limit=options.limit,
-        max_new_tokens=options.max_new_tokens,
-        prompt=options.prompt,
-        num_fewshot=options.num_fewshot,
-        fewshot_data=options.fewshot_data,
-    )
-
-
-def _evaluate(job: Job, options: Evaluation, adapter: Path) -> None:
-    from rosa.evaluate.run import evaluate
-    from rosa.models import identity as provenance
-    from rosa.models import loading as models
-
-    work = prepare_questions(job.tasks, options)
-    loaded = models.load(
-        str(adapter),
-        quantization=job.recipe.quantization,
-        trust_remote_code=job.recipe.trust_remote_code,
-    )
-    identity = provenance.identity(loaded)
-    if options.forgetting is not None:
-        _measure_forgetting(loaded, options.forgetting, adapter / "evaluation", identity)
-    evaluate(
-        loaded.model,
-        loaded.tokenizer,
-        work,
-        out=adapter / "evaluation",
-        batch_size=options.batch_size,
-        limit=options.limit,
-        num_beams=options.num_beams,
-        protocol=options.protocol,
-        full_responses=options.full_responses,
-        run=identity,
-        trained_on=provenance.trained_on(str(adapter)),
-    )
-
-
-def _measure_forgetting(loaded: Loaded, text: str, out: Path, identity: dict[str, Any]) -> None:
-    from rosa.evaluate.folder import FORGETTING, EvaluationFolder
-    from rosa.evaluate.forgetting import forgetting, text_for
-
-    if not (out / FORGETTING).is_file():
-        found = forgetting(loaded.model, loaded.tokenizer, text_for(loaded.base, text))
-        EvaluationFolder(out).write_forgetting(found, identity)
 
 
 def _say(study: Path, job: Job, state: str, started: float, **more: Any) -> None:

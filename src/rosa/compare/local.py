@@ -21,7 +21,6 @@ PRELOAD = [
     "rosa.compare.job",
     "rosa.compare.local",
     "rosa.evaluate.run",
-    "rosa.evaluate.forgetting",
     "rosa.models.loading",
     "rosa.models.identity",
     "rosa.train.run",

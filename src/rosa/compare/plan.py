@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rosa.compare.budgets import matched_keys
-from rosa.compare.grid import Evaluation, Grid, MethodEntry, TrainingSet
+from rosa.compare.grid import Grid, MethodEntry, TrainingSet
 from rosa.errors import RosaError
+from rosa.evaluate.options import EvaluationOptions
 from rosa.methods.registry import load_method
 from rosa.train.recipe import Recipe, check_recipe
 
@@ -49,7 +50,7 @@ class Job:
     group: RunGroup
     recipe: Recipe
     tasks: tuple[str, ...] = ()
-    evaluate: Evaluation | None = None
+    evaluate: EvaluationOptions | None = None
     tuned: bool = False
     threads: int = 1
 

@@ -15,15 +15,15 @@ from rosa.common.environment import describe_environment
 from rosa.common.files import LOCK_FILE, PARTIAL_SUFFIX, atomic_write, lock_folder
 from rosa.compare.contamination import check_overlap
 from rosa.compare.gather import gather, write
-from rosa.compare.grid import Evaluation, Grid
-from rosa.compare.job import prepare_questions
+from rosa.compare.grid import STUDY_OPTIONS, Grid
 from rosa.compare.plan import Job, ResolveRecipe, plan
 from rosa.compare.progress import Watch
 from rosa.compare.results import GRID, StudyResults
 from rosa.compare.schedule import Engine, Schedule
 from rosa.compare.training_data import verified
 from rosa.errors import RosaError
-from rosa.evaluate.forgetting import text_for
+from rosa.evaluate.forgetting import load_text
+from rosa.evaluate.requests import build_requests
 from rosa.train.run_folder import first_difference
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ def compare(
     jobs = plan(grid, resolve)
     verified(grid.training_sets)
     for train_set in grid.training_sets.values():  # before anything is trained
-        prepare_questions(train_set.tasks, grid.evaluate)
+        build_requests(train_set.tasks, grid.evaluate)
     if grid.evaluate.forgetting is not None:
-        text_for(grid.models[0], grid.evaluate.forgetting)
+        load_text(grid.models[0], grid.evaluate.forgetting)
     folder = Path(grid.output_dir)
     refuse_other_files(folder)
     with lock_folder(folder):
@@ -146,8 +146,11 @@ def claim(folder: Path, grid: Grid) -> None:
     if file.is_file():
         before = _read(file)
         shared = {key: value for key, value in now.items() if key not in GROWING}
-        if isinstance(before.get("evaluate"), dict):  # an option added since then had its default
-            before["evaluate"] = {**asdict(Evaluation()), **before["evaluate"]}
+        if isinstance(before.get("evaluate"), dict):
+            # An option added since has its default; no worked examples were 0, and are null now.
+            before["evaluate"] = {**asdict(STUDY_OPTIONS), **before["evaluate"]}
+            for options in (before["evaluate"], now["evaluate"]):
+                options["num_fewshot"] = options["num_fewshot"] or None
         if key := first_difference(before, shared):
             raise RosaError(
                 f"output_dir '{folder}' holds a study with another {key}; name another folder"

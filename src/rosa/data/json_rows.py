@@ -38,14 +38,14 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 def read_text(path: Path) -> str:
     """The content of a UTF-8 file. Raises RosaError for one that is missing or unreadable."""
     if path.is_dir():
-        raise RosaError(f"{path} is a folder; give a .json or .jsonl file")
+        raise RosaError(f"{path} is a folder; give a file")
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise RosaError(f"there is no data file {path}; check the path") from None
     except UnicodeDecodeError as error:
         raise RosaError(
-            f"{path} is not UTF-8 text (byte {error.start}); save it as JSON or JSONL in UTF-8"
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
         ) from None
     except OSError as error:
         raise RosaError(f"cannot read {path}: {error.strerror or error}") from None

@@ -1,4 +1,4 @@
-"""Worked examples before the question: which rows they are, and that none of them is a test row."""
+"""Worked examples before each question: training rows whose questions are not in the test set."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from rosa.evaluate.tasks import Example, Task, data_file
 
 
 def draw_shots(
-    task: Task, tests: Iterable[Example], num_fewshot: int, source: Path, seed: int = 0
+    task: Task, test_set: Iterable[Example], num_fewshot: int, source: Path, seed: int = 0
 ) -> tuple[Shot, ...]:
-    """`num_fewshot` examples for `task`, the same before each of its questions.
+    """`num_fewshot` worked examples for `task`, the same before each of its questions.
 
-    They are a seeded draw from the rows of `source` that are labelled as this task's are. Rows
-    whose question is among `tests`, the whole test set, are left out.
+    A seeded draw from the rows of `source` whose label is one of the task's and whose question is
+    not in `test_set`, the complete one.
 
     Raises:
-        RosaError: there is no such file, a row lacks its response (`output`), or too few rows are
+        RosaError: the file is missing, a row lacks its response (`output`), or too few rows are
             left.
     """
     rows = read_rows(source)
     fitting = [(number, row) for number, row in enumerate(rows, 1) if _has_label(task, row)]
-    asked = {_key(example.question) for example in tests}
+    asked = {_key(example.question) for example in test_set}
     shots = [_shot(row, str(source), number) for number, row in fitting]
     unseen = [shot for shot in shots if _key(shot.question) not in asked]
     if len(unseen) < num_fewshot:
         raise RosaError(
-            f"{source} gives {len(unseen)} examples for {task.name} where --num_fewshot wants "
+            f"{source} has {len(unseen)} worked examples for {task.name}, and --num_fewshot is "
             f"{num_fewshot}: of its {len(rows)} rows {len(fitting)} have a label of this task, and "
             f"{len(fitting) - len(unseen)} of those are in the test set; give other training rows "
             "with --fewshot_data"
@@ -42,14 +42,14 @@ def draw_shots(
 
 
 def training_file(task: Task, file: str | Path | None, data: str | Path | None) -> Path:
-    """Where the worked examples of `task` come from."""
+    """The file that the worked examples of `task` are drawn from."""
     if file is not None:
         return Path(file)
     beside = data_file(task, data, name="train.json")
     if beside is None:
         raise RosaError(
-            f"there are no training rows for {task.name} beside its test set; give a local file of "
-            "them with --fewshot_data"
+            f"there is no train.json beside the test set of {task.name}; give a file of training "
+            "rows with --fewshot_data"
         )
     return beside
 

@@ -1,11 +1,10 @@
-"""What a model forgot: its loss on plain text after fine-tuning minus before.
+"""Forgetting: the loss on plain text with the adapter enabled minus with it disabled.
 
-    forgetting(model, tokenizer, text_for("rosa-tiny")).difference
+    measure_forgetting(model, tokenizer, load_text("rosa-tiny")).difference
 
-The loss before is that of the same model with its adapter disabled. Both are the mean over every
-token that has another before it, in nats. A text is a list of documents (in a file, blank lines
-stand between them), each read in windows that overlap, so that every token is scored once and none
-but a document's first ones lack context.
+Both are means over all tokens that have one before them, in nats. A text is a list of documents (in
+a file, separated by blank lines), each read in overlapping windows, so that every token is scored
+once, with context.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rosa.assets import ASSETS
+from rosa.data.json_rows import read_text
 from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError
 from rosa.evaluate.generation import longest_first_batches
@@ -25,14 +25,14 @@ from rosa.models.loading import resolve_name
 
 TINY_TEXT = ASSETS / "tiny-data" / "held-out.txt"
 WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
-WIKITEXT_DOCUMENTS = 200  # paragraphs of the test split, the long ones
-WIKITEXT_CHARACTERS = 500  # what makes a paragraph long
+WIKITEXT_DOCUMENTS = 200  # paragraphs of the test split
+WIKITEXT_CHARACTERS = 500  # at least, of each paragraph
 WINDOW, STRIDE = 512, 256  # tokens
 
 
 @dataclass(frozen=True)
-class Text:
-    """Plain text to read, under the name that results show."""
+class PlainText:
+    """A text to compute the loss on; results show its name."""
 
     name: str
     documents: tuple[str, ...]
@@ -43,8 +43,8 @@ class Forgetting:
     """One measurement; losses in nats per token.
 
     Attributes:
-        text: the text's name, and `text_hash` what tells it from another of that name.
-        tokens: how many were scored.
+        text: the text's name; `text_hash` is a hash of its content.
+        tokens: number of scored tokens.
         difference: `loss_after` minus `loss_before`; positive where the model forgot.
     """
 
@@ -55,10 +55,16 @@ class Forgetting:
     loss_after: float
     difference: float
 
+    def __str__(self) -> str:
+        return (
+            f"forgetting on {self.text} ({self.tokens:,} tokens): {self.loss_before:.4f} nats per "
+            f"token before, {self.loss_after:.4f} after, {self.difference:+.4f}"
+        )
+
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `start` to `end` of a document, of which those from `first` on are scored."""
+    """Tokens `start` to `end` of a document, scored from token `first` on."""
 
     start: int
     end: int
@@ -68,8 +74,7 @@ class Window:
 def windows(length: int, window: int, stride: int, *, from_first: bool = False) -> list[Window]:
     """Windows over a document of `length` tokens that together score each token once.
 
-    The first token has nothing before it and is scored only where `from_first` says that something
-    is put there.
+    The first token is scored only with `from_first`, where a special token precedes it.
 
     >>> windows(6, window=4, stride=2)
     [Window(start=0, end=4, first=1), Window(start=2, end=6, first=4)]
@@ -86,34 +91,34 @@ def windows(length: int, window: int, stride: int, *, from_first: bool = False) 
     return found
 
 
-def forgetting(
+def measure_forgetting(
     model: Any,
     tokenizer: Any,
-    text: Text,
+    text: PlainText,
     *,
     window: int = WINDOW,
     stride: int = STRIDE,
     batch_size: int = 8,
 ) -> Forgetting:
-    """Score `text` with the adapter disabled and enabled.
+    """The loss on `text` with the adapter disabled and enabled.
 
     Args:
         model: a PEFT model; its training mode is restored.
-        window: tokens read at a time; cut to what the model was made for.
-        stride: tokens between the beginnings of two windows.
-        batch_size: windows at a time.
+        window: tokens per forward pass, at most the model's `max_position_embeddings`.
+        stride: tokens between the starts of two windows.
+        batch_size: windows per batch.
 
     Raises:
-        RosaError: the model has no adapter or one that cannot be disabled whole, or the text no
-            two tokens in a row.
+        RosaError: the model has no adapter or has trained biases, which PEFT does not disable, or
+            no document has two tokens.
     """
     if not hasattr(model, "disable_adapter"):
         raise RosaError("forgetting is measured on an adapter, and this is a base model")
     for config in model.peft_config.values():
         if getattr(config, "bias", "none") != "none":
             raise RosaError(
-                f"forgetting cannot be measured where biases of the base model were trained "
-                f"(bias: {config.bias}): PEFT does not give them back; train with bias: none"
+                "forgetting cannot be measured with trained biases of the base model (bias: "
+                f"{config.bias}): disabling the adapter keeps them; train with bias: none"
             )
     window = min(window, getattr(model.config, "max_position_embeddings", None) or window)
     pieces = scored_pieces(tokenizer, text, window, min(stride, window - 1))
@@ -131,13 +136,13 @@ def forgetting(
 
 
 def scored_pieces(
-    tokenizer: Any, text: Text, window: int, stride: int
+    tokenizer: Any, text: PlainText, window: int, stride: int
 ) -> list[tuple[list[int], int]]:
-    """Token ids of every window with the position of the first that is scored.
+    """Token ids of every window and the position of its first scored token.
 
-    A tokenizer that begins with a special token begins every window with it.
+    Every window begins with the tokenizer's beginning-of-text token, if it adds one.
     """
-    begin = beginning(tokenizer)
+    begin = _bos(tokenizer)
     pieces = []
     for document in text.documents:
         ids = encode_prompts(tokenizer, [document])[0][len(begin) :]
@@ -146,19 +151,19 @@ def scored_pieces(
                 (begin + ids[part.start : part.end], len(begin) + part.first - part.start)
             )
     if not pieces:
-        raise RosaError(f"the text {text.name} has no document of two tokens; name another text")
+        raise RosaError(f"the text {text.name} has no document of two tokens; choose another text")
     return pieces
 
 
-def beginning(tokenizer: Any) -> list[int]:
-    """The token that this tokenizer puts before every text, if it puts one."""
+def _bos(tokenizer: Any) -> list[int]:
+    """The beginning-of-text token, if the tokenizer adds one to every text."""
     ids = encode_prompts(tokenizer, ["a"])[0]
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and ids[:1] == [bos] else []
 
 
 def mean_loss(model: Any, pieces: Sequence[tuple[list[int], int]], batch_size: int) -> float:
-    """Mean loss in nats over the scored tokens of every piece, summed up in float64."""
+    """Mean loss in nats over the scored tokens of all pieces, accumulated in float64."""
     import torch
 
     total, count = 0.0, 0
@@ -175,7 +180,7 @@ def mean_loss(model: Any, pieces: Sequence[tuple[list[int], int]], batch_size: i
     if not math.isfinite(total):
         raise RosaError(
             "the model's loss on the text is not a finite number: its weights or the adapter's are "
-            "damaged, or overflow in this precision (--dtype float32 tells)"
+            "damaged, or overflow in this precision (try --dtype float32)"
         )
     return total / count
 
@@ -198,53 +203,40 @@ def padded_batches(
 
 
 def token_losses(model: Any, ids: Any, mask: Any, targets: Any) -> Any:
-    """The loss of each target given the tokens before it, in float32; 0 where there is none."""
+    """The loss of each target given the tokens before it, in float32; 0 where not scored."""
     from torch.nn.functional import cross_entropy
 
     output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
-    # Prompt tuning puts tokens of its own before the text.
+    # Prompt tuning prepends virtual tokens to the text.
     logits = output.logits[:, -ids.shape[1] :][:, :-1].float()
     return cross_entropy(
         logits.flatten(0, 1), targets[:, 1:].flatten().to(logits.device), reduction="none"
     )
 
 
-def text_for(base: str, name: str | None = None) -> Text:
-    """The text `name`, or the one that fits the model `base` where none is named.
+def load_text(base: str, name: str | None = None) -> PlainText:
+    """The text `name`, or the one that fits the model `base` where it is None or "auto".
 
     `rosa-tiny` is the held-out text of the toy world, `wikitext` long paragraphs of WikiText-2's
-    test split from the hub; any other name is a file.
+    test split from the hub; any other name is a UTF-8 file.
 
     Raises:
-        RosaError: no such file, no text in it, or the hub does not give it.
+        RosaError: the file cannot be read or is empty, or the hub cannot be reached.
     """
-    if name is None:
+    if name in (None, "auto"):
         is_tiny = Path(resolve_name(base)).name == "rosa-tiny"
         name = "rosa-tiny" if is_tiny else "wikitext"
-    if name == "rosa-tiny":
-        return read_text(TINY_TEXT, name)
     if name == "wikitext":
         return _wikitext()
-    return read_text(Path(name).expanduser(), name)
-
-
-def read_text(file: Path, name: str) -> Text:
-    """The documents of a UTF-8 file; blank lines stand between two."""
-    try:
-        content = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RosaError(
-            f"there is no text file {file}; name a file, 'wikitext' or 'rosa-tiny'"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise RosaError(f"{file} cannot be read as UTF-8 text ({error})") from None
-    documents = tuple(part.strip("\n") for part in content.split("\n\n") if part.strip())
+    file = TINY_TEXT if name == "rosa-tiny" else Path(name).expanduser()
+    paragraphs = read_text(file).split("\n\n")
+    documents = tuple(part.strip("\n") for part in paragraphs if part.strip())
     if not documents:
-        raise RosaError(f"{file} has no text; name another file")
-    return Text(name, documents)
+        raise RosaError(f"{file} has no text; choose another file")
+    return PlainText(name, documents)
 
 
-def _wikitext() -> Text:
+def _wikitext() -> PlainText:
     from datasets import load_dataset
 
     try:
@@ -252,7 +244,8 @@ def _wikitext() -> Text:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise RosaError(
-            f"the hub did not give the text {WIKITEXT[0]}: {reason}; name a file with --text"
+            f"cannot load the text {WIKITEXT[0]} from the hub ({reason}); give a file: "
+            "--forgetting FILE"
         ) from error
     long = [row.strip() for row in rows if len(row) >= WIKITEXT_CHARACTERS]
-    return Text("wikitext", tuple(long[:WIKITEXT_DOCUMENTS]))
+    return PlainText("wikitext", tuple(long[:WIKITEXT_DOCUMENTS]))

@@ -1,10 +1,6 @@
-"""A loaded model or adapter in EleutherAI's lm-evaluation-harness: log-likelihoods of the choices.
+"""Scores a loaded model or adapter with EleutherAI's lm-evaluation-harness (extra `lm-eval`).
 
-    suite = find_tasks(["arc_easy"])
-    results = score(loaded, suite)
-
-The harness decides everything about its tasks; this file hands it the model, and writes what it
-finds. The harness is the extra `lm-eval`.
+results = run_lm_eval(loaded, find_tasks(["arc_easy"]))
 """
 
 from __future__ import annotations
@@ -16,33 +12,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rosa.common.tables.model import Block, Cell, Column, Row, Table
 from rosa.data.prompts import check_chat_template
 from rosa.errors import RosaError, did_you_mean
 from rosa.models.loading import Loaded, quiet
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-HEADER = ("task", "shots", "metric", "value", "± s.e.")
+COLUMNS = (Column("shots"), Column("metric"), Column("value", 4))
 
 
 @dataclass(frozen=True)
-class Suite:
-    """Names of the harness's tasks, and its index that knows where they are."""
+class LmEvalTasks:
+    """Names of lm-eval tasks, and the `TaskManager` that finds them."""
 
     names: list[str]
     manager: Any
 
 
-def find_tasks(names: Sequence[str], task_dir: str | Path | None = None) -> Suite:
-    """The harness's tasks, groups or tags of these names; `*` stands for any letters.
+def find_tasks(names: Sequence[str], task_dir: str | Path | None = None) -> LmEvalTasks:
+    """The lm-eval tasks, groups or tags of these names, which may hold the wildcard `*`.
 
-    `task_dir` holds task YAMLs of your own. The harness's are looked through, which takes a while,
+    `task_dir` holds task YAMLs of your own. lm-eval's own tasks are indexed, which takes a while,
     only for names that are not there.
 
-    Raises RosaError where the package is missing, or a name or the folder is unknown.
+    Raises RosaError if the package is missing, or a name or the folder is unknown.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -55,18 +49,18 @@ def find_tasks(names: Sequence[str], task_dir: str | Path | None = None) -> Suit
             raise RosaError(f"there is no folder {task_dir} for --task_dir; check the path")
         own = TaskManager(include_path=str(task_dir), include_defaults=False)
         if all(own.match_tasks([name]) for name in names):
-            return Suite(own.match_tasks(list(names)), own)
+            return LmEvalTasks(own.match_tasks(list(names)), own)
     manager = TaskManager(include_path=str(task_dir) if task_dir is not None else None)
     for name in names:
         if not manager.match_tasks([name]):
             hint = did_you_mean(name, manager.all_tasks)
             raise RosaError(f"lm-eval has no task {name!r}{hint}; `lm-eval ls tasks` lists them")
-    return Suite(manager.match_tasks(list(names)), manager)
+    return LmEvalTasks(manager.match_tasks(list(names)), manager)
 
 
-def score(
+def run_lm_eval(
     loaded: Loaded,
-    suite: Suite,
+    tasks: LmEvalTasks,
     *,
     batch_size: int = 16,
     limit: int | None = None,
@@ -74,15 +68,15 @@ def score(
     chat: bool = False,
     log_samples: bool = False,
 ) -> dict[str, Any]:
-    """What `lm_eval.simple_evaluate` finds out about the model.
+    """The results of `lm_eval.simple_evaluate`.
 
     Args:
-        loaded: the model and its tokenizer, as `rosa.models.loading.load` gives them.
-        suite: what `find_tasks` found.
-        batch_size: sequences at a time.
-        limit: the first so many examples of each task.
+        loaded: a model and its tokenizer, from `rosa.models.loading.load`.
+        tasks: from `find_tasks`.
+        batch_size: sequences per batch.
+        limit: use the first so many examples of each task.
         num_fewshot: worked examples; None is each task's own number.
-        chat: set the questions in the tokenizer's chat template.
+        chat: apply the tokenizer's chat template.
         log_samples: keep every example with its log-likelihoods.
 
     Raises RosaError for a missing chat template, and for a task that cannot be loaded.
@@ -92,13 +86,13 @@ def score(
 
     if chat:
         check_chat_template(loaded.tokenizer)
-    with quiet(), _without_chatter():
+    with quiet(), _quiet_lm_eval():
         model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
         try:
             results = lm_eval.simple_evaluate(
                 model=model,
-                tasks=suite.names,
-                task_manager=suite.manager,
+                tasks=tasks.names,
+                task_manager=tasks.manager,
                 num_fewshot=num_fewshot,
                 limit=limit,
                 apply_chat_template=chat,
@@ -106,29 +100,29 @@ def score(
             )
         except (OSError, ValueError, KeyError) as error:
             raise RosaError(
-                f"lm-eval cannot run {', '.join(suite.names)}: {' '.join(str(error).split())[:300]}"
+                f"lm-eval cannot run {', '.join(tasks.names)}: {' '.join(str(error).split())[:300]}"
             ) from error
     assert results is not None, "one process has all the results"
     return dict(results)
 
 
 @contextmanager
-def _without_chatter() -> Iterator[None]:
-    """Without the harness's notes on its own doings; its warnings about a task stay."""
-    logger = logging.getLogger("lm_eval")
-    about_model = logging.getLogger("lm_eval.models.huggingface")
-    before = [(each, each.level) for each in (logger, about_model)]
-    logger.setLevel(logging.WARNING)
-    about_model.setLevel(logging.ERROR)  # it warns of every model that is no name
+def _quiet_lm_eval() -> Iterator[None]:
+    """Hides lm-eval's info messages; warnings about a task stay."""
+    # The second one warns of every model that is not a name.
+    levels = {"lm_eval": logging.WARNING, "lm_eval.models.huggingface": logging.ERROR}
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
     try:
         yield
     finally:
-        for each, level in before:
-            each.setLevel(level)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def write_results(results: dict[str, Any], folder: Path, run: dict[str, Any]) -> Path:
-    """The harness's JSON in `folder`, `run` (what identifies the model) under "rosa"."""
+    """Write lm-eval's JSON to `folder`, with `run` (the model's identity) under "rosa"."""
     from lm_eval.utils import handle_non_serializable
 
     file = folder / f"results_{datetime.now():%Y-%m-%dT%H-%M-%S}.json"
@@ -143,9 +137,9 @@ def write_results(results: dict[str, Any], folder: Path, run: dict[str, Any]) ->
     return file
 
 
-def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The results as text: one row per task (or group) and metric."""
-    found: list[tuple[str, ...]] = []
+def results_table(results: dict[str, Any]) -> Table:
+    """One row per task (or group) and metric, with standard errors."""
+    rows = []
     for task, metrics in {**results["results"], **results.get("groups", {})}.items():
         shots = str(results["n-shot"].get(task, ""))
         for key, value in metrics.items():
@@ -153,19 +147,7 @@ def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
             if not filter_name or metric.endswith("_stderr"):
                 continue
             error = metrics.get(f"{metric}_stderr,{filter_name}")
-            shown = f"{error:.4f}" if isinstance(error, float) else ""
             name = metric if filter_name == "none" else f"{metric} ({filter_name})"
-            found.append((task, shots, name, f"{value:.4f}", shown))
-    return found
-
-
-def table(results: dict[str, Any]) -> Table:
-    """`rows` for a terminal."""
-    from rich.table import Table
-
-    table = Table()
-    for name in HEADER:
-        table.add_column(name, justify="right" if name in HEADER[3:] else "left")
-    for row in rows(results):
-        table.add_row(*row)
-    return table
+            spread = error if isinstance(error, float) else None
+            rows.append(Row(task, (Cell(shots), Cell(name), Cell(value, spread))))
+    return Table("lm-eval", "lm-evaluation-harness", "task", COLUMNS, (Block("", tuple(rows)),))

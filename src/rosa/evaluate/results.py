@@ -1,4 +1,4 @@
-"""Scores of a run, their averages, and the table in its three forms: terminal, Markdown, JSON.
+"""Scores of an evaluation, their averages and their table.
 
 The micro-average is over examples (what the paper prints), the macro-average over tasks. Tasks of
 different suites are never averaged together.
@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from rosa.common.tables.model import SEEN, Block, Cell, Column, Row, Table
+from rosa.common.tables.render import markdown
 
-HEADER = ("task", "acc. %", "correct", "scored", "unparsable")
-SEEN_MARK = "†"
+COLUMNS = (Column("accuracy"), Column("correct", 0), Column("scored", 0), Column("unparsable", 0))
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """How one task went: `rows` is what the test set holds, `scored` what the model was asked."""
+    """The score of one task: `scored` of the `rows` examples in its test set were asked.
+
+    `size` is the number of rows in the published test set, 0 where that is not fixed.
+    """
 
     name: str
     title: str
@@ -48,7 +50,7 @@ class Average:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything a run found out; `settings` say under what conditions."""
+    """The scores of a run, its settings, and notes on how they were measured."""
 
     scores: list[TaskScore]
     settings: dict[str, Any] = field(default_factory=dict)
@@ -72,26 +74,15 @@ class Results:
             "notes": self.footnotes(),
         }
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """The table's rows as text, averages last."""
-        sampled_seed = self.settings.get("seed", 0)
-        body = [_row(score, sampled_seed) for score in self.scores]
-        for average in self.averages:
-            several = len(self.averages) > 1
-            for kind, value in (("micro", average.micro), ("macro", average.macro)):
-                name = f"{average.suite} {kind}" if several else f"{kind}-average"
-                body.append((name, f"{value:.1f}", "", "", ""))
-        return body
-
     def footnotes(self) -> list[str]:
-        """What a reader must know before believing the table."""
+        """Notes on the scores (training data seen, test sets of other sizes), then `notes`."""
         notes = []
         sets = sorted({name for score in self.scores for name in score.seen_in_training})
         if sets:
             trained_on = self.settings.get("trained_on")
             about = f" This adapter was trained on {', '.join(trained_on)}." if trained_on else ""
             notes.append(
-                f"{SEEN_MARK} {' and '.join(sets)} holds the training part of this test: a model "
+                f"{SEEN} {' and '.join(sets)} holds the training part of this test: a model "
                 f"trained on it has seen such questions.{about}"
             )
         notes += [
@@ -101,28 +92,36 @@ class Results:
         ]
         return notes + self.notes
 
+    def table(self) -> Table:
+        """One row per task, then the averages of each suite."""
+        tasks = [self._row(score) for score in self.scores]
+        averages = []
+        for average in self.averages:
+            for kind, value in (("micro", average.micro), ("macro", average.macro)):
+                several = len(self.averages) > 1
+                name = f"{average.suite} {kind}" if several else f"{kind}-average"
+                averages.append(Row(name, (Cell(value), Cell(""), Cell(""), Cell(""))))
+        blocks = (Block("", tuple(tasks)), Block("", tuple(averages)))
+        return Table(
+            "results", "Accuracy in percent", "task", COLUMNS, blocks, tuple(self.footnotes())
+        )
+
+    def _row(self, score: TaskScore) -> Row:
+        scored: int | str = score.scored
+        if score.scored < score.rows:
+            scored = f"{score.scored} of {score.rows}, seed {self.settings.get('seed', 0)}"
+        values = (score.accuracy, score.correct, scored, score.unparsable)
+        mark = SEEN if score.seen_in_training else ""
+        return Row(score.title, tuple(map(Cell, values)), mark)
+
     def markdown(self) -> str:
         """The table, its footnotes and its settings as Markdown."""
-        lines = [_line(HEADER), _line(["---", *["---:"] * (len(HEADER) - 1)])]
-        lines += [_line(row) for row in self.rows()]
-        lines += ["", *(f"{note}\n" for note in self.footnotes())]
-        lines += [f"- {key}: {value}" for key, value in self.settings.items()]
-        return "\n".join(lines) + "\n"
-
-    def table(self) -> Table:
-        """The table for a terminal; its footnotes are the caption."""
-        from rich.table import Table
-
-        table = Table(caption="\n".join(self.footnotes()) or None, caption_justify="left")
-        for i, name in enumerate(HEADER):
-            table.add_column(name, justify="right" if i else "left", no_wrap=i == 0)
-        for i, row in enumerate(self.rows()):
-            table.add_row(*row, end_section=i == len(self.scores) - 1)
-        return table
+        settings = [f"- {key}: {value}\n" for key, value in self.settings.items()]
+        return "\n".join([markdown(self.table()), "".join(settings)])
 
 
 def micro_average(accuracies: Sequence[float], sizes: Sequence[int]) -> float:
-    """Accuracy over all examples: each task's accuracy weighted with its size."""
+    """Accuracy over all examples: each task's accuracy weighted by its size."""
     return sum(a * n for a, n in zip(accuracies, sizes, strict=True)) / sum(sizes)
 
 
@@ -130,21 +129,3 @@ def _average(suite: str, scores: Sequence[TaskScore]) -> Average:
     accuracies = [score.accuracy for score in scores]
     micro = micro_average(accuracies, [score.scored for score in scores])
     return Average(suite, micro, sum(accuracies) / len(accuracies))
-
-
-def _row(score: TaskScore, seed: int) -> tuple[str, ...]:
-    mark = f" {SEEN_MARK}" if score.seen_in_training else ""
-    scored = str(score.scored)
-    if score.scored < score.rows:
-        scored = f"{score.scored} of {score.rows}, seed {seed}"
-    return (
-        score.title + mark,
-        f"{score.accuracy:.1f}",
-        str(score.correct),
-        scored,
-        str(score.unparsable),
-    )
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

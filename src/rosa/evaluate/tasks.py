@@ -1,8 +1,8 @@
-"""Benchmarks: one small YAML each, in `tasks/` or the user's own.
+"""Benchmark tasks: one small YAML file each, in `task_files/` or the user's own.
 
-A YAML's keys are the fields of `Task`; docs/guides/evaluating.md explains them. Rows come from a
-local folder in LLM-Adapters' layout (`<name>/test.json`), from the package, or from the
-hub, where the YAML's templates bring the data set's own fields into the suite's wording.
+A YAML's keys are the fields of `Task`. Rows come from a local folder in LLM-Adapters' layout
+(`<name>/test.json`), from the package, or from the hub, where the YAML's templates turn the data
+set's fields into the suite's wording.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SUITES = ("commonsense", "arithmetic", "toy")
 
 @dataclass(frozen=True)
 class HubSource:
-    """Where the hub has the test set; Jinja templates from its fields to the suite's wording."""
+    """The test set on the hub, and Jinja templates from its fields to the suite's wording."""
 
     path: str
     split: str
@@ -50,20 +50,20 @@ class Task:
     """One benchmark, as its YAML declares it.
 
     Attributes:
-        name: what `--tasks` calls it.
-        title: what the tables call it.
+        name: its name for `--tasks`.
+        title: its name in tables.
         suite: tasks of one suite are averaged together.
-        size: examples in the full test set; 0 where that is not fixed.
+        size: examples in the published test set; 0 where that is not fixed.
         file: the test set inside the data folder, LLM-Adapters' JSON or JSONL.
         filter: the answer filter, a key of `FILTERS`.
-        max_new_tokens: tokens that a response may have.
+        max_new_tokens: length of a response in tokens.
         answers: the labels, for filters that need them.
         prompt: the template around instruction and input, one of `PROMPTS`.
         packaged: the test set comes with the package.
         hub: the test set on the hub, where one with these rows is known.
         seen_in_training: training sets that hold the training part of this test.
-        citation: who made the benchmark.
-        folder: where the YAML lies; its data may lie beside it.
+        citation: the benchmark's authors.
+        folder: the YAML's folder; data may be beside the YAML.
     """
 
     name: str
@@ -91,7 +91,18 @@ class Task:
         None where only a complete response does.
         """
         decided = PROTOCOLS[protocol][self.filter].decided
-        return None if decided is None else functools.partial(decided, labels=self.answers)
+        return decided and (lambda response: decided(response, self.answers))
+
+    def record(self, example: Example, response: str, protocol: str = PUBLISHED) -> dict[str, Any]:
+        """The line of `<task>.jsonl` for an example and the model's response to it."""
+        record = {"index": example.index, "prompt": example.prompt, "response": response}
+        return self.judged({**record, "prediction": None, "label": example.label}, protocol)
+
+    def judged(self, record: dict[str, Any], protocol: str = PUBLISHED) -> dict[str, Any]:
+        """`record` with the `prediction` in its response and whether that is `correct`."""
+        prediction = self.parse(record["response"], protocol)
+        correct = self.is_correct(prediction, record["label"])
+        return {**record, "prediction": prediction, "correct": correct}
 
     def is_correct(self, answer: str | None, label: str) -> bool:
         """Whether a parsed answer is the label; no answer never is."""
@@ -102,7 +113,7 @@ class Task:
 class Example:
     """One question: its row in the test set (from 0), the prompt, and the label.
 
-    Until a tokenizer has put a `chat` question into its template, its prompt is the user's turn.
+    The prompt of a `chat` task is the user's turn, before the chat template is applied.
     """
 
     index: int
@@ -122,15 +133,15 @@ def built_in_tasks() -> dict[str, Task]:
 def resolve_tasks(names: Iterable[str | Task]) -> list[Task]:
     """Tasks, each once, from names, groups (`commonsense`, `arithmetic`, `toy`, `all`) and YAMLs.
 
-    `all` is the fifteen real benchmarks; the toy tasks are asked for by name.
+    `all` is the fifteen real benchmarks, without the toy tasks.
     """
     found: dict[str, Task] = {}
     for name in names:
         for task in [name] if isinstance(name, Task) else _expand(name):
             if found.setdefault(task.name, task) != task:
-                raise RosaError(f"two different tasks are called {task.name!r}; rename one")
+                raise RosaError(f"two different tasks have the name {task.name!r}; rename one")
     if not found:
-        raise RosaError(f"no tasks were named; the tasks are {_known()}")
+        raise RosaError(f"no tasks given; choose from {_known()}")
     return list(found.values())
 
 
@@ -153,12 +164,12 @@ def load_task(name: str) -> Task:
         return read_task(Path(name))
     if name not in built_in_tasks():
         hint = did_you_mean(name, [*built_in_tasks(), *SUITES, "all"])
-        raise RosaError(f"there is no task {name!r}{hint}; the tasks are {_known()}")
+        raise RosaError(f"there is no task {name!r}{hint}; choose from {_known()}")
     return built_in_tasks()[name]
 
 
 def read_task(path: Path) -> Task:
-    """The benchmark that a YAML file declares; RosaError names the file and the key that is bad."""
+    """The task that a YAML file declares; errors name the file and the bad key."""
     if not path.is_file():
         raise RosaError(f"there is no task file {path}; check the path")
     try:
@@ -171,7 +182,7 @@ def read_task(path: Path) -> Task:
 
 
 def _build(kind: type, values: Any, path: Path, **extra: Any) -> Any:
-    """The dataclass `kind` from a YAML mapping, every key known and every needed key there."""
+    """The dataclass `kind` from a YAML mapping; raises for unknown and missing keys."""
     if not isinstance(values, dict):
         raise RosaError(f"{path}: expected keys and values, found {type(values).__name__}")
     known = {f.name: f for f in dataclasses.fields(kind) if f.name != "folder"}
@@ -191,9 +202,9 @@ def _checked(task: Task, path: Path) -> Task:
     if not isinstance(task.name, str) or not re.fullmatch(r"[\w.-]+", task.name):
         raise RosaError(f"{path}: the name {task.name!r} must be letters, digits, '.', '-' and '_'")
     if task.filter not in FILTERS:
-        raise RosaError(f"{path}: unknown filter {task.filter!r}; say one of {', '.join(FILTERS)}")
+        raise RosaError(f"{path}: unknown filter {task.filter!r}; choose from {', '.join(FILTERS)}")
     if task.prompt not in PROMPTS:
-        raise RosaError(f"{path}: unknown prompt {task.prompt!r}; say one of {', '.join(PROMPTS)}")
+        raise RosaError(f"{path}: unknown prompt {task.prompt!r}; choose from {', '.join(PROMPTS)}")
     if any(not isinstance(answer, str) or not answer for answer in task.answers):
         raise RosaError(f"{path}: answers must be text; quote words that YAML reads as true or 1")
     if FILTERS[task.filter].numeric == bool(task.answers):
@@ -206,10 +217,10 @@ def _checked(task: Task, path: Path) -> Task:
 
 
 def load_examples(task: Task, data: str | Path | None = None) -> list[Example]:
-    """Every example of `task`, labels checked against the task.
+    """Every example of `task`, with checked labels.
 
-    Rows come from the package for a toy task, from the folder `data` where given, from beside the
-    task's own YAML, else from the hub.
+    Rows come from the package (toy tasks), from the folder `data`, from the folder of the task's
+    own YAML, or from the hub.
     """
     file = data_file(task, data)
     if file is not None:
@@ -220,9 +231,9 @@ def load_examples(task: Task, data: str | Path | None = None) -> list[Example]:
 
 
 def data_file(task: Task, data: str | Path | None, name: str | None = None) -> Path | None:
-    """The local file of the test set, or the file `name` in its folder; None where none is there.
+    """The local file of the test set, or the file `name` in its folder; None if there is none.
 
-    Raises RosaError where `data` is given and neither it nor the YAML's folder has the test set.
+    Raises RosaError if `data` is given and neither it nor the YAML's folder has the test set.
     """
     path = Path(task.file).with_name(name) if name else Path(task.file)
     if task.packaged:
@@ -230,15 +241,15 @@ def data_file(task: Task, data: str | Path | None, name: str | None = None) -> P
     places = [task.folder / path] if data is None else [Path(data) / path, task.folder / path]
     found = next((file for file in places if file.is_file()), None)
     if found is None and data is not None and name is None:
-        raise RosaError(_not_there(task, places[0]))
+        raise RosaError(_missing_file(task, places[0]))
     return found
 
 
-def _not_there(task: Task, file: Path) -> str:
+def _missing_file(task: Task, file: Path) -> str:
     data = file.parents[len(Path(task.file).parts) - 1]
     there = [t.name for t in built_in_tasks().values() if (data / t.file).is_file()]
     return f"there is no {file} for the task {task.name}; {data} holds " + (
-        ", ".join(there) or "no test set that is known (LLM-Adapters' layout: <name>/test.json)"
+        ", ".join(there) or "no known test set (LLM-Adapters' layout: <name>/test.json)"
     )
 
 
@@ -281,7 +292,7 @@ def _hub_rows(task: Task) -> tuple[list[dict[str, Any]], str]:
 
 
 def suite_rows(hub: HubSource, raw: Iterable[dict[str, Any]], source: str) -> list[dict[str, Any]]:
-    """Hub rows in the suite's wording, through the task's two templates."""
+    """Hub rows in the suite's wording, by the task's two templates."""
     from jinja2 import StrictUndefined, TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -297,7 +308,7 @@ def suite_rows(hub: HubSource, raw: Iterable[dict[str, Any]], source: str) -> li
 
 
 def fingerprint(task: Task, examples: Sequence[Example]) -> str:
-    """A hash of what decides a task's scores: its rules and its questions."""
+    """A hash of everything that determines a task's scores: its rules and its questions."""
     rules = [task.filter, task.answers, task.prompt, task.max_new_tokens]
     content = json.dumps([rules, [(e.prompt, e.label) for e in examples]])
     return hashlib.sha256(content.encode()).hexdigest()[:16]

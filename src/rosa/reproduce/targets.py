@@ -19,7 +19,7 @@ from typing import Any, Literal
 import yaml
 
 from rosa.assets import ASSETS
-from rosa.compare.grid import Evaluation, Grid, TrainingSet
+from rosa.compare.grid import STUDY_OPTIONS, Grid, TrainingSet
 from rosa.compare.training_data import verified
 from rosa.errors import RosaError, did_you_mean
 from rosa.evaluate.tasks import resolve_tasks
@@ -158,7 +158,7 @@ def _grid(asked: dict[str, Any], setting: dict[str, Any], target: Target, change
         training_sets={set_name: train_set},
         seeds=list(changes.seeds or setting["seeds"]),
         recipe=setting["recipe"] | _said(recipe),
-        evaluate=Evaluation(**setting["evaluate"] | _said(evaluate)),
+        evaluate=replace(STUDY_OPTIONS, **setting["evaluate"] | _said(evaluate)),
     )
 
 
