@@ -7,7 +7,6 @@ import unicodedata
 
 from rosa.common.tables.model import Column, Row, Table
 
-MODEL = "Model"
 _SPECIAL = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -36,23 +35,18 @@ _SPECIAL = {
     "†": r"$\dagger$",
     "‡": r"$\ddagger$",
 }
-_MARK = {"": "", "†": r"$^\dagger$", "‡": r"$^\ddagger$"}
+HEADING = 8  # characters of a line of a column's title
 
 
 def latex(table: Table) -> str:
-    """A `table*` with its caption, blocks parted by `\\midrule`, best bold, second underlined."""
-    labels = 2 if table.names_models else 1
-    head = [*([MODEL] if table.names_models else []), escape(table.head)]
-    head += [
-        _heading(column, width) for column, width in zip(table.columns, table.widths, strict=True)
-    ]
+    """A `table*` with its caption: `\\midrule` between blocks, best bold, second underlined."""
     body: list[str] = []
-    for number, block in enumerate(table.blocks):
-        body += [r"\midrule"] if number else []
-        for at, row in enumerate(block.rows):
-            first = [escape(block.title) if at == 0 else ""] if table.names_models else []
+    for block in table.blocks:
+        body += [r"\midrule"] if body else []
+        for labels, row in table.labelled(block):
             cells = [_cell(row, i, table) for i in range(table.width)]
-            body.append(_line([*first, escape(row.label) + _mark(row.mark), *cells]))
+            body.append(_line([*map(escape, labels[:-1]), _marked(row.label, row.mark), *cells]))
+    head = [*map(escape, table.heads), *map(_heading, table.columns)]
     notes = table.all_notes("Bold", "underlined")
     label = re.sub(r"[^A-Za-z0-9-]+", "-", table.name)
     caption = " ".join([f"{escape(table.title)}.", *map(escape, notes)])
@@ -61,7 +55,7 @@ def latex(table: Table) -> str:
             r"% \usepackage{booktabs}",
             r"\begin{table*}[t]",
             r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-            rf"\begin{{tabular}}{{{'l' * labels}{'r' * table.width}}}",
+            rf"\begin{{tabular}}{{{'l' * len(table.heads)}{'r' * table.width}}}",
             r"\toprule",
             _line(head),
             r"\midrule",
@@ -97,18 +91,16 @@ def _character(c: str, after: str) -> str:
     return c
 
 
-def _mark(mark: str) -> str:
-    return _MARK.get(mark, escape(mark))
+def _marked(text: str, mark: str) -> str:
+    """Escaped text with a raised mark."""
+    return escape(text) + escape(mark).replace("$", "$^", 1)
 
 
-def _heading(column: Column, width: int) -> str:
-    """A column's title, in as many lines as its numbers are too narrow for."""
-    lines = [escape(line) for line in column.lines(width)]
-    lines[-1] += _mark(column.mark)
-    if len(lines) == 1:
-        return lines[0]
-    stacked = r" \\ ".join(lines)
-    return r"\begin{tabular}[b]{@{}r@{}}" + stacked + r"\end{tabular}"
+def _heading(column: Column) -> str:
+    """A column's title in narrow lines."""
+    *lines, last = column.lines(HEADING)
+    stacked = r" \\ ".join([*map(escape, lines), _marked(last, column.mark)])
+    return rf"\begin{{tabular}}[b]{{@{{}}r@{{}}}}{stacked}\end{{tabular}}" if lines else stacked
 
 
 def _cell(row: Row, i: int, table: Table) -> str:
@@ -118,9 +110,8 @@ def _cell(row: Row, i: int, table: Table) -> str:
     text = {"": text, "best": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}"}[cell.style]
     if table.any(i, lambda other: other.star):  # the others make room, so that digits align
         text += "$^*$" if cell.star else r"\phantom{$^*$}"
-    if cell.spread is not None:
-        text += rf" {{\scriptsize$\pm${cell.spread:.{column.digits}f}}}"
-    return text
+    deviation = column.deviation(cell, r" {\scriptsize$\pm$")
+    return text + deviation + "}" * bool(deviation)
 
 
 def _line(cells: list[str]) -> str:

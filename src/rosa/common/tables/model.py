@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-RANKING = "among the methods of a model; what prints the same is the same"
+RANKING = "among the methods of a model; values that print the same are tied"
 DASH = "–"  # stands where there is no number
-SEEN = "†"  # test questions that the training data holds
+SEEN = "†"  # test questions that the training data contains
 INCOMPLETE = "‡"  # a row with fewer seeds than asked for
 
 Style = Literal["", "best", "second"]
@@ -17,12 +17,21 @@ Style = Literal["", "best", "second"]
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its title, the decimals of its numbers, the mark of a footnote, + before gains."""
+    """A column of a table.
+
+    Attributes:
+        title: its heading.
+        digits: decimals of its numbers.
+        mark: of a footnote, after the title.
+        signed: a + before positive numbers.
+        unit: formats its numbers with their unit (`format_bytes`), in place of `digits`.
+    """
 
     title: str
     digits: int = 1
     mark: str = ""
     signed: bool = False
+    unit: Callable[[float], str] | None = None
 
     def lines(self, width: int) -> list[str]:
         """The title in lines as narrow as `width`, or as its longest word.
@@ -43,8 +52,13 @@ class Column:
         """
         if value is None:
             return DASH
-        sign = "+" if self.signed else ""
-        return value if isinstance(value, str) else f"{value:{sign}.{self.digits}f}"
+        if isinstance(value, str):
+            return value
+        return self.unit(value) if self.unit else f"{value:{'+' * self.signed}.{self.digits}f}"
+
+    def deviation(self, cell: Cell, sign: str) -> str:
+        """The standard deviation of a cell after a `sign`; empty where it has none."""
+        return "" if cell.spread is None else f"{sign}{cell.spread:.{self.digits}f}"
 
 
 @dataclass(frozen=True)
@@ -59,12 +73,20 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A method's numbers; `note` is what the mark of its label stands for."""
+    """A method's numbers.
+
+    Attributes:
+        label: what the row is about.
+        cells: one per column.
+        mark: of a footnote, after the label; `note` is its text.
+        group: `ours`, `baseline` or `variant`, which HTML shows by a shape and a color.
+    """
 
     label: str
     cells: tuple[Cell, ...]
     mark: str = ""
     note: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,11 +104,11 @@ class Table:
     Attributes:
         name: stem of its files.
         title: one line above it.
-        head: what its labels are ("Method").
+        head: heading of the labels ("Method").
         columns, blocks: its body; every row has one cell per column.
+        notes: sentences below it, in the order they are read.
         ranking: what best and second best are among ("the methods of a model"); empty where no
             cell is styled. Each format says how it shows them.
-        notes: sentences below it, in the order they are read.
         names_models: whether a first column names the block of each row.
     """
 
@@ -100,7 +122,7 @@ class Table:
     names_models: bool = False
 
     def all_notes(self, best: str, second: str) -> list[str]:
-        """The notes, those styles explained that the format shows as `best` and `second`."""
+        """The notes, the first of them the legend of the styles, shown as `best` and `second`."""
         styled = any(self.any(i, lambda cell: bool(cell.style)) for i in range(self.width))
         if not (self.ranking and styled):
             return list(self.notes)
@@ -111,37 +133,39 @@ class Table:
         return len(self.columns)
 
     @property
-    def widths(self) -> list[int]:
-        """Characters of the longest cell of each column, spread and star included."""
-        return [
-            max(
-                (
-                    len(column.shown(cell.value))
-                    + cell.star
-                    + (0 if cell.spread is None else 2 + len(column.shown(cell.spread)))
-                    for cell in (row.cells[i] for block in self.blocks for row in block.rows)
-                ),
-                default=0,
-            )
-            for i, column in enumerate(self.columns)
-        ]
+    def rows(self) -> list[Row]:
+        return [row for block in self.blocks for row in block.rows]
+
+    @property
+    def heads(self) -> list[str]:
+        """Headings of the columns of labels."""
+        return ["Model", self.head] if self.names_models else [self.head]
+
+    def labelled(self, block: Block) -> Iterator[tuple[list[str], Row]]:
+        """Each row of a block with its labels; the block's title stands in the first row alone."""
+        for i, row in enumerate(block.rows):
+            yield [*[block.title * (i == 0)] * self.names_models, row.label], row
 
     def any(self, column: int, test: Callable[[Cell], bool]) -> bool:
         """Whether any cell of a column passes."""
-        return any(test(row.cells[column]) for block in self.blocks for row in block.rows)
+        return any(test(row.cells[column]) for row in self.rows)
+
+
+def marked(text: str, mark: str) -> str:
+    """A label or title with the mark of its footnote."""
+    return f"{text} {mark}" if mark else text
 
 
 def ranked(rows: Sequence[Row], columns: Sequence[Column], which: Collection[int]) -> list[Row]:
     """The rows with the best and the second best value of the columns `which` styled.
 
-    Values that print the same are the same: all that print as the best are best, and all that
-    print as the next lower value are second. A column with a single value, or with nothing but
-    equal ones, has no winner.
+    Values that print the same are tied. A column with a single value, or with nothing but equal
+    ones, has no best.
     """
     styled = list(rows)
     for i in which:
-        digits = columns[i].digits
         numbers = [row.cells[i].value for row in rows]
+        digits = columns[i].digits
         printed = [round(v, digits) if isinstance(v, (int, float)) else None for v in numbers]
         places = sorted({value for value in printed if value is not None}, reverse=True)
         if len(places) < 2:

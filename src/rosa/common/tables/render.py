@@ -1,4 +1,4 @@
-"""One table in four forms: for a terminal, as Markdown, as LaTeX (latex.py) and as CSV."""
+"""A table for a terminal, as Markdown and as CSV; `FORMATS` has these and LaTeX by name."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rosa.common.tables.latex import latex
-from rosa.common.tables.model import Cell, Column, Row, Table
+from rosa.common.tables.model import Cell, Column, Row, Table, marked
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
-MODEL = "Model"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&])")
 STYLES = {"": "", "best": "bold", "second": "underline"}
 BRACKETS = {"": (" ", " "), "best": ("[", "]"), "second": ("(", ")")}
@@ -51,16 +50,14 @@ def terminal(table: Table) -> str:
 
 def _pieces(table: Table, plain: bool, width: int) -> list[RichTable]:
     """Tables of as many columns as fit into `width`, each with the labels."""
-    labels = [_with_mark(row.label, row.mark) for block in table.blocks for row in block.rows]
-    taken = 2 + max(map(len, [table.head, *labels]))
+    taken = 2 + max(map(len, [table.head, *(marked(row.label, row.mark) for row in table.rows)]))
     if table.names_models:
         taken += GAP + max(len(block.title) for block in table.blocks)
-    rows = [row for block in table.blocks for row in block.rows]
-    cells = [[_rich(row, i, table, plain) for row in rows] for i in range(table.width)]
     pieces: list[list[tuple[str, list[Text]]]] = [[]]
     left = width - taken
-    for column, texts in zip(table.columns, cells, strict=True):
-        title = replace(column, title=_with_mark(column.title, column.mark))
+    for i, column in enumerate(table.columns):
+        texts = [_rich(row, i, table, plain) for row in table.rows]
+        title = replace(column, title=marked(column.title, column.mark))
         lines = title.lines(max(map(len, texts), default=0))
         wide = max(*map(len, lines), *map(len, texts))
         if pieces[-1] and wide + GAP > left:
@@ -77,20 +74,16 @@ def _rich_table(table: Table, columns: list[tuple[str, list[Text]]]) -> RichTabl
     from rich.text import Text
 
     made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    if table.names_models:
-        made.add_column(MODEL, no_wrap=True)
-    made.add_column(table.head, no_wrap=True)
+    for head in table.heads:
+        made.add_column(head, no_wrap=True)
     for title, _ in columns:
         made.add_column(Text(title), justify="right", no_wrap=True)
-    at = 0
+    cells = iter(zip(*(texts for _, texts in columns), strict=True))
     for block in table.blocks:
-        for i, row in enumerate(block.rows):
-            first = [Text(block.title if i == 0 else "")] if table.names_models else []
-            texts = [cells[at] for _, cells in columns]
-            last = i == len(block.rows) - 1
-            label = Text(_with_mark(row.label, row.mark))  # a str would be read as markup
-            made.add_row(*first, label, *texts, end_section=last)
-            at += 1
+        for labels, row in table.labelled(block):
+            labels[-1] = marked(labels[-1], row.mark)
+            end = row is block.rows[-1]
+            made.add_row(*map(Text, labels), *next(cells), end_section=end)  # a str is markup
     return made
 
 
@@ -105,28 +98,19 @@ def _rich(row: Row, i: int, table: Table, plain: bool) -> Text:
         parts = [(left, ""), *parts, (right, "")]
     if table.any(i, lambda other: other.star):
         parts.append(("*" if cell.star else " ", ""))
-    if cell.spread is not None:
-        parts.append((f" ±{cell.spread:.{column.digits}f}", "dim"))
-    return Text.assemble(*parts)
-
-
-def _with_mark(label: str, mark: str) -> str:
-    return f"{label} {mark}" if mark else label
+    return Text.assemble(*parts, (column.deviation(cell, " ±"), "dim"))
 
 
 def markdown(table: Table) -> str:
     """The table in GitHub's Markdown, title above and notes below."""
-    models = [MODEL] if table.names_models else []
-    head = [*models, table.head, *(_with_mark(c.title, c.mark) for c in table.columns)]
-    rule = ["---"] * (len(models) + 1) + ["---:"] * table.width
-    lines = [_line(map(escape_markdown, head)), _line(rule)]
+    titles = [marked(column.title, column.mark) for column in table.columns]
+    lines = [_line(map(escape_markdown, [*table.heads, *titles]))]
+    lines.append(_line(["---"] * len(table.heads) + ["---:"] * table.width))
     for block in table.blocks:
-        for i, row in enumerate(block.rows):
-            first = [escape_markdown(block.title) if i == 0 else ""] if models else []
-            cells = [
-                _markdown(c, column) for c, column in zip(row.cells, table.columns, strict=True)
-            ]
-            lines.append(_line([*first, escape_markdown(_with_mark(row.label, row.mark)), *cells]))
+        for labels, row in table.labelled(block):
+            labels[-1] = marked(labels[-1], row.mark)
+            cells = map(_markdown, row.cells, table.columns)
+            lines.append(_line([*map(escape_markdown, labels), *cells]))
     notes = [f"- {escape_markdown(n)}" for n in table.all_notes("Bold", "underlined")]
     return "\n".join([f"**{escape_markdown(table.title)}**", "", *lines, "", *notes]) + "\n"
 
@@ -134,11 +118,7 @@ def markdown(table: Table) -> str:
 def _markdown(cell: Cell, column: Column) -> str:
     text = escape_markdown(column.shown(cell.value))
     text = {"": text, "best": f"**{text}**", "second": f"<u>{text}</u>"}[cell.style]
-    if cell.star:
-        text += r"\*"
-    if cell.spread is not None:
-        text += f" ± {cell.spread:.{column.digits}f}"
-    return text
+    return text + r"\*" * cell.star + column.deviation(cell, " ± ")
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -158,42 +138,27 @@ def csv(table: Table) -> str:
     """The numbers for other programs: unrounded, spreads and stars in columns of their own."""
     file = io.StringIO()
     writer = csv_format.writer(file, lineterminator="\n")
-    rows = [row for block in table.blocks for row in block.rows]
+    with_spread = [table.any(i, lambda cell: cell.spread is not None) for i in range(table.width)]
     starred = any(table.any(i, lambda cell: cell.star) for i in range(table.width))
-    noted = any(row.note for row in rows)
-    head = [MODEL, table.head]
-    for i, column in enumerate(table.columns):
-        spread = table.any(i, lambda cell: cell.spread is not None)
+    noted = any(row.note for row in table.rows)
+    head = ["Model", table.head]
+    for column, spread in zip(table.columns, with_spread, strict=True):
         head += [column.title, *([f"{column.title} std"] if spread else [])]
-    head += [*(["significant"] if starred else []), *(["note"] if noted else [])]
-    writer.writerow(head)
+    writer.writerow([*head, *["significant"] * starred, *["note"] * noted])
     for block in table.blocks:
         for row in block.rows:
-            star = ["yes" if any(c.star for c in row.cells) else ""] if starred else []
-            note = [row.note] if noted else []
-            writer.writerow([block.title, row.label, *_values(row, table), *star, *note])
+            values = [block.title, row.label]
+            for cell, spread in zip(row.cells, with_spread, strict=True):
+                values += [_plain(cell.value), *([_plain(cell.spread)] if spread else [])]
+            star = "yes" if any(cell.star for cell in row.cells) else ""
+            writer.writerow([*values, *[star] * starred, *[row.note] * noted])
     return file.getvalue()
 
 
-def _values(row: Row, table: Table) -> list[str]:
-    values = []
-    for i, cell in enumerate(row.cells):
-        values.append(_plain(cell.value))
-        spread = table.any(i, lambda other: other.spread is not None)
-        values += [_plain(cell.spread)] if spread else []
-    return values
-
-
 def _plain(value: float | str | None) -> str:
-    if value is None:
-        return ""
-    return (
-        value
-        if isinstance(value, str)
-        else f"{value:.6g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else str(value)
 
 
 FORMATS: dict[str, tuple[str, Callable[[Table], str]]] = {
