@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Annotation
 
-from rosa.common.label_placement import Mark, place_labels, shared
+from rosa.common.label_placement import Mark, overlaps, place_labels
 from rosa.errors import RosaError
 from rosa.report.plots.cost_plot import CostPoint, draw_costs, pareto_front
 
@@ -72,17 +72,18 @@ def test_labels_cover_neither_one_another_nor_a_mark(seed: int) -> None:
     place_labels(axes, renderer, marks)
     inside = axes.get_window_extent(renderer).extents
     texts = [t for t in axes.texts if isinstance(t, Annotation)]
-    boxes = [tuple(text.get_window_extent(renderer).extents) for text in texts]
+    boxes = np.array([text.get_window_extent(renderer).extents for text in texts])
     assert [text.get_text() for text in texts] == [mark.name for mark in marks]
-    assert max(shared(a, b) for a, b in combinations(boxes, 2)) < 1
-    for mark in marks:
-        x, y = axes.transData.transform((mark.x, mark.y))
-        assert all(shared((x - 5, y - 5, x + 5, y + 5), box) < 1 for box in boxes)
-    for left, bottom, right, top in boxes:
-        assert left > inside[0] - 1
-        assert bottom > inside[1] - 1
-        assert right < inside[2] + 1
-        assert top < inside[3] + 1
+    assert np.triu(overlaps(boxes, boxes), 1).max() < 1
+    centers = axes.transData.transform([(mark.x, mark.y) for mark in marks])
+    assert overlaps(np.hstack([centers - 5, centers + 5]), boxes).max() < 1
+    assert (boxes[:, :2] > inside[:2] - 1).all()
+    assert (boxes[:, 2:] < inside[2:] + 1).all()
+
+
+def test_overlaps_are_areas() -> None:
+    boxes = np.array([[0, 0, 2, 2], [1, 1, 4, 3], [2, 0, 3, 1]])
+    assert overlaps(boxes, boxes).tolist() == [[4, 1, 0], [1, 6, 0], [0, 0, 1]]
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, found: list[CostPoint], path: Path) -> list[Any]:
@@ -99,29 +100,30 @@ def drawn(monkeypatch: pytest.MonkeyPatch, found: list[CostPoint], path: Path) -
     return kept
 
 
-def test_a_panel_for_time_and_one_for_memory(
+def test_a_panel_each_for_parameters_time_and_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    time, memory = drawn(monkeypatch, points(), tmp_path / "costs.png")
+    parameters, time, memory = drawn(monkeypatch, points(), tmp_path / "costs.png")
     assert imread(tmp_path / "costs.png").std() > 0.01
-    assert time.get_xlabel() == "training time (min)"
+    assert parameters.get_xlabel() == "trainable parameters"
+    assert time.get_xlabel() == "training time (minutes)"
     assert memory.get_xlabel() == "peak memory (MB)"
     dots = [float(c.get_offsets()[0][0]) for c in time.collections]
     assert dots == pytest.approx([(p.seconds or 0) / 60 for p in points()])
     best = max(points(), key=lambda p: p.accuracy)
     assert time.lines[0].get_ydata()[-1] == best.accuracy
-    areas = {c.get_sizes()[0]: p for c, p in zip(time.collections, points(), strict=True)}
-    assert areas[max(areas)].trainable == max(p.trainable for p in points())
+    assert parameters.get_ylim() == time.get_ylim() == memory.get_ylim()
 
 
 def test_what_was_not_measured_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     some = [CostPoint("a", 50, None, 1e9, 10), CostPoint("b", 50, None, 90e9, 10)]
-    [memory] = drawn(monkeypatch, some, tmp_path / "costs.svg")
+    _, memory = drawn(monkeypatch, some, tmp_path / "costs.svg")
     assert memory.get_xscale() == "log"
     assert memory.get_xlabel() == "peak memory (GB)"
-    [alone] = drawn(monkeypatch, [CostPoint("a", 0, 0, None, 0)], tmp_path / "one.png")
-    assert alone.get_xlabel() == "training time (ms)"
-    for nothing in ([], [CostPoint("a", 50, None, None, 10)]):
-        with pytest.raises(RosaError, match="no measured cost"):
-            draw_costs(nothing, tmp_path / "nothing.png")
+    _, time = drawn(monkeypatch, [CostPoint("a", 0, 0, None, 0)], tmp_path / "one.png")
+    assert time.get_xlabel() == "training time (seconds)"
+    [alone] = drawn(monkeypatch, [CostPoint("a", 50, None, None, 10)], tmp_path / "none.png")
+    assert alone.get_xlabel() == "trainable parameters"
+    with pytest.raises(RosaError, match="no point"):
+        draw_costs([], tmp_path / "nothing.png")
     assert not (tmp_path / "nothing.png").exists()

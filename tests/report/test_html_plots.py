@@ -1,100 +1,121 @@
-"""The report's pictures: axes, labels, units, choices of layers and curves."""
+"""The page's plots: SVG that a strict page can hold, and what each of them shows."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from itertools import combinations
+from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from rosa.common.plot_style import INK, percent_axis
 from rosa.compare.results import StudyResults
-from rosa.report.html import training
-from rosa.report.html.axes import Axis, fit, fit_percent
-from rosa.report.html.scatter import label_box, overlap, place_labels
-from tests.support import report_page
-
-finite = st.floats(-1e6, 1e6, allow_subnormal=False)
-
-
-study, html = report_page.study, report_page.html
+from rosa.report.html import plots
+from rosa.report.plots.svg import page_figure, svg
+from rosa.report.tables.costs import format_energy
+from rosa.report.tables.sections import sections
+from rosa.train.plots import draw_shares
 
 
-@given(st.lists(finite, min_size=1, max_size=20))
-def test_a_fitted_axis_shows_every_value_and_round_ticks(values: list[float]) -> None:
-    axis = fit(values)
-    assert all(0 <= axis.at(value) <= 1 for value in values)
-    ticks = axis.ticks()
-    assert all(-1e-9 <= tick.at <= 1 + 1e-9 for tick in ticks)
-    assert 2 <= len(ticks) <= 11
+def titles(markup: str) -> list[str]:
+    """What the plot says on hover."""
+    return [t.text or "" for t in ElementTree.fromstring(markup).iter("title")]
 
 
-@given(st.lists(st.floats(1e-6, 1e9), min_size=1, max_size=20))
-def test_a_logarithmic_axis_does_too(values: list[float]) -> None:
-    axis = fit(values, log=True)
-    assert all(-1e-9 <= axis.at(value) <= 1 + 1e-9 for value in values)
-    assert all(-1e-9 <= tick.at <= 1 + 1e-9 for tick in axis.ticks())
+def test_svg_has_text_theme_colors_and_titles_but_no_style() -> None:
+    with page_figure(3, 2) as figure:
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=INK, gid="seed 1: <b>&")
+        axes.set_title("a $_$ <b>")
+        markup = svg(figure, 'a "plot"\x02')
+    root = ElementTree.fromstring(markup)
+    assert root.attrib == {"viewBox": "0 0 216 144", "role": "img", "aria-label": 'a "plot"␂'}
+    assert "a $_$ <b>" in [text.text for text in root.iter("text")]
+    assert titles(markup) == ["seed 1: <b>&"]
+    assert 'stroke="var(--ink)"' in markup
+    for word in ("style", "url(", "xmlns", "metadata", "clip"):
+        assert word not in markup
+    ids = {element.get("id") for element in root.iter()} - {None}
+    assert ids == {e.attrib["href"][1:] for e in root.iter("use")}
 
 
-def test_ticks_are_round() -> None:
-    assert [t.text for t in Axis(0, 100).ticks()] == ["0", "20", "40", "60", "80", "100"]
-    assert [t.text for t in Axis(1e3, 1e6, True).ticks()] == ["1k", "10k", "100k", "1M"]
-    assert [t.text for t in Axis(50.3, 70.1).ticks()] == ["55", "60", "65", "70"]
+def test_plots_of_one_page_share_no_id(html: str) -> None:
+    ids = re.findall(r' id="([^"]*)"', html)
+    assert len(ids) == len(set(ids)) > 20
 
 
-def test_an_axis_of_accuracies_neither_blows_up_noise_nor_leaves_0_to_100() -> None:
-    axis, ticks = fit_percent([0.0, 0.0])
-    assert axis.high - axis.low >= 4
-    assert min(tick.value for tick in ticks) == 0
-    axis, ticks = fit_percent([99.8, 100.0])
-    assert max(tick.value for tick in ticks) == 100
-    assert axis.at(100.0) < 1
-
-
-@given(
-    st.lists(st.tuples(st.floats(45, 400), st.floats(30, 260)), min_size=1, max_size=25),
-    st.integers(1, 14),
+@pytest.mark.parametrize(
+    ("values", "low", "high"), [([0.0, 0.0], -2, 2), ([99.8, 100.0], 97.9, 101.9)]
 )
-def test_labels_cover_neither_each_other_nor_a_dot(
-    places: list[tuple[float, float]], length: int
+def test_an_axis_of_accuracies_neither_blows_up_noise_nor_leaves_0_to_100(
+    values: list[float], low: float, high: float
 ) -> None:
-    names = ["n" * length] * len(places)
-    found = place_labels(names, [(x, y, 4.0) for x, y in places])
-    boxes = [label_box(label, "n" * length) for label in found if label]
-    assert not any(overlap(a, b) for a, b in combinations(boxes, 2))
-    assert not any(overlap(box, (x - 4, y - 4, x + 4, y + 4)) for box in boxes for x, y in places)
+    with page_figure(3, 2) as figure:
+        axes = figure.subplots()
+        percent_axis(axes, "x", values)
+        assert axes.get_xlim() == pytest.approx((low, high))
+        assert all(0 <= tick <= 100 for tick in axes.get_xticks())
+        assert len(axes.get_xticks()) > 1
 
 
-def test_layer_shares_count_the_choices(study: StudyResults) -> None:
-    (_, _, methods), _ = training.layers(study)
-    assert [m.title for m in methods] == ["RoSA", "RoSA-RoAEonly"]
-    runs = study.select(method="rosa", train_set="commonsense")
+def test_result_plots_show_every_seed_and_every_cost(study: StudyResults) -> None:
+    section = sections(study)[0]
+    (group,) = plots.result_plots(section)
+    names = [plot.title for plot in group.plots]
+    assert names[0] == "Micro avg."
+    assert names[1:] == [
+        f"Accuracy and {cost}" for cost in ("trainable parameters", "training time", "peak memory")
+    ]
+    assert [plot.title for plot in group.details] == ["BoolQ", "PIQA"]
+    for run in study.select(train_set="commonsense", method="rosa"):
+        assert f"seed {run.seed}: {run.micro('commonsense'):.1f}" in group.plots[0].svg
+        assert f"seed {run.seed}: {run.accuracy('piqa'):.1f}" in group.details[1].svg
+    mean = sum(r.micro("commonsense") for r in study.select(train_set="commonsense", method="rosa"))
+    assert f"RoSA: {mean / 3:.1f} %, 5e+04" in group.plots[1].svg
+    assert all(len(titles(plot.svg)) == 4 for plot in group.plots)  # one per method
+
+
+def test_layer_plots_show_the_choices_of_every_seed(study: StudyResults) -> None:
+    (_, methods), _ = plots.layer_plots(study)
+    assert [method.title for method in methods] == ["RoSA", "RoSA-RoAEonly"]
+    assert [plot.title for plot in methods[0].plots] == ["All seeds", "Seed 1", "Seed 2", "Seed 3"]
+    assert all("data:image/png" in plot.svg for plot in methods[0].plots[1:])
     lines = [
         json.loads(line)
-        for run in runs
+        for run in study.select(method="rosa", train_set="commonsense")
         for line in (study.folder / run.folder / "dls_history.jsonl").read_text().splitlines()
     ]
+    random = sum(line["mode"] == "explore" for line in lines)
+    assert f"60 choices among 6 layers: {60 - random} by score, {random} at random" in (
+        methods[0].note
+    )
     counts = Counter(layer for line in lines for layer in line["selected"])
-    assert methods[0].shares == pytest.approx([100 * counts[i] / len(lines) for i in range(6)])
-    first = methods[0].maps[0]
-    chosen = sum(path.count("M") for kind, path in first.paths if kind[0] == "c")
-    passed = sum(path.count("M") for kind, path in first.paths if kind[0] == "n")
-    assert (chosen, passed) == (20 * 3, 20 * 3)
-    assert len(first.explored) == sum(line["mode"] == "explore" for line in lines[:20])
+    with page_figure(3, 2) as figure:
+        axes = figure.subplots()
+        draw_shares(axes, lines)
+        ends = Counter[int]()
+        for bar in axes.patches:
+            ends[round(bar.get_y() + bar.get_height() / 2)] += bar.get_width()
+    assert [ends[i] for i in range(6)] == pytest.approx([100 * counts[i] / 60 for i in range(6)])
 
 
-def test_curves_leave_out_what_is_no_number(study: StudyResults, html: str) -> None:
-    (first, _) = training.losses(study)
-    assert [len(panel.curves) for panel in first.panels] == [2, 3, 3, 3]
-    assert all(curve.path.count(",") == 39 for panel in first.panels for curve in panel.curves)
-    assert "nan" not in "".join(re.findall(r' d="([^"]*)"', html))
+def test_loss_plots_have_a_curve_per_seed_without_what_is_no_number(study: StudyResults) -> None:
+    first, _ = plots.loss_plots(study)
+    assert [plot.title for plot in first.plots] == ["LoRA", "LN Tuning", "RoSA", "RoSA-RoAEonly"]
+    for plot, seeds in zip(first.plots, ([1, 3], *[[1, 2, 3]] * 3), strict=True):
+        expected = [f"seed {seed}: {kind}" for seed in seeds for kind in ("training", "validation")]
+        assert titles(plot.svg) == expected
+        assert "nan" not in plot.svg
+        assert re.fullmatch(r"ends at [\d.]+, validation [\d.]+", plot.note)
 
 
 def test_long_curves_are_thinned_with_their_ends() -> None:
     points = [(float(i), float(i)) for i in range(5000)]
-    kept = training.thin(points, 120)
+    kept = plots.thin(points, 120)
     assert len(kept) == 120
     assert (kept[0], kept[-1]) == (points[0], points[-1])
+
+
+def test_energy_has_units() -> None:
+    assert [format_energy(joules) for joules in (250.0, 7200.0)] == ["0.250 kJ", "2.00 Wh"]

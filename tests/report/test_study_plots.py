@@ -24,7 +24,9 @@ def test_a_picture_of_each_suite_and_its_figures(tmp_path: Path) -> None:
         "rosa-tiny-commonsense-commonsense-costs.png",
     ]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
-    rows = by_method(study.select(train_set="commonsense"))
+    rows = by_method(study.select(train_set="commonsense"), "commonsense")
     points = {point.name: point for point in cost_points(rows, "commonsense")}
+    means = {name: statistics.fmean(r.micro("commonsense") for r in rows[name]) for name in rows}
+    assert list(means.values()) == sorted(means.values(), reverse=True)  # the best one on top
     expected = statistics.fmean(run.micro("commonsense") for run in rows["lora"])
     assert points["LoRA"].accuracy == expected

@@ -145,7 +145,7 @@ def test_runs_that_are_still_to_come_are_told_from_failed_ones(tmp_path):
     notes = main_table(only(early)).notes
     told = "‡ LoRA, LN Tuning, RoSA, RoSA-RoAEonly: 1 of 3 seeds; seeds 2, 3 not run yet."
     assert told in notes
-    assert any("could not be made (one seed)" in note for note in notes)
+    assert any("is not possible (one seed)" in note for note in notes)
 
 
 def test_a_model_without_any_run_is_in_the_table(tmp_path):
@@ -170,7 +170,7 @@ def test_the_star_is_the_t_test_against_the_best_baseline():
     assert [cells[-2].star for cells in (a, b, rosa)] == [False, False, True]
     (told,) = [n for n in main_table(section).notes if n.startswith("*")]
     assert "best baseline, A, in micro avg.: two-sided Welch t-test over seeds, p < 0.05" in told
-    found = {d.method: d for d in section.found["m"]}
+    found = {d.method: d for d in section.differences["m"]}
     assert found["rosa"].t == welch(FIVE["rosa"], FIVE["a"])
     assert found["b"].t.p < 0.05  # significantly worse, and so without a star
     assert found["rosa"].difference == pytest.approx(np.mean(FIVE["rosa"]) - np.mean(FIVE["a"]))
@@ -178,7 +178,7 @@ def test_the_star_is_the_t_test_against_the_best_baseline():
 
 def test_another_baseline_may_be_named():
     section = only(by_hand(FIVE, GROUPS), baseline="B")
-    assert [d.method for d in section.found["m"]] == ["a", "rosa"]
+    assert [d.method for d in section.differences["m"]] == ["a", "rosa"]
     assert rows_of(main_table(section))["A"][-2].star
     (told,) = [n for n in main_table(section).notes if n.startswith("*")]
     assert "than the baseline, B" in told
@@ -191,30 +191,32 @@ def test_no_star_says_why():
         notes = main_table(only(by_hand(percents, GROUPS), **options)).notes
         return next(note for note in notes if note.startswith("No star"))
 
-    assert "could not be made (one seed)" in told({"a": [80.0], "rosa": [90.0]})
+    assert "is not possible (one seed)" in told({"a": [80.0], "rosa": [90.0]})
     assert "(no spread between seeds)" in told({"a": [80.0, 80.0], "rosa": [90.0, 90.0]})
     assert "no baseline to compare with" in told({"rosa": [90.0, 91.0]})
     assert "no method is significantly better" in told({"a": [80.0, 90.0], "rosa": [85.0, 86.0]})
-    assert "(answers are not there)" in told(FIVE, star="examples")
+    assert "(answers are missing)" in told(FIVE, star="examples")
 
 
 def test_holm_counts_the_methods_of_the_table():
     percents = {"a": [80.0, 80.1, 80.2], "b": [70.0, 70.3, 70.1], "rosa": [80.3, 80.6, 80.4]}
     plain, corrected = (only(by_hand(percents, GROUPS), holm=h) for h in (False, True))
-    p = next(d for d in plain.found["m"] if d.method == "rosa").t.p
+    p = next(d for d in plain.differences["m"] if d.method == "rosa").t.p
     assert 0.025 < p < 0.05  # one test in two
     assert rows_of(main_table(plain))["ROSA"][-2].star
     assert rows_of(main_table(corrected))["ROSA"][-2].star  # the larger of two is not raised
     three = {**percents, "c": [80.2, 80.5, 80.4]}
     section = only(by_hand(three, {**GROUPS, "c": "variant"}), holm=True)
-    assert next(d for d in section.found["m"] if d.method == "rosa").t_holm == pytest.approx(2 * p)
+    assert next(d for d in section.differences["m"] if d.method == "rosa").t_holm == pytest.approx(
+        2 * p
+    )
     assert not rows_of(main_table(section))["ROSA"][-2].star
     assert "Holm-corrected" in " ".join(main_table(section).notes)
 
 
 def test_the_tests_on_examples_read_the_answers(tmp_path):
     study = synthetic_study(tmp_path, train_sets=ONE)
-    (found,) = [d for d in only(study).found["rosa-tiny"] if d.method == "rosa"]
+    (found,) = [d for d in only(study).differences["rosa-tiny"] if d.method == "rosa"]
 
     def shares(method: str, task: str) -> np.ndarray:
         answers = [study.correct(run, task) for run in study.select(method=method)]
@@ -233,24 +235,27 @@ def test_answers_that_do_not_fit_together_are_not_paired(tmp_path):
     file = tmp_path / study.select(method="rosa")[0].folder / "evaluation" / "tiny-sums.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[1:]))
-    (found,) = only(study).found["rosa-tiny"]
-    assert found.mcnemar.reason == found.interval.reason == "runs were asked different examples"
+    (found,) = only(study).differences["rosa-tiny"]
+    assert (
+        found.mcnemar.reason == found.interval.reason == "runs were evaluated on different examples"
+    )
     file.write_text("".join(lines))  # the same command sees that the file has changed
-    assert only(study).found["rosa-tiny"][0].mcnemar.p is not None
+    assert only(study).differences["rosa-tiny"][0].mcnemar.p is not None
     file.write_text('{"index": 0, "corr')
-    assert "tiny-sums.jsonl, row 1: bad JSON" in only(study).found["rosa-tiny"][0].mcnemar.reason
+    assert (
+        "tiny-sums.jsonl, row 1: bad JSON" in only(study).differences["rosa-tiny"][0].mcnemar.reason
+    )
     file.unlink()
-    assert only(study).found["rosa-tiny"][0].mcnemar.reason == "answers are not there"
-    assert only(study, examples=False).found["rosa-tiny"][0].mcnemar.reason == "not asked for"
+    assert only(study).differences["rosa-tiny"][0].mcnemar.reason == "answers are missing"
 
 
 def test_the_order_of_answers_in_their_files_does_not_matter(tmp_path):
     study = synthetic_study(tmp_path, train_sets=ONE, skills={"lora": 0.5, "rosa": 0.6})
-    before = only(study).found["rosa-tiny"]
+    before = only(study).differences["rosa-tiny"]
     for run in study.select(method="rosa"):
         file = tmp_path / run.folder / "evaluation" / "tiny-sums.jsonl"
         file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))) + "\n")
-    assert only(study).found["rosa-tiny"] == before
+    assert only(study).differences["rosa-tiny"] == before
 
 
 def test_the_best_baseline_is_the_one_with_the_highest_mean():
@@ -278,7 +283,7 @@ def test_seen_questions_are_marked_by_what_was_found_and_not_by_a_list(tmp_path)
     assert study.runs[0].scores[0].seen_in_training  # the task's file says so, of another data set
     unchecked = main_table(only(study))
     assert [c.mark for c in unchecked.columns] == [""] * 5
-    assert "Not checked: whether the training data holds questions of these tests." in (
+    assert "Not checked: whether the training data contains questions of these tests." in (
         unchecked.notes
     )
     found = {"MultiArith": {"matches": 0, "of": 600}, "gsm8k": {"matches": 3, "of": 1319}}
@@ -288,7 +293,7 @@ def test_seen_questions_are_marked_by_what_was_found_and_not_by_a_list(tmp_path)
     assert any("3 of 1,319 in GSM8K" in note for note in table.notes)
     found["gsm8k"]["matches"] = 0
     (tmp_path / OVERLAP).write_text(json.dumps({"math": found}))
-    assert any("holds no question of these tests" in n for n in main_table(only(study)).notes)
+    assert any("contains no question of these tests" in n for n in main_table(only(study)).notes)
 
 
 def test_the_protocol_is_the_grids(tmp_path):
@@ -296,9 +301,9 @@ def test_the_protocol_is_the_grids(tmp_path):
     assert "Evaluation protocol llm-adapters, greedy decoding." in main_table(only(study)).notes
     asked = {"num_beams": 4, "protocol": "strict", "num_fewshot": 2, "max_new_tokens": 9}
     other = dataclasses.replace(study, grid={**study.grid, "evaluate": asked})
-    assert (
-        "Evaluation protocol strict, 4 beams, 2 worked examples before each question, 9 new tokens."
-    ) in main_table(only(other)).notes
+    assert ("Evaluation protocol strict, 4 beams, 2-shot, 9 new tokens.") in main_table(
+        only(other)
+    ).notes
 
 
 def test_test_sets_that_are_not_the_published_ones_are_told(tmp_path):

@@ -206,9 +206,10 @@ class Page:
 
     @property
     def requests(self) -> list[str]:
-        """Every address that was asked for, but the page itself."""
+        """Every address that was requested, except the page itself and the data inside it."""
         urls = [e["request"]["url"] for e in self._events("Network.requestWillBeSent")]
-        return [url for url in urls if url.split("#")[0] not in (self.address, "about:blank")]
+        own = (self.address, "about:blank")
+        return [u for u in urls if u.split("#")[0] not in own and not u.startswith("data:")]
 
 
 def _find(selector: str) -> str:

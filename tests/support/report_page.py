@@ -9,11 +9,7 @@ from collections import Counter
 from html.parser import HTMLParser
 from typing import Any
 
-import pytest
-
 from rosa.compare.results import RunResult, StudyResults
-from rosa.report.html.page import render
-from tests.support.report_study import rich_study
 
 VOID = {"meta", "link", "br", "input", "img", "hr"}
 
@@ -27,6 +23,7 @@ class Reader(HTMLParser):
         self.attributes: list[tuple[str, str, str | None]] = []
         self.scripts: list[tuple[dict[str, str | None], str]] = []
         self.texts: list[str] = []
+        self.tables: list[list[list[str]]] = []  # cells by row
         self.open: list[str] = []
         self.feed(html)
         self.close()
@@ -38,6 +35,12 @@ class Reader(HTMLParser):
             self.scripts.append((dict(attrs), ""))
         if tag not in VOID:
             self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags[tag] += 1
@@ -52,6 +55,8 @@ class Reader(HTMLParser):
             self.scripts[-1] = (attrs, text + data)
         else:
             self.texts.append(data)
+            if "table" in self.open and {"td", "th"} & set(self.open):
+                self.tables[-1][-1][-1] += data.strip("\n ")
 
 
 def unpack(html: str) -> dict[str, Any]:
@@ -96,13 +101,3 @@ def on_disk(study: StudyResults, run: RunResult, task: str) -> list[tuple[Any, .
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
     keys = ("index", "prompt", "label", "prediction", "response", "correct")
     return sorted(tuple(line[key] for key in keys) for line in lines)
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
-    return rich_study(tmp_path_factory.mktemp("study"), failed=[("lora", 2)], examples=12)
-
-
-@pytest.fixture(scope="module")
-def html(study: StudyResults) -> str:
-    return render(study)

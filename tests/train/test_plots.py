@@ -10,13 +10,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from rosa.report.html.training import _map as layer_map
 
 from rosa.cli.main import main
 from rosa.errors import RosaError
-from rosa.report.html.training import _map as layer_map
 from rosa.train import plots
 from rosa.train.plots import (
     cell_colors,
@@ -42,14 +41,14 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
 
 
 def hue(cell: np.ndarray) -> str:
-    """Which color map a cell is of."""
+    """Which mode's color a cell has."""
     red, green, blue, _ = cell
     if max(cell[:3]) - min(cell[:3]) < 0.02:
         return "grey"
     return "blue" if blue > max(red, green) else "orange" if red > green else "green"
 
 
-def test_hue_says_how_a_layer_was_chosen_and_depth_its_score() -> None:
+def test_hue_says_how_a_layer_was_chosen_and_opacity_its_score() -> None:
     cells = cell_colors([*RECORDS, STATIC])
     assert cells.shape == (3, 4, 4)
     hues = [[hue(cell) for cell in row] for row in cells]
@@ -58,10 +57,10 @@ def test_hue_says_how_a_layer_was_chosen_and_depth_its_score() -> None:
         ["blue", "orange", "blue", "grey"],
         ["blue", "grey", "grey", "green"],
     ]
-    darkness = 3 - cells[:, :, :3].sum(axis=2)
-    assert darkness[1, 0] > darkness[2, 0]  # scores 4 and 2, both chosen
-    assert darkness[0, 1] > darkness[1, 1]  # 0.5 and 0.1
-    assert np.array_equal(cells[1, 0], colormaps["Blues"](0.95))  # the largest of its step
+    opacity = cells[:, :, 3]
+    assert opacity[1, 0] > opacity[2, 0]  # scores 4 and 2, both chosen
+    assert opacity[0, 1] > opacity[1, 1]  # 0.5 and 0.1
+    assert opacity[1, 0] == 1  # the largest of its step
     assert np.isfinite(cells).all()
 
 
@@ -79,7 +78,7 @@ def test_shares_and_summary() -> None:
 def test_panels_hold_the_shares_and_the_quartiles(tmp_path: Path) -> None:
     figure = Figure()
     counts, scores = figure.subplots(1, 2)
-    plots._draw_shares(counts, RECORDS)
+    plots.draw_shares(counts, RECORDS)
     ends: dict[int, float] = {}
     for bar in counts.patches:
         row = round(bar.get_y() + bar.get_height() / 2)

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 DURATION_UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
@@ -59,3 +60,13 @@ def consecutive_runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
 def format_indices(numbers: Sequence[int]) -> str:
     """`0-2, 6`: ascending numbers as their runs."""
     return ", ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in consecutive_runs(numbers))
+
+
+def visible(text: object) -> str:
+    """Text with its control characters as pictures, since HTML and fonts have none.
+
+    >>> visible("a\\x00b\\x7f")
+    'a␀b␡'
+    """
+    controls = re.compile(r"[\x00-\x08\x0b-\x1f]")
+    return controls.sub(lambda m: chr(0x2400 + ord(m[0])), str(text)).replace("\x7f", "␡")

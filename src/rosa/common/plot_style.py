@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
 
-INK, SOFT = "#16202b", "#5b6b7a"
+INK, SOFT, GRID = "#16202b", "#5b6b7a", "#e6e9ec"
 STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "axes.titlesize": 10.5,
@@ -22,16 +23,23 @@ STYLE: dict[Any, Any] = {
     "savefig.dpi": 150,
     "figure.facecolor": "white",
 }
+MIN_POINTS = 4.0  # percentage points that an axis of accuracies spans at least
+
+
+def plot_style() -> AbstractContextManager[None]:
+    """Matplotlib's settings of the common style, for a `with` statement."""
+    from matplotlib import rc_context
+
+    return rc_context(STYLE)
 
 
 @contextmanager
 def canvas(width: float, height: float, title: str, subtitle: str) -> Any:
     """A figure in the common style (`with canvas(...) as figure`), with title and subtitle."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display needed
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    with rc_context(STYLE):
+    with plot_style():
         below_title = (0, 0, 1, 1 - 0.62 / height)
         layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1, rect=below_title)
         figure = Figure(figsize=(width, height), layout=layout)
@@ -39,3 +47,13 @@ def canvas(width: float, height: float, title: str, subtitle: str) -> Any:
         figure.text(0.12 / width, 1 - 0.12 / height, title, weight="bold", size=size, va="top")
         figure.text(0.12 / width, 1 - 0.40 / height, subtitle, color=SOFT, size=9, va="top")
         yield figure
+
+
+def percent_axis(axes: Any, axis: Literal["x", "y"], values: Sequence[float]) -> None:
+    """Limits for accuracies: not so near that noise fills the axis, nor far beyond 0 and 100."""
+    low, high = min(values), max(values)
+    margin = max(0.1 * (high - low), (MIN_POINTS - (high - low)) / 2)
+    low, high = max(low - margin, min(low, 0) - 2), min(high + margin, max(high, 100) + 2)
+    axes.set(**{f"{axis}lim": (low, high)})
+    ticks = axes.xaxis.get_ticklocs() if axis == "x" else axes.yaxis.get_ticklocs()
+    axes.set(**{f"{axis}ticks": [t for t in ticks if max(low, 0) <= t <= min(high, 100)]})

@@ -26,13 +26,12 @@ from rosa.errors import RosaError
 
 HISTORY = "dls_history.jsonl"
 LOG_RANGE = 20  # values that span more than this factor are drawn on a logarithmic axis
-# Mode: label, color map of the cells, and color of the bars.
-MODES = {
-    EXPLOIT: ("by score", "Blues", "#2070b4"),
-    EXPLORE: ("at random", "Oranges", "#e1640e"),
-    STATIC: ("given", "Greens", "#238b45"),
+MODES = {  # label and color
+    EXPLOIT: ("by score", "#2f7fc1"),
+    EXPLORE: ("at random", "#e1640e"),
+    STATIC: ("given", "#238b45"),
 }
-FROZEN = ("frozen", "Greys", "#d9d9d9")
+FROZEN = ("frozen", "#80808040")
 MAX_TICKS = 20
 
 Record = Mapping[str, Any]
@@ -43,8 +42,7 @@ def draw_loss(metrics: Path, picture: Path) -> bool:
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display needed
 
     records = read_jsonl(metrics)
-    train = [(r["step"], r["loss"]) for r in records if "loss" in r]
-    validation = [(r["step"], r["eval_loss"]) for r in records if "eval_loss" in r]
+    train, validation = (loss_series(records, key) for key in ("loss", "eval_loss"))
     if not train:
         return False
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -54,14 +52,24 @@ def draw_loss(metrics: Path, picture: Path) -> bool:
         axes.plot(*zip(*validation, strict=True), "o-", color="#c55a11", ms=4, label="validation")
         axes.legend(frameon=False)
     axes.set(xlabel="optimizer step", ylabel="loss (nats per token)")
-    losses = [loss for _, loss in train]
+    scale_losses(axes, [loss for _, loss in train])
+    axes.grid(alpha=0.25)
+    figure.savefig(picture, dpi=130)
+    return True
+
+
+def loss_series(records: Sequence[Record], key: str) -> list[tuple[int, float]]:
+    """(step, loss) of each record with a finite `loss` or `eval_loss`, which `key` names."""
+    pairs = [(record["step"], record.get(key)) for record in records]
+    return [(step, v) for step, v in pairs if isinstance(v, int | float) and math.isfinite(v)]
+
+
+def scale_losses(axes: Any, losses: Sequence[float]) -> None:
+    """A logarithmic axis where the losses span far, else one from 0."""
     if _spans_far(min(losses), max(losses)):
         axes.set_yscale("log")
     else:
         axes.set_ylim(0, None)
-    axes.grid(alpha=0.25)
-    figure.savefig(picture, dpi=130)
-    return True
 
 
 def _spans_far(low: float, high: float) -> bool:
@@ -129,7 +137,7 @@ def selection_shares(records: Sequence[Record], mode: str | None = None) -> list
 def summarize(records: Sequence[Record]) -> str:
     """The choices in one sentence: how many, in which modes, and which layers most often."""
     modes = Counter(record["mode"] for record in records)
-    counts = ", ".join(f"{modes[m]} {name}" for m, (name, _, _) in MODES.items() if modes[m])
+    counts = ", ".join(f"{modes[m]} {name}" for m, (name, _) in MODES.items() if modes[m])
     shares = selection_shares(records)
     order = sorted(range(len(shares)), key=lambda i: (-shares[i], i))
     top = ", ".join(f"{i} ({100 * shares[i]:.0f} %)" for i in order[:5] if shares[i])
@@ -155,8 +163,8 @@ def draw_layers(records: Sequence[Record], picture: str | Path, name: str) -> No
         panels = figure.subplots(
             1, 3, sharey=True, gridspec_kw={"width_ratios": [width - 5.0, 1.9, 2.5]}
         )
-        _draw_map(panels[0], records)
-        _draw_shares(panels[1], records)
+        draw_map(panels[0], records)
+        draw_shares(panels[1], records)
         _draw_scores(panels[2], records)
         every = math.ceil(layers / MAX_TICKS)
         panels[0].set(yticks=range(0, layers, every), ylim=(-0.5, layers - 0.5), ylabel="layer")
@@ -167,41 +175,44 @@ def draw_layers(records: Sequence[Record], picture: str | Path, name: str) -> No
             axes.tick_params(axis="y", length=0)
         modes = {record["mode"] for record in records}
         shown = [entry for mode, entry in MODES.items() if mode in modes] + [FROZEN]
-        patches = [Patch(color=color, label=label) for label, _, color in shown]
+        patches = [Patch(color=color, label=label) for label, color in shown]
         figure.legend(handles=patches, loc="outside lower left", ncols=len(patches), frameon=False)
         figure.savefig(picture)
 
 
 def cell_colors(records: Sequence[Record]) -> np.ndarray:
-    """The map's cells as RGBA, (layers, choices, 4): the hue is the mode, the depth the score.
+    """The map's cells as RGBA, (layers, choices, 4): the hue is the mode, the opacity the score.
 
     Scores are relative to the largest of their step: their scale falls with the loss, and the
-    choice depends on their order alone. Without a score the depth is in the middle.
+    choice depends on their order alone. Without a score the opacity is in the middle.
     """
-    from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
 
     cells = np.empty((len(records[0]["scores"]), len(records), 4))
     for column, record in enumerate(records):
         scores = np.array(scores_of(record), dtype=float)
         largest = np.nanmax(scores) if np.isfinite(scores).any() else 0.0
         depth = np.nan_to_num(scores / largest, nan=0.5) if largest else np.full(len(scores), 0.5)
-        cells[:, column] = colormaps[FROZEN[1]](0.04 + 0.3 * depth)
+        cells[:, column, :3], cells[:, column, 3] = to_rgb(FROZEN[1]), 0.06 + 0.3 * depth
         selected = sorted(record["selected"])
-        cells[selected, column] = colormaps[MODES[record["mode"]][1]](0.4 + 0.55 * depth[selected])
+        cells[selected, column, :3] = to_rgb(MODES[record["mode"]][1])
+        cells[selected, column, 3] = 0.4 + 0.6 * depth[selected]
     return cells
 
 
-def _draw_map(axes: Any, records: Sequence[Record]) -> None:
-    axes.imshow(cell_colors(records), aspect="auto", origin="lower", interpolation="nearest")
+def draw_map(axes: Any, records: Sequence[Record]) -> None:
+    """What was chosen when: layers up, choices across."""
+    axes.imshow(cell_colors(records), aspect="auto", origin="lower", interpolation="none")
     ticks = range(0, len(records), math.ceil(len(records) / 8))
     axes.set_xticks(list(ticks), [str(records[i]["step"]) for i in ticks])
     axes.set(title="what was chosen", xlabel="optimizer step of the choice")
 
 
-def _draw_shares(axes: Any, records: Sequence[Record]) -> None:
+def draw_shares(axes: Any, records: Sequence[Record]) -> None:
+    """How often each layer was chosen, as stacked bars by mode."""
     rows = np.arange(len(records[0]["scores"]))
     left = np.zeros(len(rows))
-    for mode, (_, _, color) in MODES.items():
+    for mode, (_, color) in MODES.items():
         shares = 100 * np.array(selection_shares(records, mode))
         axes.barh(rows, shares, left=left, height=0.74, color=color)
         left += shares

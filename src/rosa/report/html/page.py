@@ -16,14 +16,19 @@ import yaml
 from markupsafe import Markup
 
 from rosa.common.files import atomic_write
+from rosa.common.formatting import visible
+from rosa.common.tables.model import Table
 from rosa.compare.results import StudyResults
 from rosa.errors import RosaError
-from rosa.report.html import costs, dots, scatter, tables, training
-from rosa.report.html import head as summary
-from rosa.report.html import questions as examples
+from rosa.report.html import head, plots, questions
+from rosa.report.tables.build import difference_table, main_table, runs_table
+from rosa.report.tables.costs import cost_table, tuning_table
+from rosa.report.tables.sections import Section, TableOptions, sections
+from rosa.train.plots import FROZEN, MODES
 
 TEMPLATE = Path(__file__).parent / "template"
 HEAD_SCRIPTS = ("theme.js",)
+STYLES = ("report.css",)
 SCRIPTS = ("tables.js", "examples.js")
 PLAIN_BYTES = 500_000  # data up to this size is not compressed: any browser can read it
 GZIP_LEVEL = 4  # of the time that 6 takes a quarter, for 2 % more bytes
@@ -41,7 +46,7 @@ def write_report(
     study: StudyResults,
     path: str | Path,
     *,
-    limit_mb: float = examples.LIMIT_MB,
+    limit_mb: float = questions.LIMIT_MB,
 ) -> Path:
     """Write the study's page.
 
@@ -67,60 +72,43 @@ def write_report(
     return path
 
 
-def render(study: StudyResults, *, limit_mb: float = examples.LIMIT_MB) -> str:
+def render(study: StudyResults, *, limit_mb: float = questions.LIMIT_MB) -> str:
     """The page as text; see `write_report`."""
     if not study.runs and not study.failures:
         raise RosaError(f"the study in {study.folder} has no run; there is nothing to show")
-    found = examples.gather(study, limit_mb)  # first: it names what is damaged
-    chapters = tables.chapters(study)
-    blocks = [block for chapter in chapters for block in chapter.blocks]
-    head, scripts = _source(HEAD_SCRIPTS), _source(SCRIPTS)
-    style = _source(("report.css",))
+    examples = questions.gather(study, limit_mb)  # first: it names what is damaged
+    found = sections(study, TableOptions(std=True))
+    early, scripts, style = (_source(names) for names in (HEAD_SCRIPTS, SCRIPTS, STYLES))
+    pairs = [(model, name) for model in study.names("model") for name in study.names("train_set")]
     template = _environment().get_template("report.html")
     return template.render(
-        name=summary.study_name(study),
+        name=head.study_name(study),
         study=study,
-        sentence=summary.sentence(study) if study.runs else "No run has finished.",
-        facts=summary.facts(study),
-        chapters=chapters,
-        plots=[_plots(block) for block in blocks],
-        costs=costs.cost_tables(blocks),
-        field=scatter,
-        mean_cost=costs.mean_cost,
-        losses=training.losses(study),
-        panel=training.PANEL,
-        layers=training.layers(study),
-        map_width=training.MAP_WIDTH,
-        examples=found,
-        answers=pack_data(found.data) if found.count else None,
+        summary=head.summary(study),
+        facts=head.facts(study),
+        results=[_results(section) for section in found],
+        plots=[group for section in found for group in plots.result_plots(section)],
+        costs=list(filter(None, (cost_table(study, *pair) for pair in pairs))),
+        losses=plots.loss_plots(study),
+        layers=plots.layer_plots(study),
+        colors=[*MODES.values(), FROZEN],
+        validation=plots.VALIDATION,
+        examples=examples,
+        answers=pack_data(examples.data) if examples.count else None,
         limit_mb=limit_mb,
-        tunings=summary.tunings(study),
+        tunings=list(filter(None, (tuning_table(study, *pair) for pair in pairs))),
         grid=yaml.safe_dump(study.grid, sort_keys=False, allow_unicode=True, width=88),
         style=style,
-        head=head,
+        head=early,
         scripts=scripts,
-        policy=_policy(style, head, scripts),
+        policy=_policy(style, early, scripts),
     )
 
 
-@dataclass(frozen=True)
-class Plots:
-    """The plots of one table."""
-
-    block: tables.Block
-    average: dots.DotPlot
-    tasks: list[dots.DotPlot]
-    scatters: list[scatter.Scatter]
-
-
-def _plots(block: tables.Block) -> Plots:
-    scatters = [scatter.budget_plot(block), scatter.cost_plot(block)]
-    return Plots(
-        block,
-        dots.dot_plot(block, block.micro),
-        [dots.dot_plot(block, i) for i in block.tasks] if len(block.tasks) > 1 else [],
-        [plot for plot in scatters if plot],
-    )
+def _results(section: Section) -> tuple[Table, Table | None, Table]:
+    """The scores, the differences to the best baseline where there is one, and every run."""
+    tested = difference_table(section) if section.all_differences else None
+    return main_table(section, averages_first=True), tested, runs_table(section)
 
 
 def pack_data(data: dict[str, Any]) -> Packed:
@@ -133,13 +121,6 @@ def pack_data(data: dict[str, Any]) -> Packed:
     return Packed("application/gzip", Markup(base64.b64encode(packed).decode("ascii")))
 
 
-def visible(text: object) -> str:
-    """Text with its control characters as pictures, which HTML would drop or trip over."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f]", lambda m: chr(0x2400 + ord(m[0])), str(text)).replace(
-        "\x7f", "␡"
-    )
-
-
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE, encoding="utf-8"),
@@ -149,8 +130,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else visible(value),
     )
-    environment.filters["place"] = lambda value: round(float(value), 2)
-    environment.filters["minus"] = lambda text: str(text).replace("-", "−")
+    environment.filters["minus"] = lambda text: re.sub(r"-(?=\d)", "−", text)
     return environment
 
 

@@ -6,19 +6,24 @@ write_pictures(study, study.folder / "figures")
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rosa.common.plot_style import canvas
+from rosa.common.formatting import visible
+from rosa.common.plot_style import GRID, canvas, percent_axis
 from rosa.compare.plan import folder_name
 from rosa.compare.results import RunResult, StudyResults
+from rosa.compare.statistics import MeanStd
 from rosa.models.loading import short_name
-from rosa.report.plots.cost_plot import CostPoint, draw_costs
+from rosa.report.plots.cost_plot import STYLES, CostPoint, draw_costs
+from rosa.report.tables.costs import mean_cost
 
-COLOURS = {"ours": "#d55e00", "baseline": "#0072b2", "variant": "#5b6b7a"}
-LABELLED = 16  # methods that a picture of costs has room to name
-NAMES = {"ours": "RoSA", "baseline": "baselines", "variant": "variants"}
+MAX_LABELLED = 16  # methods that a plot of costs has room to name
+MAX_NAME = 28  # characters of a name in a plot
+GROUPS = {"ours": "RoSA", "baseline": "baselines", "variant": "variants"}
+
+MethodRows = Mapping[str, Sequence[RunResult]]
 
 
 def write_pictures(study: StudyResults, folder: str | Path) -> list[Path]:
@@ -30,97 +35,101 @@ def write_pictures(study: StudyResults, folder: str | Path) -> list[Path]:
             runs = study.select(model=model, train_set=train_set)
             for suite in dict.fromkeys(score.suite for run in runs for score in run.scores):
                 name = "-".join(map(folder_name, (model, train_set, suite)))
+                methods, costs = (folder / f"{name}-{kind}.png" for kind in ("methods", "costs"))
                 folder.mkdir(parents=True, exist_ok=True)
+                rows = by_method(runs, suite)
                 conditions = f"{short_name(model)}, trained on {train_set}, {suite} tasks"
-                rows = by_method(runs)
-                draw_methods(rows, suite, conditions, folder / f"{name}-methods.png")
-                draw_costs(cost_points(without_crowd(rows), suite), folder / f"{name}-costs.png")
-                written += [folder / f"{name}-methods.png", folder / f"{name}-costs.png"]
+                title = "Micro average of every method, each seed a dot"
+                with canvas(8.6, methods_height(rows) + 0.7, title, conditions) as figure:
+                    draw_methods(figure.subplots(), rows, lambda run, suite=suite: run.micro(suite))
+                    _legend(figure, rows)
+                    figure.savefig(methods)
+                draw_costs(cost_points(rows, suite), costs)
+                written += [methods, costs]
     return written
 
 
-def by_method(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
-    """The runs of each method, in the grid's order."""
+def by_method(runs: Sequence[RunResult], suite: str) -> dict[str, list[RunResult]]:
+    """The runs of each method that have scores of the suite, best micro average first."""
     rows: dict[str, list[RunResult]] = {}
     for run in runs:
-        rows.setdefault(run.method, []).append(run)
-    return rows
+        if any(score.suite == suite for score in run.scores):
+            rows.setdefault(run.method, []).append(run)
+    mean = {name: statistics.fmean(r.micro(suite) for r in rows[name]) for name in rows}
+    return {name: rows[name] for name in sorted(rows, key=lambda name: -mean[name])}
 
 
-def draw_methods(
-    rows: dict[str, list[RunResult]], suite: str, conditions: str, picture: Path
-) -> None:
-    """A line per method: its seeds as dots, their mean as a bar; a PNG."""
-    title = "Micro-average of every method, each seed a dot"
-    height = 1.9 + 0.27 * len(rows)
-    with canvas(8.6, height, title, conditions) as figure:
-        axes = figure.subplots()
-        for y, runs in enumerate(rows.values()):
-            _row(axes, y, [run.micro(suite) for run in runs], COLOURS[runs[0].group])
-        best = _best_baseline(rows, suite)
-        if best is not None:
-            axes.axvline(best, color=COLOURS["baseline"], lw=0.8, ls=":", zorder=0)
-        axes.set_yticks(range(len(rows)), [runs[0].title for runs in rows.values()])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_xlabel("micro-average, %")
-        axes.grid(axis="y", color="#e6e9ec", lw=0.6)
-        axes.set_axisbelow(True)
-        _legend(figure, {runs[0].group for runs in rows.values()}, best is not None)
-        figure.savefig(picture)
+def plot_name(run: RunResult) -> str:
+    """The method's title, short enough for a plot."""
+    name = visible(run.title)
+    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
 
 
-def without_crowd(rows: dict[str, list[RunResult]]) -> dict[str, list[RunResult]]:
-    """The rows, without variants where all of them would be too many to label."""
-    if len(rows) <= LABELLED:
-        return rows
-    main = {name: runs for name, runs in rows.items() if runs[0].group != "variant"}
-    return main or rows
+def methods_height(rows: MethodRows) -> float:
+    """Inches that `draw_methods` needs for so many rows."""
+    return 0.9 + 0.27 * len(rows)
 
 
-def cost_points(rows: dict[str, list[RunResult]], suite: str) -> list[CostPoint]:
-    """One point per method: means over its seeds."""
+def draw_methods(axes: Any, rows: MethodRows, value: Callable[[RunResult], float]) -> None:
+    """A line per method: its seeds as dots, their mean and standard deviation, and both in words.
+
+    A dotted line stands at the best baseline.
+    """
+    reach, baselines = [], []
+    for y, runs in enumerate(rows.values()):
+        color, shape = STYLES[GROUPS[runs[0].group]]
+        values = [value(run) for run in runs]
+        stats = MeanStd.of(values)
+        std = stats.std or 0.0
+        axes.plot([stats.mean - std, stats.mean + std], [y, y], color=color, lw=1.1, alpha=0.7)
+        if len(runs) > 1:
+            hover = ", ".join(f"seed {r.seed}: {v:.1f}" for r, v in zip(runs, values, strict=True))
+            axes.plot(values, [y] * len(runs), "o", ms=4, color=color, alpha=0.5, mew=0, gid=hover)
+        axes.plot(stats.mean, y, shape, ms=6, color=color, mew=0)
+        text = f"{stats.mean:.1f}" + ("" if stats.std is None else f" ± {std:.1f}")
+        axes.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center", size=8.5)
+        baselines += [stats.mean] if runs[0].group == "baseline" else []
+        reach += [*values, stats.mean - std, stats.mean + std]
+    if baselines:
+        axes.axvline(max(baselines), color=STYLES["baselines"][0], lw=0.8, ls=":", zorder=0)
+    axes.set_yticks(range(len(rows)), [plot_name(runs[0]) for runs in rows.values()])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    percent_axis(axes, "x", reach)
+    axes.set_xlabel("accuracy (%)")
+    axes.grid(color=GRID, lw=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def cost_points(rows: MethodRows, suite: str) -> list[CostPoint]:
+    """One point per method, means over its seeds; without variants where there are too many."""
+    if len(rows) > MAX_LABELLED:
+        main = {name: runs for name, runs in rows.items() if runs[0].group != "variant"}
+        rows = main or rows
     return [
         CostPoint(
-            name=runs[0].title,
+            name=plot_name(runs[0]),
             accuracy=statistics.fmean(run.micro(suite) for run in runs),
-            seconds=_mean_cost(runs, "train_seconds"),
-            peak_bytes=_mean_cost(runs, "peak_device_bytes") or _mean_cost(runs, "peak_host_bytes"),
-            trainable=runs[0].trainable,
-            group=NAMES[runs[0].group],
+            seconds=mean_cost(runs, "train_seconds"),
+            peak_bytes=mean_cost(runs, "peak_device_bytes") or mean_cost(runs, "peak_host_bytes"),
+            trainable=round(statistics.fmean(run.trainable for run in runs)),
+            group=GROUPS[runs[0].group],
         )
         for runs in rows.values()
     ]
 
 
-def _row(axes: Any, y: int, values: Sequence[float], colour: str) -> None:
-    axes.plot(values, [y] * len(values), "o", ms=4, color=colour, alpha=0.55, mew=0)
-    mean = statistics.fmean(values)
-    axes.plot([mean, mean], [y - 0.32, y + 0.32], color=colour, lw=2, solid_capstyle="butt")
-
-
-def _best_baseline(rows: dict[str, list[RunResult]], suite: str) -> float | None:
-    means = [
-        statistics.fmean(run.micro(suite) for run in runs)
-        for runs in rows.values()
-        if runs[0].group == "baseline"
-    ]
-    return max(means, default=None)
-
-
-def _mean_cost(runs: Sequence[RunResult], key: str) -> float | None:
-    values = [run.costs[key] for run in runs if run.costs.get(key) is not None]
-    return statistics.fmean(values) if values else None
-
-
-def _legend(figure: Any, groups: set[str], has_line: bool) -> None:
+def _legend(figure: Any, rows: MethodRows) -> None:
     from matplotlib.lines import Line2D
 
+    shown = {GROUPS[runs[0].group] for runs in rows.values()}
     marks: list[Any] = [
-        Line2D([], [], color=COLOURS[group], marker="o", ls="", label=NAMES[group])
-        for group in COLOURS
-        if group in groups
+        Line2D([], [], color=color, marker=shape, ls="", label=name)
+        for name, (color, shape) in STYLES.items()
+        if name in shown
     ]
-    if has_line:
-        colour = COLOURS["baseline"]
-        marks.append(Line2D([], [], label="best baseline", color=colour, lw=0.8, ls=":"))
+    if "baselines" in shown:
+        color = STYLES["baselines"][0]
+        marks.append(Line2D([], [], label="best baseline", color=color, lw=0.8, ls=":"))
     figure.legend(handles=marks, loc="outside lower center", ncols=4, frameon=False)

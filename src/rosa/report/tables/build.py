@@ -1,13 +1,16 @@
 """A study's results as tables.
 
-main_table          methods x tasks, a block per model: the shape of the paper's Tables 1 and 3
-average_table       methods x models, micro averages alone: the shape of its Tables 2 and 4
-difference_table    each method against the best baseline, with the tests
+main_table        methods x tasks, a block per model: the shape of the paper's Tables 1 and 3
+average_table     methods x models, micro averages alone: the shape of its Tables 2 and 4
+difference_table  each method against the best baseline, with the tests
+runs_table        one row per run
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from rosa.common.tables.model import (
     INCOMPLETE,
@@ -20,6 +23,7 @@ from rosa.common.tables.model import (
     Table,
     ranked,
 )
+from rosa.compare.results import RunResult
 from rosa.compare.statistics import MeanStd, format_p_value
 from rosa.models.loading import short_name
 from rosa.report.tables import captions, paper
@@ -29,23 +33,30 @@ from rosa.report.tables.sections import MethodRuns, Section
 MICRO = "Micro avg. (%)"
 MACRO = "Macro avg. (%)"
 
+Score = tuple[Column, Callable[[RunResult], float]]
 
-def main_table(section: Section) -> Table:
+
+def main_table(section: Section, *, averages_first: bool = False) -> Table:
     """Methods x tasks, a block per model; the paper's averages beside them where they match."""
-    seen = [SEEN if (section.seen(task.name) or (0, 0))[0] else "" for task in section.tasks]
-    columns = [
-        Column("# Param (%)", 3),
-        *(Column(task.title, 1, mark) for task, mark in zip(section.tasks, seen, strict=True)),
-        Column(MICRO),
-        Column(MACRO),
-    ]
+    tasks, averages = _scores(section)
+    scores = [*averages, *tasks] if averages_first else [*tasks, *averages]
     printed = paper.averages([task.name for task in section.tasks], section.models)
+    columns = [Column("# Param (%)", 3), *(column for column, _ in scores)]
     if printed:
         columns.append(Column("Paper's micro avg. (%)"))
     blocks = []
     for model, methods in section.rows.items():
-        rows = [_row(section, model, method, printed) for method in methods]
-        ranks = range(1, len(section.tasks) + 3)
+        rows = []
+        for method in methods:
+            cells = [_cell(method.sample(lambda run: run.percent), spread=False)]
+            for column, score in scores:
+                spread = section.options.std or column.title in (MICRO, MACRO)
+                star = column.title == MICRO and section.star(model, method.name)
+                cells.append(replace(_cell(method.sample(score), spread), star=star))
+            if printed:
+                cells.append(Cell(printed.get((model, method.name))))
+            rows.append(_row(method, cells, method.missing))
+        ranks = range(1, len(scores) + 1)
         blocks.append(Block(short_name(model), tuple(ranked(rows, columns, ranks))))
     notes = captions.notes(section) + ([paper.COLUMN_NOTE] if printed else [])
     return Table(
@@ -60,43 +71,33 @@ def main_table(section: Section) -> Table:
     )
 
 
-def _row(
-    section: Section, model: str, method: MethodRuns, printed: dict[tuple[str, str], float]
-) -> Row:
-    scores = [_cell(method.accuracy(task.name)) for task in section.tasks]
-    if not section.options.std:
-        scores = [replace(cell, spread=None) for cell in scores]
-    cells = [
-        replace(_cell(method.sample(lambda run: run.percent)), spread=None),
-        *scores,
-        replace(_micro(section, method), star=section.star(model, method.name)),
-        _cell(method.sample(lambda run: run.macro(section.suite))),
-    ]
-    if printed:
-        cells.append(Cell(printed.get((model, method.name))))
-    return Row(method.title, tuple(cells), INCOMPLETE if method.gap else "", method.gap)
+def _scores(section: Section) -> tuple[list[Score], list[Score]]:
+    """The tasks and the two averages: each a column and its value of a run."""
+    tasks: list[Score] = []
+    for task in section.tasks:
+        mark = SEEN if (section.seen(task.name) or (0, 0))[0] else ""
+        column = Column(task.title, mark=mark)
+        tasks.append((column, partial(RunResult.accuracy, task=task.name)))
+    micro = partial(RunResult.micro, suite=section.suite)
+    macro = partial(RunResult.macro, suite=section.suite)
+    return tasks, [(Column(MICRO), micro), (Column(MACRO), macro)]
 
 
-def _micro(section: Section, method: MethodRuns) -> Cell:
-    return _cell(method.sample(lambda run: run.micro(section.suite)))
+def _row(method: MethodRuns, cells: list[Cell], missing: str) -> Row:
+    return Row(method.title, tuple(cells), INCOMPLETE if missing else "", missing, method.group)
 
 
 def average_table(section: Section) -> Table:
     """Methods x models: micro averages, best and second best of each model."""
     columns = [Column(short_name(model)) for model in section.models]
     rows = []
-    for i, method in enumerate(next(iter(section.rows.values()))):
-        across = [section.rows[model][i] for model in section.models]
-        cells = tuple(
-            replace(_micro(section, runs), star=section.star(model, runs.name))
-            for model, runs in zip(section.models, across, strict=True)
-        )
-        gap = "; ".join(
-            f"{short_name(model)}: {runs.gap}"
-            for model, runs in zip(section.models, across, strict=True)
-            if runs.gap
-        )
-        rows.append(Row(method.title, cells, INCOMPLETE if gap else "", gap))
+    for across in zip(*section.rows.values(), strict=True):  # one method on every model
+        cells, missing = [], []
+        for model, method in zip(section.models, across, strict=True):
+            micro = _cell(method.sample(partial(RunResult.micro, suite=section.suite)))
+            cells.append(replace(micro, star=section.star(model, method.name)))
+            missing += [f"{short_name(model)}: {method.missing}"] if method.missing else []
+        rows.append(_row(across[0], cells, "; ".join(missing)))
     return Table(
         name=f"{section.name}-averages",
         title=captions.title(section, "micro average in percent"),
@@ -106,6 +107,30 @@ def average_table(section: Section) -> Table:
         notes=tuple(captions.notes(section)),
         ranking=RANKING,
     )
+
+
+def runs_table(section: Section) -> Table:
+    """One row per run: seed, learning rate, trainable parameters, averages, tasks."""
+    tasks, averages = _scores(section)
+    scores = [*averages, *tasks]
+    columns = (
+        Column("Seed", 0),
+        Column("Learning rate", unit="{:g}".format),
+        Column("Trainable", unit="{:,}".format),
+        *(column for column, _ in scores),
+    )
+    blocks = []
+    for model, methods in section.rows.items():
+        rows = []
+        for method in methods:
+            for run in method.runs:
+                values = (run.seed, run.learning_rate, run.trainable)
+                cells = map(Cell, (*values, *(score(run) for _, score in scores)))
+                rows.append(Row(method.title, tuple(cells), group=method.group))
+        blocks.append(Block(short_name(model), tuple(rows)))
+    name, title = f"{section.name}-runs", captions.title(section, "every run")
+    names_models = len(section.models) > 1
+    return Table(name, title, "Method", columns, tuple(blocks), names_models=names_models)
 
 
 DIFFERENCE_COLUMNS = (
@@ -122,17 +147,17 @@ DIFFERENCE_COLUMNS = (
 def difference_table(section: Section) -> Table:
     """Each method against the best baseline: difference, interval, p values."""
     blocks = []
-    for model, found in section.found.items():
+    for model, found in section.differences.items():
         if not found:
             continue
         nothing = [Cell()] * (len(DIFFERENCE_COLUMNS) - 1)
-        base = Row(found[0].baseline_title, (_cell(found[0].theirs), *nothing))
-        shown = [row.name for row in section.rows[model]]
-        rows = [_against(section, d) for d in found if d.method in shown]
+        base = Row(found[0].baseline_title, (_cell(found[0].theirs), *nothing), group="baseline")
+        groups = {method.name: method.group for method in section.rows[model]}
+        rows = [_against(section, d, groups[d.method]) for d in found if d.method in groups]
         blocks.append(Block(short_name(model), (base, *rows)))
     return Table(
         name=f"{section.name}-significance",
-        title=captions.title(section, "difference to the baseline in percent points"),
+        title=captions.title(section, "difference to the baseline in percentage points"),
         head="Method",
         columns=DIFFERENCE_COLUMNS,
         blocks=tuple(blocks),
@@ -141,7 +166,7 @@ def difference_table(section: Section) -> Table:
     )
 
 
-def _against(section: Section, found: Difference) -> Row:
+def _against(section: Section, found: Difference, group: str) -> Row:
     low, high = found.interval.low, found.interval.high
     interval = None if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
     test, holm = section.options.star, section.options.holm
@@ -154,12 +179,12 @@ def _against(section: Section, found: Difference) -> Row:
         Cell(found.mcnemar.ahead),
         Cell(found.mcnemar.behind),
     )
-    return Row(found.title, cells)
+    return Row(found.title, cells, group=group)
 
 
 def _signed(value: float) -> str:
     return f"{round(value, 1) + 0.0:+.1f}"  # never -0.0
 
 
-def _cell(sample: MeanStd | None) -> Cell:
-    return Cell(sample.mean, sample.std) if sample else Cell()
+def _cell(sample: MeanStd | None, spread: bool = True) -> Cell:
+    return Cell(sample.mean, sample.std if spread else None) if sample else Cell()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from rosa.common.tables.model import INCOMPLETE, SEEN
+from rosa.compare.results import StudyResults
 from rosa.compare.statistics import RESAMPLES, SIGNIFICANCE_LEVEL
 from rosa.evaluate.answers import PUBLISHED
 from rosa.models.loading import short_name
@@ -19,71 +23,69 @@ def title(section: Section, what: str = "accuracy in percent") -> str:
 
 def notes(section: Section) -> list[str]:
     """The sentences below a table of scores."""
-    found = [_seeds(section), "Micro avg. is over all examples, macro avg. over tasks."]
-    found += [
+    tuned = "The learning rate of each method was chosen on validation rows, not on these tests."
+    found = [
+        seeds(section),
+        "Micro avg. is over all examples, macro avg. over tasks.",
         star(section),
-        protocol(section),
-        *_tuning(section),
+        f"Evaluation protocol {protocol(section.study)}.",
+        tuned if section.study.tuning else "",
         *_sizes(section),
         seen(section),
-        *gaps(section),
+        *missing_seeds(section),
     ]
     return [note for note in found if note]
 
 
-def _seeds(section: Section) -> str:
-    seeds = section.study.grid.get("seeds") or section.study.names("seed")
-    listed = ", ".join(map(str, seeds))
-    if len(seeds) == 1:
+def test_notes(section: Section) -> list[str]:
+    """What the columns of a table of differences mean."""
+    holm = section.options.holm
+    corrected = "Holm-corrected over the methods of a model" if holm else "uncorrected"
+    return [
+        seeds(section),
+        star(section),
+        f"The first row is the baseline. p (t over seeds): {TESTS['t']}; would other seeds give "
+        f"the same result? p (McNemar): {TESTS['examples']}; would other examples give the same "
+        "result for these trained models? Ahead (behind) counts the examples that a larger "
+        "(smaller) share of the method's seeds than of the baseline's answered correctly. "
+        f"p values are {corrected}.",
+        f"95 % interval: of the difference, paired bootstrap over examples within each task, "
+        f"{RESAMPLES:,} resamples.",
+        f"Evaluation protocol {protocol(section.study)}.",
+        *_reasons(section.all_differences),
+    ]
+
+
+def seeds(section: Section) -> str:
+    """Over how many runs the means are."""
+    values = section.study.grid.get("seeds") or section.study.names("seed")
+    listed = ", ".join(map(str, values))
+    if len(values) == 1:
         return f"One seed ({listed})."
-    return f"Mean of {len(seeds)} seeds ({listed}); ± is their standard deviation."
+    return f"Mean of {len(values)} seeds ({listed}); ± is their standard deviation."
 
 
 def star(section: Section) -> str:
-    """Which test gave the star, against what; or why none was given."""
+    """Which test gave the star, against what; or why there is none."""
     test, found = section.options.star, section.all_differences
     if not found:
         return "No star: there is no baseline to compare with."
-    made = [d for d in found if d.p(test) is not None]
-    if not made:
+    if all(d.p(test) is None for d in found):
         reasons = " and ".join(dict.fromkeys(d.reason(test) or "" for d in found))
-        return f"No star: the {TESTS[test]} could not be made ({reasons})."
-    bases = {model: ds[0].baseline_title for model, ds in section.found.items() if ds}
+        return f"No star: the {TESTS[test]} is not possible ({reasons})."
+    bases = {model: ds[0].baseline_title for model, ds in section.differences.items() if ds}
     names = list(dict.fromkeys(bases.values()))
-    if len(names) == 1:
-        against = names[0]
-    else:
-        against = ", ".join(f"{base} ({short_name(model)})" for model, base in bases.items())
+    if len(names) > 1:
+        names = [f"{base} ({short_name(model)})" for model, base in bases.items()]
     kind = "the baseline" if section.options.baseline else "the best baseline"
+    better = f"significantly better than {kind}, {', '.join(names)}, in micro avg."
     corrected = ", Holm-corrected over the methods of a model" if section.options.holm else ""
-    missing = [d.title for d in found if d.p(test) is None]
-    untested = f" Not tested: {', '.join(dict.fromkeys(missing))}." if missing else ""
-    better = f"significantly better than {kind}, {against}, in micro avg."
     how = f"{TESTS[test]}, p < {SIGNIFICANCE_LEVEL:g}{corrected}"
+    untested = list(dict.fromkeys(d.title for d in found if d.p(test) is None))
+    rest = f" Not tested: {', '.join(untested)}." if untested else ""
     if any(d.star(test, section.options.holm) for d in found):
-        return f"* {better}: {how}.{untested}"
-    return f"No star: no method is {better} ({how}).{untested}"
-
-
-def test_notes(section: Section) -> list[str]:
-    """What the columns of a table of differences mean."""
-    found = section.all_differences
-    corrected = (
-        "Holm-corrected over the methods of a model" if section.options.holm else "uncorrected"
-    )
-    told = [
-        _seeds(section),
-        star(section),
-        f"The first row is the baseline. p (t over seeds): {TESTS['t']}, would other seeds say the "
-        f"same? p (McNemar): {TESTS['examples']}, would other examples say the same of these "
-        "trained models? An example is ahead where the method got it right in a larger share of "
-        f"its seeds than the baseline, behind where in a smaller. p values are {corrected}.",
-        f"95 % interval: of the difference, paired bootstrap over examples within each task, "
-        f"{RESAMPLES:,} resamples.",
-        protocol(section),
-        *_reasons(found),
-    ]
-    return [note for note in told if note]
+        return f"* {better}: {how}.{rest}"
+    return f"No star: no method is {better} ({how}).{rest}"
 
 
 def _reasons(found: list[Difference]) -> list[str]:
@@ -96,68 +98,66 @@ def _reasons(found: list[Difference]) -> list[str]:
     return [f"{what}: {', '.join(dict.fromkeys(titles))}." for what, titles in reasons.items()]
 
 
-def protocol(section: Section) -> str:
-    """How the models were asked and their answers read."""
-    given = section.study.grid.get("evaluate") or {}
-    beams = given.get("num_beams") or 1
-    told = [f"Evaluation protocol {given.get('protocol') or PUBLISHED}"]
-    told.append("greedy decoding" if beams == 1 else f"{beams} beams")
-    if given.get("num_fewshot"):
-        told.append(f"{given['num_fewshot']} worked examples before each question")
-    if given.get("prompt"):
-        told.append(f"prompts in the {given['prompt']} template")
-    if given.get("max_new_tokens"):
-        told.append(f"{given['max_new_tokens']} new tokens")
-    return ", ".join(told) + "."
-
-
-def _tuning(section: Section) -> list[str]:
-    if not section.study.tuning:
-        return []
-    return ["The learning rate of each method was chosen on validation rows, not on these tests."]
+def protocol(study: StudyResults) -> str:
+    """How prompts were made and responses read: the grid's options, or those a run recorded."""
+    values: dict[str, Any] = dict(study.grid.get("evaluate") or {})
+    files = (study.folder / run.folder / "evaluation" / "run.json" for run in study.runs)
+    if file := next((file for file in files if file.is_file()), None):
+        values |= json.loads(file.read_text(encoding="utf-8"))
+    beams, limit, shots = (values.get(key) for key in ("num_beams", "limit", "num_fewshot"))
+    tokens = values.get("max_new_tokens")
+    parts = [
+        values.get("protocol") or PUBLISHED,
+        f"{beams} beams" if (beams or 1) > 1 else "greedy decoding",
+        f"{shots}-shot" if shots else None,
+        f"prompts in the {values['prompt']} template" if values.get("prompt") else None,
+        f"{tokens} new tokens" if isinstance(tokens, int) else None,
+        "responses cut after their answer" if values.get("full_responses") is False else None,
+        f"a sample of {limit} examples per task" if limit else None,
+        values.get("dtype"),
+    ]
+    return ", ".join(str(part) for part in parts if part)
 
 
 def _sizes(section: Section) -> list[str]:
-    """Test sets of which not every example was asked, or that are not the published ones."""
-    sampled = [
-        f"{t.title} {t.scored:,} of {t.rows:,}" for t in section.tasks if 0 < t.scored < t.rows
-    ]
+    """Test sets that were sampled, or that are not the published ones."""
+    tasks = section.tasks
+    sampled = [f"{t.title} {t.scored:,} of {t.rows:,}" for t in tasks if 0 < t.scored < t.rows]
     other = [
-        f"{t.title} {t.rows:,} rows, not {t.size:,}"
-        for t in section.tasks
-        if t.size not in (0, t.rows)
+        f"{t.title} {t.rows:,} rows, not {t.size:,}" for t in tasks if t.size not in (0, t.rows)
     ]
-    found = [f"A sample of the examples was asked: {', '.join(sampled)}."] if sampled else []
+    found = [f"A sample of the examples was evaluated: {', '.join(sampled)}."] if sampled else []
     return found + ([f"Not the published test sets: {', '.join(other)}."] if other else [])
 
 
 def seen(section: Section) -> str:
-    """What the search of the training data for test questions found."""
+    """What the search of the training data for test examples found."""
     counts = {task.title: section.seen(task.name) for task in section.tasks}
     checked = {name: count for name, count in counts.items() if count is not None}
     hits = [f"{n:,} of {m:,} in {name}" for name, (n, m) in checked.items() if n]
-    same = "letter by letter, white space and case aside"
-    told = []
+    same = "same text up to white space and case"
+    texts = []
     if hits:
-        told.append(f"{SEEN} questions of the test that the training data holds, {same}: ")
-        told[-1] += ", ".join(hits) + "; the averages include them."
+        texts.append(f"{SEEN} test questions that the training data contains ({same}): ")
+        texts[-1] += ", ".join(hits) + "; the averages include them."
     elif checked:
-        told.append(f"The training data holds no question of these tests ({same}).")
+        texts.append(f"The training data contains no question of these tests ({same}).")
     unchecked = [name for name, count in counts.items() if count is None]
     if unchecked:
-        which = "these tests" if not checked else ", ".join(unchecked)
-        told.append(f"Not checked: whether the training data holds questions of {which}.")
-    return " ".join(told)
+        which = ", ".join(unchecked) if checked else "these tests"
+        texts.append(f"Not checked: whether the training data contains questions of {which}.")
+    return " ".join(texts)
 
 
-def gaps(section: Section) -> list[str]:
+def missing_seeds(section: Section) -> list[str]:
     """Rows with fewer seeds than asked for, and why."""
     alike: dict[tuple[str, str], list[str]] = {}
     for model, rows in section.rows.items():
         where = f" ({short_name(model)})" if len(section.models) > 1 else ""
         for row in rows:
-            if row.gap:
-                alike.setdefault((where, row.gap), []).append(row.title)
+            if row.missing:
+                alike.setdefault((where, row.missing), []).append(row.title)
     return [
-        f"{INCOMPLETE} {', '.join(titles)}{where}: {gap}." for (where, gap), titles in alike.items()
+        f"{INCOMPLETE} {', '.join(titles)}{where}: {missing}."
+        for (where, missing), titles in alike.items()
     ]

@@ -86,15 +86,12 @@ def differences(
     model: str,
     train_set: str,
     suite: str,
-    *,
     baseline: str | None = None,
-    examples: bool = True,
 ) -> list[Difference]:
     """Every other method against `baseline`; empty where there is nothing to compare with.
 
     Args:
         baseline: a method's name; None is the baseline method with the highest mean micro average.
-        examples: read the answers, for McNemar's test and the interval.
     """
     groups: dict[str, list[RunResult]] = {}
     for run in study.select(model=model, train_set=train_set):
@@ -104,7 +101,7 @@ def differences(
     if against is None or against not in groups:
         return []
     found = [
-        _difference(study, runs, groups[against], suite, examples)
+        _difference(study, runs, groups[against], suite)
         for method, runs in groups.items()
         if method != against
     ]
@@ -128,17 +125,14 @@ def find_method(study: StudyResults, name: str) -> str:
     Raises:
         RosaError: there is none.
     """
-    titles = {run.title: run.method for run in study.runs}
-    known = study.names("method")
-    if name in known:
-        return name
-    if name in titles:
-        return titles[name]
-    hint = did_you_mean(name, [*known, *titles])
-    raise RosaError(
-        f"no finished run of {study.folder} has the method '{name}'{hint}; "
-        f"its methods are {', '.join(known)}"
-    )
+    methods = {run.title: run.method for run in study.runs}
+    methods |= {method: method for method in study.names("method")}
+    if name not in methods:
+        raise RosaError(
+            f"no finished run of {study.folder} has the method '{name}'"
+            f"{did_you_mean(name, methods)}; choose from {', '.join(study.names('method'))}"
+        )
+    return methods[name]
 
 
 def _difference(
@@ -146,13 +140,15 @@ def _difference(
     runs: Sequence[RunResult],
     against: Sequence[RunResult],
     suite: str,
-    examples: bool,
 ) -> Difference:
     ours, theirs = ([run.micro(suite) for run in side] for side in (runs, against))
     mine, other = MeanStd.of(ours), MeanStd.of(theirs)
-    paired, interval = McNemar(reason="not asked for"), ConfidenceInterval(reason="not asked for")
-    if examples:
-        paired, interval = _on_examples(study, runs, against, suite)
+    tasks = [score.name for score in runs[0].scores if score.suite == suite]
+    answers = [
+        tuple(tuple(_answers(study, run, task) for run in side) for task in tasks)
+        for side in (runs, against)
+    ]
+    paired, interval = _paired(*answers)
     return Difference(
         model=runs[0].model,
         train_set=runs[0].train_set,
@@ -170,19 +166,8 @@ def _difference(
     )
 
 
-def _on_examples(
-    study: StudyResults, runs: Sequence[RunResult], against: Sequence[RunResult], suite: str
-) -> tuple[McNemar, ConfidenceInterval]:
-    tasks = [score.name for score in runs[0].scores if score.suite == suite]
-    ours, theirs = (
-        tuple(tuple(_answers(study, run, task) for run in side) for task in tasks)
-        for side in (runs, against)
-    )
-    return _paired(ours, theirs)
-
-
 def _answers(study: StudyResults, run: RunResult, task: str) -> Answers:
-    """A file of answers and the state it is in; None where it is not there."""
+    """A file of answers with its time and size, a key for caches; None where it is missing."""
     file = study.folder / run.folder / "evaluation" / f"{task}.jsonl"
     if not file.is_file():
         return None
@@ -190,7 +175,7 @@ def _answers(study: StudyResults, run: RunResult, task: str) -> Answers:
     return file, state.st_mtime_ns, state.st_size
 
 
-# Tables are written anew after each run, and most of what they compare has not changed since.
+# Tables are rewritten after each run, and most of what they compare has not changed since.
 @lru_cache(maxsize=4096)
 def _paired(
     ours: tuple[tuple[Answers, ...], ...], theirs: tuple[tuple[Answers, ...], ...]
@@ -199,7 +184,7 @@ def _paired(
     shares: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for mine, others in zip(ours, theirs, strict=True):
         if None in mine or None in others:
-            reason = "answers are not there"
+            reason = "answers are missing"
             return McNemar(reason=reason), ConfidenceInterval(reason=reason)
         try:
             read = [[_read(answers) for answers in side if answers] for side in (mine, others)]
@@ -207,7 +192,7 @@ def _paired(
             return McNemar(reason=str(error)), ConfidenceInterval(reason=str(error))
         first, _ = read[0][0]
         if any(not np.array_equal(indices, first) for side in read for indices, _ in side):
-            reason = "runs were asked different examples"
+            reason = "runs were evaluated on different examples"
             return McNemar(reason=reason), ConfidenceInterval(reason=reason)
         for share, side in zip(shares, read, strict=True):
             share.append(np.mean([correct for _, correct in side], axis=0))

@@ -5,7 +5,7 @@ Tasks of different suites are never averaged together, so each suite has a table
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rosa.compare.contamination import OverlapTable, load_overlap
@@ -29,7 +29,6 @@ class TableOptions:
         std: standard deviations of every task, not of the averages alone.
         baseline: compare with this method instead of the best baseline.
         methods: show these methods only; all where empty.
-        examples: read every answer, for the tests over examples.
     """
 
     star: StarTest = "t"
@@ -37,25 +36,24 @@ class TableOptions:
     std: bool = False
     baseline: str | None = None
     methods: tuple[str, ...] = ()
-    examples: bool = True
 
 
 @dataclass(frozen=True)
 class MethodRuns:
-    """One row: a method's runs, and what is missing of them (`gap`, empty where nothing is)."""
+    """One row: a method's runs, and which seeds are `missing` and why (empty where none is)."""
 
     name: str
     title: str
     runs: tuple[RunResult, ...]
-    gap: str = ""
+    missing: str = ""
+
+    @property
+    def group(self) -> str:
+        return self.runs[0].group if self.runs else ""
 
     def sample(self, value: Callable[[RunResult], float]) -> MeanStd | None:
-        """Mean and spread of `value` over the seeds; None without a run."""
+        """Mean and standard deviation of `value` over the seeds; None without a run."""
         return MeanStd.of([value(run) for run in self.runs]) if self.runs else None
-
-    def accuracy(self, task: str) -> MeanStd | None:
-        """Mean and spread of one task's accuracy."""
-        return self.sample(lambda run: run.accuracy(task))
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Section:
     rows: dict[str, list[MethodRuns]]  # by model
     options: TableOptions
     overlap: OverlapTable | None = None
-    found: dict[str, list[Difference]] = field(default_factory=dict)  # by model
+    differences: dict[str, list[Difference]] = field(default_factory=dict)  # by model
 
     @property
     def models(self) -> list[str]:
@@ -78,22 +76,15 @@ class Section:
 
     @property
     def all_differences(self) -> list[Difference]:
-        return [d for model in self.models for d in self.found[model]]
-
-    @property
-    def runs(self) -> list[RunResult]:
-        return [run for rows in self.rows.values() for row in rows for run in row.runs]
+        return [d for found in self.differences.values() for d in found]
 
     def star(self, model: str, method: str) -> bool:
         """Whether the method's micro average gets a star."""
-        return any(
-            d.star(self.options.star, self.options.holm)
-            for d in self.found[model]
-            if d.method == method
-        )
+        test, holm = self.options.star, self.options.holm
+        return any(d.star(test, holm) for d in self.differences[model] if d.method == method)
 
     def seen(self, task: str) -> tuple[int, int] | None:
-        """Questions of a task that the training data holds, of all; None where not checked."""
+        """Examples of a task that the training data contains, of all; None where not checked."""
         values = (self.overlap or {}).get(self.train_set, {}).get(task)
         return (values["matches"], values["of"]) if values else None
 
@@ -108,33 +99,21 @@ def sections(study: StudyResults, options: TableOptions | None = None) -> list[S
     baseline = find_method(study, options.baseline) if options.baseline else None
     shown = {find_method(study, method) for method in options.methods}
     overlap = load_overlap(study.folder)
-    return list(_sections(study, options, baseline, shown, overlap))
-
-
-def _sections(
-    study: StudyResults,
-    options: TableOptions,
-    baseline: str | None,
-    shown: set[str],
-    overlap: OverlapTable | None,
-) -> Iterator[Section]:
+    models = list(dict.fromkeys([*study.grid.get("models", []), *study.names("model")]))
+    found = []
     for train_set in study.names("train_set"):
-        runs = study.select(train_set=train_set)
-        tasks = {score.name: score for run in runs for score in run.scores}
+        tasks = {s.name: s for run in study.select(train_set=train_set) for s in run.scores}
         suites = list(dict.fromkeys(score.suite for score in tasks.values()))
-        asked = study.grid.get("models", [])
-        models = list(dict.fromkeys([*asked, *(run.model for run in runs)]))
         for suite in suites:
-            rows = {model: method_runs(study, model, train_set, suite, shown) for model in models}
-            found = {
-                model: differences(
-                    study, model, train_set, suite, baseline=baseline, examples=options.examples
-                )
-                for model in models
-            }
+            rows, tested = {}, {}
+            for model in models:
+                rows[model] = method_runs(study, model, train_set, suite, shown)
+                tested[model] = differences(study, model, train_set, suite, baseline)
             name = f"{train_set}-{suite}" if len(suites) > 1 else train_set
             own = tuple(score for score in tasks.values() if score.suite == suite)
-            yield Section(study, train_set, suite, name, own, rows, options, overlap, found)
+            section = Section(study, train_set, suite, name, own, rows, options, overlap, tested)
+            found.append(section)
+    return found
 
 
 def method_runs(
@@ -150,12 +129,12 @@ def method_runs(
             continue
         runs = study.select(model=model, train_set=train_set, method=method)
         scored = tuple(r for r in runs if any(s.suite == suite for s in r.scores))
-        gap = _gap(study, RunGroup(model, train_set, method), [r.seed for r in scored])
-        rows.append(MethodRuns(method, title, scored, gap))
+        missing = _missing(study, RunGroup(model, train_set, method), [r.seed for r in scored])
+        rows.append(MethodRuns(method, title, scored, missing))
     return rows
 
 
-def _gap(study: StudyResults, group: RunGroup, done: list[int]) -> str:
+def _missing(study: StudyResults, group: RunGroup, done: list[int]) -> str:
     """Which seeds are missing, and why."""
     asked = study.grid.get("seeds") or study.names("seed")
     missing = [seed for seed in asked if seed not in done]
@@ -167,11 +146,11 @@ def _gap(study: StudyResults, group: RunGroup, done: list[int]) -> str:
         error = errors.get(f"runs/{group.path}/seed-{seed}")
         reason = f"failed: {_short(error)}" if error else "not run yet"
         reasons.setdefault(reason, []).append(seed)
-    told = (
+    texts = (
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} {reason}"
         for reason, seeds in reasons.items()
     )
-    return f"{len(asked) - len(missing)} of {len(asked)} seeds; {'; '.join(told)}"
+    return f"{len(asked) - len(missing)} of {len(asked)} seeds; {'; '.join(texts)}"
 
 
 def _short(error: str) -> str:
