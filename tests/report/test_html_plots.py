@@ -15,7 +15,7 @@ from rosa.report.html import plots
 from rosa.report.plots.svg import page_figure, svg
 from rosa.report.tables.costs import format_energy
 from rosa.report.tables.sections import sections
-from rosa.train.plots import draw_shares
+from rosa.train.plots import draw_map, draw_shares
 
 
 def titles(markup: str) -> list[str]:
@@ -98,6 +98,14 @@ def test_layer_plots_show_the_choices_of_every_seed(study: StudyResults) -> None
         for bar in axes.patches:
             ends[round(bar.get_y() + bar.get_height() / 2)] += bar.get_width()
     assert [ends[i] for i in range(6)] == pytest.approx([100 * counts[i] / 60 for i in range(6)])
+
+
+def test_layers_that_were_given_once_and_never_scored_are_drawn() -> None:
+    static = {"step": 1, "mode": "static", "scores": [None] * 3, "selected": [2]}
+    for draw in (draw_map, draw_shares):
+        plot = plots._layers("Seed 1 of RoSA", [static], draw)
+        assert plot.title == "Seed 1"
+        assert "nan" not in plot.svg
 
 
 def test_loss_plots_have_a_curve_per_seed_without_what_is_no_number(study: StudyResults) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from rosa.report.html.training import _map as layer_map
 
 from rosa.cli.main import main
 from rosa.errors import RosaError
@@ -184,9 +183,3 @@ def test_a_bad_out_is_named(tmp_path: Path, capsys) -> None:
         assert "name a file that ends in .png" in capsys.readouterr().err
     assert main(["plot", history, "--out", f"{history}/x.png"]) == 2
     assert "file" in capsys.readouterr().err
-
-
-def test_the_report_of_a_study_draws_a_static_choice_too() -> None:
-    drawn = layer_map(0, [STATIC], 3)
-    assert [kind[0] for kind, _ in drawn.paths] == ["c", "n"]
-    assert drawn.explored == ()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def write_pictures(study: StudyResults, folder: str | Path) -> list[Path]:
                 conditions = f"{short_name(model)}, trained on {train_set}, {suite} tasks"
                 title = "Micro average of every method, each seed a dot"
                 with canvas(8.6, methods_height(rows) + 0.7, title, conditions) as figure:
-                    draw_methods(figure.subplots(), rows, lambda run, suite=suite: run.micro(suite))
+                    draw_methods(figure.subplots(), rows, partial(RunResult.micro, suite=suite))
                     _legend(figure, rows)
                     figure.savefig(methods)
                 draw_costs(cost_points(rows, suite), costs)
