@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -23,6 +26,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_model_folder(tmp_path_factory.mktemp("models") / "small"))
 
 
+@pytest.fixture
+def no_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are built but not rendered, which takes seconds; test_draw.py renders them."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, picture: Path(picture).touch())
+
+
 def adapter(folder: Path, base: str, config) -> str:
     """A trained-looking adapter on the small model, saved."""
     network = tiny_llama()
@@ -33,6 +42,7 @@ def adapter(folder: Path, base: str, config) -> str:
     return str(folder)
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_a_base_model(model: str, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["inspect", model, "--limit", "3"]) == 0
@@ -57,6 +67,7 @@ def test_a_base_model(model: str, tmp_path: Path, monkeypatch, capsys) -> None:
         assert not {"without_adapter", "alpha_s", "norm_changes"} & set(layer)
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_a_rosa_adapter_in_its_own_folder(model: str, tmp_path: Path, capsys) -> None:
     config = RosaConfig(r=4, r_low=0.5, task_type="CAUSAL_LM")
     folder = adapter(tmp_path / "adapter", model, config)
@@ -78,6 +89,7 @@ def test_a_rosa_adapter_in_its_own_folder(model: str, tmp_path: Path, capsys) ->
     assert "RMS of α·S" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_rendering")
 def test_another_adapter(model: str, tmp_path: Path) -> None:
     config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     folder = adapter(tmp_path / "lora", model, config)
@@ -101,7 +113,7 @@ def test_in_python(model: str, tmp_path: Path) -> None:
         (["--data", "absent.txt"], "there is no data file absent.txt"),
         (["--data", "absent.json"], "there is no data file absent.json"),
         (["--text", "  "], "there is no text in the given text"),
-        (["--text", "A", "--data", "tiny-sums"], "--data and --text both name a text"),
+        (["--text", "A", "--data", "tiny-sums"], "--data and --text both give a text"),
         (["--limit", "0"], "--limit must be at least 1, found 0"),
         (["--max_length", "1"], "--max_length must be at least 2, found 1"),
         (["--r_low", "0"], "--r_low must be above 0 and at most 1, found 0"),
@@ -137,3 +149,27 @@ def test_an_architecture_without_rotation(tmp_path: Path, capsys) -> None:
     said = capsys.readouterr().err
     assert "the model (gpt2) has no rotary position embeddings" in said
     assert len(said.splitlines()) == 1
+
+
+def test_mistakes_are_reported_before_pytorch_is_imported() -> None:
+    script = """
+import sys
+from rosa.cli.main import main
+for words in WORDS:
+    assert main(words.split()) == 2, words
+assert not {"torch", "transformers", "peft"} & set(sys.modules)
+"""
+    words = [
+        "inspect nowhere/at/all",
+        "inspect rosa-tiny --data absent.txt",
+        "inspect rosa-tiny --layers 2",
+        f"inspect rosa-tiny --out {__file__}",
+        "params ./nowhere",
+        "params Qwen2.5-7",
+        "params rosa-tiny --tabel",
+        "params rosa-tiny --batch_size 2",
+    ]
+    script = script.replace("WORDS", repr(words))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == len(words)

@@ -14,10 +14,10 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from rosa.errors import RosaError
-from rosa.inspect import Inspection, Texts, draw_adapter, draw_comparison, draw_figure1
-from rosa.inspect.adapter_effect import PERCENTILES, Distribution, LayerEffect
+from rosa.inspect import Inspection, TokenizedTexts, draw_adapter, draw_comparison, draw_figure1
+from rosa.inspect.adapter_effect import PERCENTILES, LayerEffect, SignalStatistics
 from rosa.inspect.capture import LayerStates
-from rosa.inspect.maps import colour_scale
+from rosa.inspect.heat_maps import color_scale
 from rosa.inspect.strength import low_dimensions
 from rosa.rope import HookPoint, RopeLayout
 
@@ -37,9 +37,9 @@ def made_up(shape: str = "tiny", pairing: str = "halves", adapter: bool = True) 
         heads = lambda n: draw.gamma(2, 1, (n, size))  # noqa: E731
         return [LayerStates(i, layout, turns, heads(queries), heads(keys)) for i in range(layers)]
 
-    def spread(heads: int) -> Distribution:
+    def spread(heads: int) -> SignalStatistics:
         values = np.sort(draw.normal(0, 0.1, len(PERCENTILES)))
-        return Distribution(
+        return SignalStatistics(
             dict(zip(PERCENTILES, values, strict=True)), 1.0, draw.gamma(1, 1, heads)
         )
 
@@ -50,7 +50,7 @@ def made_up(shape: str = "tiny", pairing: str = "halves", adapter: bool = True) 
         else "some/base",
         base="some/base",
         method="ROSA" if adapter else None,
-        texts=Texts([[1] * 9], "a/dataset"),
+        texts=TokenizedTexts([[1] * 9], "a/dataset"),
         r_low=0.25,
         low=[low] * layers,
         states=states(),
@@ -62,14 +62,9 @@ def made_up(shape: str = "tiny", pairing: str = "halves", adapter: bool = True) 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved, in order; saved in their own resolution, to be measured."""
+    """The figures that were saved, in order; not rendered, which takes seconds."""
     figures: list[Figure] = []
-
-    def save(figure: Figure, picture: Path) -> None:
-        figures.append(figure)
-        FigureCanvasAgg(figure).print_png(picture)
-
-    monkeypatch.setattr(Figure, "savefig", save)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, picture: figures.append(figure))
     return figures
 
 
@@ -88,7 +83,12 @@ def words(figure: Figure) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("shape", "pairing"), [("tiny", "halves"), ("large", "interleaved"), ("least", "halves")]
+    ("shape", "pairing"),
+    [
+        ("large", "interleaved"),
+        pytest.param("tiny", "halves", marks=pytest.mark.slow),
+        pytest.param("least", "halves", marks=pytest.mark.slow),
+    ],
 )
 def test_no_text_is_on_another_or_cut(
     shape: str, pairing: str, tmp_path: Path, drawn: list[Figure]
@@ -97,7 +97,10 @@ def test_no_text_is_on_another_or_cut(
     draw_figure1(inspection, tmp_path / "1.png")
     draw_comparison(inspection, tmp_path / "2.png")
     draw_adapter(inspection, tmp_path / "3.png")
-    for picture, figure in zip(sorted(tmp_path.glob("*.png")), drawn, strict=True):
+    assert len(drawn) == 3
+    for n, figure in enumerate(drawn):
+        picture = tmp_path / f"{n}.png"
+        FigureCanvasAgg(figure).print_png(picture)  # in its own resolution, to be measured
         texts = words(figure)
         assert len(texts) > 15
         inner = [(text, box.shrunk(0.96, 0.9)) for text, box in texts]  # boxes have some air
@@ -118,7 +121,7 @@ def test_the_maps_show_the_numbers(tmp_path: Path, drawn: list[Figure]) -> None:
     np.testing.assert_array_equal(heads, inspection.states[2].query)
     np.testing.assert_allclose(layers[4], np.sqrt((inspection.states[4].query ** 2).mean(0)))
     bars = drawn[0].axes[2].patches
-    assert [bar.get_width() for bar in bars] == [100 * s for s in inspection.shares("query")]
+    assert [bar.get_width() for bar in bars] == [100 * s for s in inspection.energy_shares("query")]
     draw_comparison(inspection, tmp_path / "2.png", layer=2)
     before, after, change = (axes.get_images()[0].get_array() for axes in drawn[1].axes[6:9])
     np.testing.assert_array_equal(before, inspection.base_states[2].query)
@@ -141,11 +144,11 @@ def test_low_frequencies_are_marked(
 
 def test_a_scale_that_is_cut_says_so() -> None:
     grid = np.ones((10, 100))
-    assert colour_scale([grid], "RMS") == (1.0, {"label": "RMS", "fraction": 0.05, "pad": 0.015})
+    assert color_scale([grid], "RMS") == (1.0, {"label": "RMS", "fraction": 0.05, "pad": 0.015})
     grid[3, 5] = 40
-    top, bar = colour_scale([grid], "RMS")
+    top, bar = color_scale([grid], "RMS")
     assert (top, bar["label"], bar["extend"]) == (1.0, "RMS (largest 40)", "max")
-    assert colour_scale([np.zeros((2, 2))], "RMS")[0] == 1.0
+    assert color_scale([np.zeros((2, 2))], "RMS")[0] == 1.0
 
 
 def test_what_cannot_be_drawn(tmp_path: Path) -> None:

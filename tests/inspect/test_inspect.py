@@ -16,9 +16,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from rosa import RosaConfig
 from rosa.errors import RosaError
 from rosa.inspect import capture, inspect_model
-from rosa.inspect import strength as activations
-from rosa.inspect.adapter_effect import PERCENTILES, Histogram, norm_gains
-from rosa.inspect.capture import run, watch_states
+from rosa.inspect import strength as maths
+from rosa.inspect.adapter_effect import PERCENTILES, LogHistogram, norm_scales
+from rosa.inspect.capture import query_key_recorders, run_recorded
 from rosa.rope import HookPoint, RopeLayout
 from rosa.rope import layout_of as known_layout
 from tests.support.adapters import adapted, randomise
@@ -116,7 +116,7 @@ def test_the_signal_is_the_relative_change_of_the_states(name: str) -> None:
     st.sampled_from(PERCENTILES),
 )
 def test_percentiles_of_a_histogram(values: np.ndarray, percent: int) -> None:
-    histogram = Histogram()
+    histogram = LogHistogram()
     for part in np.array_split(values, 3):
         histogram.add(torch.from_numpy(part))
     exact = np.percentile(values, percent, method="inverted_cdf")
@@ -137,11 +137,11 @@ def test_no_hook_is_left_behind() -> None:
     def hooks() -> int:
         return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
-    watchers = watch_states(model)
-    run(model, TEXTS.sequences, watchers, 2)
+    recorders = query_key_recorders(model)
+    run_recorded(model, TEXTS.sequences, recorders, 2)
     assert hooks() == 0
     with pytest.raises(IndexError):
-        run(model, [[10**6]], watchers, 2)
+        run_recorded(model, [[10**6]], recorders, 2)
     assert hooks() == 0
 
 
@@ -180,31 +180,31 @@ def test_rotation_is_a_complex_product(pairing: str) -> None:
     real, imaginary = z[..., :8].unflatten(-1, sizes).unbind(of_pair)
     turned = torch.complex(real, imaginary) * torch.exp(1j * angles)[:, None]
     expected = torch.stack((turned.real, turned.imag), of_pair).flatten(3)
-    out = activations.rotate(z, cos, sin, layout(pairing))
+    out = maths.rotate(z, cos, sin, layout(pairing))
     torch.testing.assert_close(out[..., :8], expected)
     assert (out[..., 8:] == z[..., 8:]).all()
-    frequencies = activations.frequencies(cos, sin, layout(pairing))
+    frequencies = maths.pair_frequencies(cos, sin, layout(pairing))
     np.testing.assert_allclose(frequencies, turns, rtol=1e-12)
 
 
 def test_dimensions_and_pairs() -> None:
-    assert activations.low_dimensions(layout("halves"), 0.25) == [3, 7]
-    assert activations.low_dimensions(layout("interleaved"), 0.5) == [4, 5, 6, 7]
-    pairs = activations.pair_of_dimension(layout("halves"))
+    assert maths.low_dimensions(layout("halves"), 0.25) == [3, 7]
+    assert maths.low_dimensions(layout("interleaved"), 0.5) == [4, 5, 6, 7]
+    pairs = maths.pair_of_dimension(layout("halves"))
     assert pairs == [0, 1, 2, 3, 0, 1, 2, 3, None, None, None, None]
-    pairs = activations.pair_of_dimension(layout("interleaved"))
+    pairs = maths.pair_of_dimension(layout("interleaved"))
     assert pairs == [0, 0, 1, 1, 2, 2, 3, 3, None, None, None, None]
 
 
 def test_share_of_energy() -> None:
-    assert activations.energy_share(np.array([[1.0, 2, 2], [0, 0, 1]]), [0, 2]) == 0.6
-    assert np.isnan(activations.energy_share(np.zeros((2, 3)), [0]))
+    assert maths.energy_share(np.array([[1.0, 2, 2], [0, 0, 1]]), [0, 2]) == 0.6
+    assert np.isnan(maths.energy_share(np.zeros((2, 3)), [0]))
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "gemma2", "gemma3"])
 def test_gain_is_what_a_norm_multiplies_with(name: str) -> None:
     model = tiny_model(name)
-    for layer, gains in zip(model.model.layers, norm_gains(model), strict=True):
+    for layer, gains in zip(model.model.layers, norm_scales(model), strict=True):
         assert set(gains) == {n for n, _ in layer.named_children() if "norm" in n}
         for norm, gain in gains.items():
             weight = getattr(layer, norm).weight.detach().numpy()
@@ -264,7 +264,7 @@ def test_r_low_may_be_given() -> None:
     assert found.r_low == 0.25  # all pairs would leave nothing to compare with
     assert len(found.effects[0].dimensions) == 16
     found = inspect_model(loaded(tiny_model("llama-gqa")), TEXTS, r_low=0.5)
-    assert found.expected_shares() == [0.5, 0.5]
+    assert found.dimension_shares() == [0.5, 0.5]
 
 
 def test_an_architecture_without_rotation_is_refused() -> None:
@@ -281,7 +281,7 @@ def test_a_rotation_that_stays_unknown_is_refused(change, monkeypatch) -> None:
 
     monkeypatch.setattr(capture, "layout_of", layout_of)
     monkeypatch.setattr(capture, "detect_unknown", lambda model: "computes them in secret")
-    reason = "computed out of reach" if change else "the model computes them in secret"
+    reason = "angles are out of reach of hooks" if change else "the model computes them in secret"
     with pytest.raises(RosaError, match=f"does not know how llama rotates .*{reason}"):
         inspect_model(loaded(tiny_model("llama-gqa")), TEXTS)
 

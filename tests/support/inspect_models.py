@@ -13,11 +13,13 @@ from peft import PeftModel
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from rosa.inspect import Texts
+from rosa.inspect import TokenizedTexts
 from rosa.models.loading import Loaded
 from tests.support.tiny_models import random_tokens
 
-TEXTS = Texts([random_tokens(1, n, seed=n)[0].tolist() for n in (12, 7, 9, 3, 1)], "random tokens")
+TEXTS = TokenizedTexts(
+    [random_tokens(1, n, seed=n)[0].tolist() for n in (12, 7, 9, 3, 1)], "random tokens"
+)
 
 
 def loaded(model: Any, name: str = "tiny") -> Loaded:
@@ -50,7 +52,9 @@ def recording(model: Any) -> Iterator[dict[int, tuple[list, list]]]:
 
 
 @torch.no_grad()
-def strengths(model: Any, texts: Texts = TEXTS) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+def strengths(
+    model: Any, texts: TokenizedTexts = TEXTS
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Per layer the strength of queries and keys (heads, head_dim), one text at a time."""
     with recording(model) as seen:
         for ids in texts.sequences:

@@ -1,4 +1,4 @@
-"""What an adapter does: the distribution of RoAE's α·S, which heads it moves, how norms change.
+"""What an adapter does: the distribution of RoAE's α·S, by head, and how the norms change.
 
 α·S is the relative change of a modulated dimension: 0.1 makes it 10 % stronger.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from rosa.inspect.capture import arguments
+from rosa.inspect.capture import forward_arguments
 from rosa.inspect.strength import Array, dimensions_of, sum_of_squares
 from rosa.roae.layer import RosaLayer
 from rosa.rope import layout_of
@@ -24,7 +24,7 @@ PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
 
 @dataclass(frozen=True)
-class Distribution:
+class SignalStatistics:
     """α·S of one layer's queries or keys over all tokens, heads and modulated dimensions."""
 
     percentiles: dict[int, float]
@@ -42,11 +42,11 @@ class LayerEffect:
 
     index: int
     dimensions: list[int]  # modulated, of each head
-    query: Distribution
-    key: Distribution
+    query: SignalStatistics
+    key: SignalStatistics
 
 
-class Histogram:
+class LogHistogram:
     """Counts values of any size and sign; percentiles to 1 % of their size, in constant memory.
 
     Bins are even on the scale of asinh(x/FINEST): linear below FINEST, logarithmic above.
@@ -58,7 +58,7 @@ class Histogram:
         self.counts = np.zeros(2 * self.BINS + 1, dtype=np.int64)
 
     def add(self, values: Tensor) -> None:
-        """Counts every element; nan and infinity are counted as the largest there are."""
+        """Counts every element; nan and infinity count as the largest there are."""
         scaled = torch.asinh(values.flatten().float() / self.FINEST) / self.WIDTH
         bins = scaled.nan_to_num(nan=self.BINS).round().clamp(-self.BINS, self.BINS).long()
         size = len(self.counts)
@@ -71,28 +71,27 @@ class Histogram:
         return float(self.FINEST * np.sinh((found - self.BINS) * self.WIDTH))
 
 
-class SignalWatcher:
-    """Computes the signal of one RoSA layer again from its input, and keeps its statistics."""
+class SignalRecorder:
+    """Recomputes the signal of one RoSA layer from its input, and keeps its statistics."""
 
     real_tokens: Tensor
 
     def __init__(self, layer: RosaLayer, adapter: str) -> None:
         self.layer = layer
         self.adapter = adapter
-        heads = (layer.layout.query.heads, layer.layout.key.heads)
-        self.sums = [np.zeros(count) for count in heads]
+        self.sums = [np.zeros(tap.heads) for tap in (layer.layout.query, layer.layout.key)]
         self.largest = [0.0, 0.0]
-        self.histograms = [Histogram(), Histogram()]
+        self.histograms = [LogHistogram(), LogHistogram()]
 
     def hooks(self) -> Iterator[RemovableHandle]:
         yield self.layer.register_forward_pre_hook(self._add, with_kwargs=True)
 
     def effect(self, tokens: int) -> LayerEffect:
-        """The statistics, over the number of real tokens that went by."""
+        """The statistics, over the number of real tokens seen."""
         low, _ = self.layer.low_pairs[self.adapter]
         dimensions = dimensions_of(low.pairs, self.layer.layout)
         query, key = (
-            Distribution(
+            SignalStatistics(
                 {p: histogram.percentile(p) for p in PERCENTILES},
                 largest,
                 np.sqrt(total / tokens / len(dimensions)),
@@ -104,7 +103,7 @@ class SignalWatcher:
         return LayerEffect(int(self.layer.layer_idx), dimensions, query, key)
 
     def _add(self, layer: nn.Module, args: Any, kwargs: Any) -> None:
-        hidden = arguments(self.layer.base_layer, args, kwargs)["hidden_states"]
+        hidden = forward_arguments(self.layer.base_layer, args, kwargs)["hidden_states"]
         alpha = self.layer.alpha[self.adapter]
         real = self.real_tokens.bool().to(hidden.device)
         for i, signal in enumerate(self.layer.signals(self.adapter, hidden)):
@@ -114,10 +113,10 @@ class SignalWatcher:
             self.histograms[i].add(scaled[real])
 
 
-def watch_signals(model: nn.Module) -> list[SignalWatcher]:
-    """A watcher for each layer in which a RoSA adapter is active."""
+def signal_recorders(model: nn.Module) -> list[SignalRecorder]:
+    """A recorder for each layer in which a RoSA adapter is active."""
     return [
-        SignalWatcher(layer, name)
+        SignalRecorder(layer, name)
         for layer in model.modules()
         if isinstance(layer, RosaLayer) and not layer.disable_adapters
         for name in layer.active_adapters
@@ -126,22 +125,26 @@ def watch_signals(model: nn.Module) -> list[SignalWatcher]:
 
 
 @torch.inference_mode()
-def norm_gains(model: nn.Module) -> list[dict[str, Array]]:
+def norm_scales(model: nn.Module) -> list[dict[str, Array]]:
     """The scale (d,) that each norm of each decoder layer applies, by the norm's name.
 
-    Measured on an input of +1 and -1 in turn, which a norm leaves alone but for its scale: so it
-    is the same for a weight w, for Gemma's 1 + w, and for a copy that an adapter trains.
+    Measured on an input of +1 and -1 in turn, which a norm only scales: so it is the same for a
+    weight w, for Gemma's 1 + w, and for a copy that an adapter trains.
     """
-    gains = []
-    for decoder_layer in _decoder_layers(model):
-        gains.append(
-            {
-                name: _gain(child)
-                for name, child in decoder_layer.named_children()
-                if "norm" in name or name.startswith("ln")
-            }
-        )
-    return gains
+    modules = dict(model.named_modules())
+    decoder_layers = [
+        modules[name.rpartition(".")[0]]
+        for name, module in modules.items()
+        if not name.endswith(".base_layer") and layout_of(module) is not None
+    ]
+    return [
+        {
+            name: _scale(child)
+            for name, child in layer.named_children()
+            if "norm" in name or name.startswith("ln")
+        }
+        for layer in decoder_layers
+    ]
 
 
 def relative_change(before: Array, after: Array) -> float:
@@ -149,17 +152,7 @@ def relative_change(before: Array, after: Array) -> float:
     return float(np.linalg.norm(after - before) / np.linalg.norm(before))
 
 
-def _decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The modules that hold an attention module that rotates, in order."""
-    modules = dict(model.named_modules())
-    return [
-        modules[name.rpartition(".")[0]]
-        for name, module in modules.items()
-        if not name.endswith(".base_layer") and layout_of(module) is not None
-    ]
-
-
-def _gain(norm: nn.Module) -> Array:
+def _scale(norm: nn.Module) -> Array:
     weight = next(norm.parameters(), None)
     if weight is None:
         return np.ones(1)

@@ -1,25 +1,26 @@
-"""Runs a model over token ids and measures the queries and keys that its attention sees.
+"""Runs a model with hooks that measure the queries and keys which its attention sees.
 
-Hooks sit where RoAE's do: on the last module before rotation, after RoAE's own. Squares are summed
-as the text goes by; no activations are kept.
+The hooks are where RoAE's are: on the last module before rotation, after RoAE's own. Squares are
+summed batch by batch; no activations are kept.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.hooks import RemovableHandle
 
 from rosa.errors import RosaError
 from rosa.evaluate.generation import longest_first_batches
-from rosa.inspect.strength import Array, frequencies, rotate, sum_of_squares
+from rosa.inspect.strength import Array, pair_frequencies, rotate, sum_of_squares
 from rosa.roae.heads import split_heads
 from rosa.roae.layer import RosaLayer
 from rosa.rope import HookPoint, RopeLayout, detect_unknown, has_rope, layout_of
@@ -37,15 +38,15 @@ class LayerStates:
     key: Array  # (h_kv, head_dim)
 
 
-class Watcher(Protocol):
-    """What a run of the model reports to: it hooks itself in and is told which tokens are real."""
+class Recorder(Protocol):
+    """Measures something in forward hooks; `real_tokens` (b, l) is set before each batch."""
 
     real_tokens: Tensor
 
     def hooks(self) -> Iterator[RemovableHandle]: ...
 
 
-class StateWatcher:
+class QueryKeyRecorder:
     """Sums the squares of one attention module's rotated queries and keys."""
 
     real_tokens: Tensor
@@ -55,19 +56,18 @@ class StateWatcher:
         self.layout = layout
         self.index = int(module.layer_idx)  # type: ignore[arg-type]
         self.frequencies: Array | None = None
-        self.sums = {
-            point: np.zeros((point.heads, layout.head_dim)) for point in (layout.query, layout.key)
-        }
+        points = (layout.query, layout.key)
+        self.sums = {point: np.zeros((point.heads, layout.head_dim)) for point in points}
         self._rotation: tuple[Tensor, Tensor] | None = None
 
     def hooks(self) -> Iterator[RemovableHandle]:
-        """Hooks on the attention, for its rotation, and on its two hooked modules."""
-        yield self.module.register_forward_pre_hook(self._note_rotation, with_kwargs=True)
+        """Hooks on the attention module, for its rotation, and on the modules of queries and keys."""
+        yield self.module.register_forward_pre_hook(self._record_rotation, with_kwargs=True)
         for point in self.sums:
             yield self._on_output(point)
 
     def states(self, tokens: int) -> LayerStates:
-        """The strengths, over the number of real tokens that went by."""
+        """The strengths, over the number of real tokens seen."""
         query, key = (np.sqrt(total / tokens) for total in self.sums.values())
         if not (np.isfinite(query).all() and np.isfinite(key).all()):
             raise RosaError(
@@ -77,11 +77,11 @@ class StateWatcher:
         assert self.frequencies is not None
         return LayerStates(self.index, self.layout, self.frequencies, query, key)
 
-    def _note_rotation(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        given = arguments(module, args, kwargs)
+    def _record_rotation(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        given = forward_arguments(module, args, kwargs)
         cos, sin = self._rotation = cos_sin_of(self.layout, module, given)
         if self.frequencies is None:
-            self.frequencies = frequencies(cos, sin, self.layout)
+            self.frequencies = pair_frequencies(cos, sin, self.layout)
 
     def _on_output(self, point: HookPoint) -> RemovableHandle:
         def add(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -93,39 +93,51 @@ class StateWatcher:
         return self.module.get_submodule(point.module).register_forward_hook(add)
 
 
-def watch_states(model: nn.Module) -> list[StateWatcher]:
-    """A watcher for each attention module that rotates, as far as RoSA knows or can detect.
+def query_key_recorders(model: nn.Module) -> list[QueryKeyRecorder]:
+    """A recorder for each attention module that rotates.
 
-    Raises RosaError for a model without RoPE, and for one whose rotation stays unknown.
+    Raises RosaError for a model without RoPE, and for one whose rotation is unknown and cannot be
+    measured.
     """
     reason = detect_unknown(model)
     found = [
-        StateWatcher(module, layout)
+        QueryKeyRecorder(module, layout)
         for module in model.modules()
         if not isinstance(module, RosaLayer) and (layout := layout_of(module)) is not None
     ]
-    if not found:
-        raise RosaError(_why_not(model, f"the model {reason}"))
-    if any(watcher.layout.cos_sin is None for watcher in found):
-        raise RosaError(_why_not(model, "its angles are computed out of reach"))
+    model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if not found and not has_rope(model):
+        raise RosaError(
+            f"the model ({model_type}) has no rotary position embeddings (RoPE), so it has no "
+            "low-frequency dimensions to inspect; use a model with RoPE"
+        )
+    if not found or any(recorder.layout.cos_sin is None for recorder in found):
+        why = "its angles are out of reach of hooks" if found else f"the model {reason}"
+        raise RosaError(
+            f"rosa does not know how {model_type} rotates its queries and keys and cannot measure "
+            f"it ({why}); use another model"
+        )
     return found
 
 
-def arguments(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
-    """The arguments of a module's forward by name, however they came."""
+def forward_arguments(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a module's forward by name, positional ones included."""
     return {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
 
 
-def run(
-    model: Any, sequences: Sequence[Sequence[int]], watchers: Sequence[Watcher], batch_size: int
+def run_recorded(
+    model: Any, sequences: Sequence[Sequence[int]], recorders: Sequence[Recorder], batch_size: int
 ) -> int:
-    """The model's forward over all token ids, watched; returns the number of tokens."""
+    """The model's forward over all token ids with the recorders' hooks; the number of tokens."""
     pad = model.config.get_text_config().pad_token_id or 0
-    with hooked(watchers), torch.inference_mode():
+    with ExitStack() as stack, torch.inference_mode():
+        for recorder in recorders:
+            for handle in recorder.hooks():
+                stack.callback(handle.remove)
         for batch in longest_first_batches([len(ids) for ids in sequences], batch_size):
-            ids, real = padded([sequences[i] for i in batch], pad)
-            for watcher in watchers:
-                watcher.real_tokens = real
+            ids, real = _padded([sequences[i] for i in batch], pad)
+            for recorder in recorders:
+                recorder.real_tokens = real
             try:
                 model(
                     input_ids=ids.to(model.device),
@@ -141,35 +153,9 @@ def run(
     return sum(map(len, sequences))
 
 
-def padded(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
-    """(ids, which are real), int64 (rows, at least 2), short rows filled on the right.
-
-    Two positions at least, so that the rotation between them can be read.
-    """
-    width = max(2, *map(len, rows))
-    ids = torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
-    real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return ids, real
-
-
-@contextmanager
-def hooked(watchers: Sequence[Watcher]) -> Iterator[None]:
-    """Every watcher's hooks in place; none is left afterwards."""
-    with ExitStack() as stack:
-        for watcher in watchers:
-            for handle in watcher.hooks():
-                stack.callback(handle.remove)
-        yield
-
-
-def _why_not(model: nn.Module, reason: str) -> str:
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if not has_rope(model):
-        return (
-            f"the model ({kind}) has no rotary position embeddings (RoPE), so it has no "
-            "low-frequency dimensions to look at; use a model with RoPE"
-        )
-    return (
-        f"rosa does not know how {kind} rotates its queries and keys and cannot measure it "
-        f"({reason}); use another model"
-    )
+def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """(ids, attention mask), padded on the right to two positions at least, which give the turn."""
+    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad)
+    real = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+    missing = (0, max(0, 2 - ids.shape[1]))
+    return nn.functional.pad(ids, missing, value=pad), nn.functional.pad(real, missing)

@@ -1,11 +1,13 @@
-"""Activation strength, the maths: rotation, sums over tokens, shares of energy. Pure functions.
+"""Activation strength: rotation, sums over tokens, shares of energy. Pure functions.
 
 The strength of a dimension is the root mean square over tokens of the state that attention sees,
-after rotation: the L2 norm over tokens that the paper's Figure 1 shows, divided by the square root
-of their number, so that texts of any length compare.
+after rotation: the L2 norm over tokens of the paper's Figure 1, divided by the square root of their
+number, so that texts of any length compare.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -38,25 +40,23 @@ def rotate(z: Tensor, cos: Tensor, sin: Tensor, layout: RopeLayout) -> Tensor:
 
 
 def sum_of_squares(z: Tensor, real_tokens: Tensor) -> Array:
-    """Σ z² over the tokens that are real.
+    """Σ z² over the tokens that are real, (heads, width).
 
     Args:
         z: (b, l, heads, width).
-        real_tokens: (b, at most l) of 0 and 1. Where a prompt-learning adapter has put virtual
-            tokens in front, z is longer; those do not count.
-
-    Returns (heads, width).
+        real_tokens: (b, at most l) of 0 and 1. z is longer where a prompt-learning adapter has
+            prepended virtual tokens, which do not count.
     """
     missing = z.shape[1] - real_tokens.shape[1]
     mask = torch.nn.functional.pad(real_tokens, (missing, 0)).bool().to(z.device)
     return z[mask].square().sum(0).cpu().double().numpy()
 
 
-def frequencies(cos: Tensor, sin: Tensor, layout: RopeLayout) -> Array:
-    """Radians per token of each pair (ρ/2,), as the turn between the first two positions shows.
+def pair_frequencies(cos: Tensor, sin: Tensor, layout: RopeLayout) -> Array:
+    """Radians per token of each pair, (ρ/2,): the turn between the first two positions.
 
-    Without sign: one architecture turns the other way. Read off the rotation itself, so that every
-    scaling (YaRN, Llama 3, one base per layer type) is in it. cos, sin: (b or 1, l >= 2, ρ).
+    Without sign, as one architecture turns the other way. Read off the rotation itself, so that
+    every scaling (YaRN, Llama 3, one base per layer type) is in it. cos, sin: (b or 1, l >= 2, ρ).
     """
     real, _ = _all_pairs(layout)
     (c0, c1), (s0, s1) = (turn[0, :2, real].cpu().double() for turn in (cos, sin))
@@ -78,6 +78,15 @@ def dimensions_of(pairs: tuple[slice, slice], layout: RopeLayout) -> list[int]:
     return sorted({*every[pairs[0]], *every[pairs[1]]})
 
 
+def pair_of_dimension(layout: RopeLayout) -> list[int | None]:
+    """For each dimension of a head the index of its pair, None where it is not rotated."""
+    found: list[int | None] = [None] * layout.head_dim
+    for half in _all_pairs(layout):
+        for pair, dimension in enumerate(range(layout.head_dim)[half]):
+            found[dimension] = pair
+    return found
+
+
 def energy_share(strength: Array, dimensions: list[int]) -> float:
     """The share (0 to 1) of the energy Σ z² of all heads that lies in `dimensions`.
 
@@ -93,13 +102,12 @@ def over_heads(strength: Array) -> Array:
     return np.sqrt((strength**2).mean(0))
 
 
-def pair_of_dimension(layout: RopeLayout) -> list[int | None]:
-    """For each dimension of a head the index of its pair, None where it is not rotated."""
-    found: list[int | None] = [None] * layout.head_dim
-    for half in _all_pairs(layout):
-        for pair, dimension in enumerate(range(layout.head_dim)[half]):
-            found[dimension] = pair
-    return found
+def stack_rows(rows: Sequence[Array]) -> Array:
+    """Rows of any length as one array, nan where a row is shorter."""
+    out = np.full((len(rows), max(map(len, rows))), np.nan)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out
 
 
 def _all_pairs(layout: RopeLayout) -> tuple[slice, slice]:

@@ -1,25 +1,22 @@
-"""An inspection as numbers: `inspect.json`, and the summary for a terminal."""
+"""An inspection as numbers: `inspect.json`, and the table and sentence for a terminal."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rosa.common.environment import describe_environment
-from rosa.inspect.adapter_effect import Distribution
+from rosa.inspect.adapter_effect import SignalStatistics
 from rosa.inspect.capture import LayerStates
-from rosa.inspect.inspection import KINDS, Inspection
+from rosa.inspect.inspection import QUERY_AND_KEY, Inspection
 from rosa.inspect.strength import pair_of_dimension
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-_DIGITS = 6
 
 
 def write_json(inspection: Inspection, path: Path) -> None:
@@ -58,82 +55,81 @@ def _layer(inspection: Inspection, at: int) -> dict[str, Any]:
         "pair_of_dimension": pair_of_dimension(states.layout),
         "wavelengths": _numbers(2 * math.pi / states.frequencies),
         "low_dimensions": inspection.low[at],
-        "low_share_of_dimensions": len(inspection.low[at]) / states.layout.head_dim,
+        "low_share_of_dimensions": inspection.dimension_shares()[at],
     }
-    record |= _strengths(states, inspection.low_shares(at))
+    record |= _strengths(inspection, states, at)
     if inspection.base_states is not None:
-        record["without_adapter"] = _strengths(
-            inspection.base_states[at], inspection.low_shares(at, base=True)
-        )
-    effect = next((e for e in inspection.effects if e.index == states.index), None)
-    if effect is not None:
-        record["alpha_s"] = {kind: _distribution(getattr(effect, kind)) for kind in KINDS}
-        record["alpha_s"]["dimensions"] = effect.dimensions
+        base = inspection.base_states[at]
+        record["without_adapter"] = _strengths(inspection, base, at, base=True)
+    for effect in inspection.effects:
+        if effect.index == states.index:
+            signals = {kind: _signal(getattr(effect, kind)) for kind in QUERY_AND_KEY}
+            record["alpha_s"] = {**signals, "dimensions": effect.dimensions}
     if inspection.norm_changes:
         changes = inspection.norm_changes[at]
         record["norm_changes"] = {name: _number(change) for name, change in changes.items()}
     return record
 
 
-def _strengths(states: LayerStates, shares: Sequence[float]) -> dict[str, Any]:
+def _strengths(
+    inspection: Inspection, states: LayerStates, at: int, *, base: bool = False
+) -> dict[str, Any]:
     return {
         kind: {
-            "low_share_of_energy": _number(share),
+            "low_share_of_energy": _number(inspection.energy_shares(kind, base=base)[at]),
             "strength": [_numbers(head) for head in getattr(states, kind)],
         }
-        for kind, share in zip(KINDS, shares, strict=True)
+        for kind in QUERY_AND_KEY
     }
 
 
-def _distribution(spread: Distribution) -> dict[str, Any]:
+def _signal(signal: SignalStatistics) -> dict[str, Any]:
     return {
-        "rms": _number(spread.rms),
-        "largest": _number(spread.largest),
-        "percentiles": {str(p): _number(value) for p, value in spread.percentiles.items()},
-        "rms_per_head": _numbers(spread.per_head),
+        "rms": _number(signal.rms),
+        "largest": _number(signal.largest),
+        "percentiles": {str(p): _number(value) for p, value in signal.percentiles.items()},
+        "rms_per_head": _numbers(signal.per_head),
     }
 
 
-def summary(inspection: Inspection) -> Table:
-    """Per layer the low-frequency share of energy beside that of dimensions; α·S for RoSA."""
+def summary_table(inspection: Inspection) -> Table:
+    """Per layer the low-frequency share of dimensions and of energy; the RMS of α·S for RoSA."""
     from rich.table import Table
 
-    with_base = inspection.base_states is not None
     table = Table(title="low-frequency dimensions: their share in %", title_justify="left")
     headings = ["layer", "of dimensions", "of queries' energy", "of keys' energy"]
     if inspection.effects:
         headings += ["RMS of α·S, queries", "keys"]
     for heading in headings:
         table.add_column(heading, justify="right")
-    effects = {effect.index: effect for effect in inspection.effects}
-    for at, states in enumerate(inspection.states):
-        now = inspection.low_shares(at)
-        before = inspection.low_shares(at, base=True) if with_base else None
-        cells = [f"{_percent(share)}" for share in now]
-        if before is not None:
+    columns = [[_percent(share) for share in inspection.dimension_shares()]]
+    for kind in QUERY_AND_KEY:
+        cells = [_percent(share) for share in inspection.energy_shares(kind)]
+        if inspection.base_states is not None:
+            before = inspection.energy_shares(kind, base=True)
             cells = [f"{_percent(b)} → {cell}" for b, cell in zip(before, cells, strict=True)]
-        if effects:
-            effect = effects.get(states.index)
-            cells += [f"{getattr(effect, k).rms:.3f}" if effect else "-" for k in KINDS]
-        expected = len(inspection.low[at]) / states.layout.head_dim
-        table.add_row(str(states.index), _percent(expected), *cells)
+        columns.append(cells)
+    effects = {effect.index: effect for effect in inspection.effects}
+    for index, shares in zip(inspection.layers, zip(*columns, strict=True), strict=True):
+        effect = effects.get(index)
+        signals = [f"{getattr(effect, k).rms:.3f}" if effect else "-" for k in QUERY_AND_KEY]
+        table.add_row(str(index), *shares, *(signals if effects else []))
     return table
 
 
 def verdict(inspection: Inspection) -> str:
-    """One sentence: whether the low frequencies are stronger than their number, over all layers."""
-    expected = float(np.mean(inspection.expected_shares()))
+    """One sentence: whether low frequencies hold more energy than their number, over all layers."""
+    expected = inspection.dimension_shares()
     parts = []
-    for kind, name in zip(KINDS, ("queries", "keys"), strict=True):
-        shares = inspection.shares(kind)
-        pairs = zip(shares, inspection.expected_shares(), strict=True)
-        above = sum(share > even for share, even in pairs)
+    for kind, name in zip(QUERY_AND_KEY, ("queries", "keys"), strict=True):
+        shares = inspection.energy_shares(kind)
+        above = sum(share > even for share, even in zip(shares, expected, strict=True))
         parts.append(
             f"{_percent(float(np.mean(shares)))} % of the {name}' energy "
             f"(more than their number in {above} of {len(shares)} layers)"
         )
     return (
-        f"The low-frequency dimensions, {_percent(expected)} % of all, hold "
+        f"The low-frequency dimensions, {_percent(float(np.mean(expected)))} % of all, hold "
         f"{' and '.join(parts)}, averaged over layers."
     )
 
@@ -147,4 +143,5 @@ def _numbers(values: Any) -> list[float]:
 
 
 def _number(value: float) -> float:
-    return float(f"{value:.{_DIGITS}g}")
+    """To six significant digits."""
+    return float(f"{value:.6g}")

@@ -132,8 +132,13 @@ def load_base_model(
     from transformers import AutoModelForCausalLM
 
     path = resolve_name(name)
-    _check_folder(name, path)
+    weights = _check_folder(name, path)
     check_quantization(quantization)
+    if weights:
+        from rosa.roae.load import read_shapes
+
+        for file in weights:
+            read_shapes(file)
     where = pick_device(device)
     computing = pick_dtype(dtype, where)
     try:
@@ -294,23 +299,33 @@ def _looks_local(path: str) -> bool:
     return Path(path).is_absolute() or path.startswith((".", "~")) or path.count("/") > 1
 
 
-def _check_folder(name: str, path: str) -> None:
-    """A local model folder has a configuration and undamaged safetensors weights."""
+def check_model_files(name: str) -> None:
+    """Raises RosaError, before PyTorch is imported, where a local model or adapter lacks files.
+
+    A hub id is not looked up.
+    """
+    path = resolve_name(name)
+    _check_exists(name, path)
+    if Path(path).is_dir():
+        config_file = find_adapter_config(name)
+        base = adapter_base(name, config_file) if config_file else name
+        _check_folder(base, resolve_name(base))
+
+
+def _check_folder(name: str, path: str) -> list[Path]:
+    """The weight files of a model folder, of which there must be some; none for a hub id."""
     _check_exists(name, path)
     folder = Path(path)
     if not folder.is_dir():
-        return
+        return []
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise RosaError(f"{folder} is an adapter, not a base model; give its base model here")
         raise RosaError(f"{folder} has no config.json; it is not a Hugging Face model folder")
-    from rosa.roae.load import read_shapes
-
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise RosaError(f"{folder} has no .safetensors file; weights of other kinds are not read")
-    for file in weights:
-        read_shapes(file)
+    return weights
 
 
 @contextmanager
