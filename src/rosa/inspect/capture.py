@@ -61,7 +61,7 @@ class QueryKeyRecorder:
         self._rotation: tuple[Tensor, Tensor] | None = None
 
     def hooks(self) -> Iterator[RemovableHandle]:
-        """Hooks on the attention module, for its rotation, and on the modules of queries and keys."""
+        """Hooks on the attention module, for its rotation, and on those of queries and keys."""
         yield self.module.register_forward_pre_hook(self._record_rotation, with_kwargs=True)
         for point in self.sums:
             yield self._on_output(point)
