@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rosa.roae.registration import register  # isort: skip  # PEFT must know the type "ROSA" first
+from peft.utils import register_peft_method
 
 from rosa.roae.config import RosaConfig
 from rosa.roae.layer import RosaLayer
@@ -10,7 +10,7 @@ from rosa.roae.load import check_adapter, load_adapter_checked
 from rosa.roae.model import RosaModel
 from rosa.roae.projection import register_projection
 
-register(RosaConfig, RosaModel)
+register_peft_method(name="rosa", config_cls=RosaConfig, model_cls=RosaModel)
 
 __all__ = [
     "RosaConfig",

@@ -1,5 +1,6 @@
 """`RosaConfig`, the configuration of a RoSA adapter, saved by PEFT as `adapter_config.json`."""
 
+# ruff: noqa: RUF009  # _field makes dataclass fields
 from __future__ import annotations
 
 import dataclasses
@@ -16,6 +17,10 @@ from rosa.roae.projection import check_projection_name
 from rosa.roae.registration import ROSA
 
 
+def _field(default: Any, description: str) -> Any:
+    return field(default=default, metadata={"help": description})
+
+
 @dataclass
 class RosaConfig(PeftConfig):
     """Configuration of a RoSA adapter; the defaults are the paper's.
@@ -23,54 +28,39 @@ class RosaConfig(PeftConfig):
     Raises `RosaError` for a value out of range.
     """
 
-    r: int = field(default=128, metadata={"help": "Rank of the projection W_proj and of W_GQA."})
-    projection: str = field(
-        default="low_rank",
-        metadata={
-            "help": "Parametrization of W_proj: 'low_rank' (the paper's, of rank r), 'full' (one "
-            "matrix) or a name given to rosa.register_projection."
-        },
+    r: int = _field(128, "Rank of the projection W_proj and of W_GQA.")
+    projection: str = _field(
+        "low_rank",
+        "Parametrization of W_proj: 'low_rank' (the paper's, of rank r), 'full' (one matrix) or a "
+        "name given to rosa.register_projection.",
     )
-    alpha: float = field(default=0.1, metadata={"help": "Strength α of the modulation (Eq. 4)."})
-    r_low: float = field(
-        default=0.25,
-        metadata={
-            "help": "Share of the rotated dimensions that is adapted, lowest frequency first."
-        },
+    alpha: float = _field(0.1, "Strength α of the modulation (Eq. 4).")
+    r_low: float = _field(
+        0.25, "Share of the rotated dimensions that is adapted, lowest frequency first."
     )
-    rope_stage: Literal["post", "pre"] = field(
-        default="post",
-        metadata={
-            "help": "'post' modulates queries and keys after RoPE, as in the paper; 'pre' before "
-            "it, so that attention depends on relative positions alone."
-        },
+    rope_stage: Literal["post", "pre"] = _field(
+        "post",
+        "'post' modulates queries and keys after RoPE, as in the paper; 'pre' before it, so that "
+        "attention depends on relative positions alone.",
     )
-    train_norms: bool = field(
-        default=True, metadata={"help": "Also train the norms of each adapted decoder layer."}
+    train_norms: bool = _field(True, "Also train the norms of each adapted decoder layer.")
+    target_modules: list[str] | str | None = _field(
+        None, "Names (or one regex) of attention modules; None adapts all."
     )
-    target_modules: list[str] | str | None = field(
-        default=None,
-        metadata={"help": "Names (or one regex) of attention modules; None adapts all."},
+    layers_to_transform: list[int] | int | None = _field(
+        None, "Indices of the layers to adapt; None adapts all."
     )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Indices of the layers to adapt; None adapts all."}
+    exclude_modules: list[str] | str | None = _field(
+        None, "Names (or one regex) of modules not to adapt."
     )
-    exclude_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "Names (or one regex) of modules not to adapt."}
+    modules_to_save: list[str] | None = _field(None, "Further modules to train in full and save.")
+    init_weights: bool = _field(
+        True, "True: starts as the base model, bit for bit; False: at random."
     )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Further modules to train in full and save."}
-    )
-    init_weights: bool = field(
-        default=True,
-        metadata={"help": "True: starts as the base model, bit for bit; False: at random."},
-    )
-    dls: DlsConfig | None = field(
-        default=None,
-        metadata={
-            "help": "Dynamic layer selection to train this adapter with, which is run by "
-            "rosa.DynamicLayerSelection or rosa.DlsCallback."
-        },
+    dls: DlsConfig | None = _field(
+        None,
+        "Dynamic layer selection to train this adapter with, which is run by "
+        "rosa.DynamicLayerSelection or rosa.DlsCallback.",
     )
 
     def __post_init__(self) -> None:
@@ -98,9 +88,7 @@ class RosaConfig(PeftConfig):
         if self.dls is not None and not dataclasses.is_dataclass(self.dls):
             raise RosaError(f"dls must be a rosa.DlsConfig or None, not {self.dls!r}")
         if isinstance(self.modules_to_save, str):
-            raise RosaError(
-                f"modules_to_save must be a list of names, not {self.modules_to_save!r}"
-            )
+            raise RosaError(f"modules_to_save must be a list, not {self.modules_to_save!r}")
         for name in ("train_norms", "init_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise RosaError(f"{name} must be True or False, not {getattr(self, name)!r}")

@@ -35,7 +35,7 @@ from rosa.roae.config import RosaConfig
 from rosa.roae.folding import FoldedLinear, fold
 from rosa.roae.heads import LowPairs
 from rosa.roae.hooks import Modulation, clear_modulation, hook, set_modulation, unhook
-from rosa.roae.norms import NormWrapper
+from rosa.roae.norms import HALF, NormWrapper
 from rosa.roae.peft_compat import KeepRequiresGradMixin, check_single_active
 from rosa.roae.projection import PREFIX, Modules, build_projection, low_rank_gqa
 from rosa.rope import RopeLayout, low_pair_count
@@ -120,7 +120,7 @@ class RosaLayer(KeepRequiresGradMixin, nn.Module, BaseTunerLayer):
             LowPairs(layout.query, layout.head_dim, slices),
             LowPairs(layout.key, layout.head_dim, slices),
         )
-        self.cast_as_base_layer(adapter_name)
+        self.cast(adapter_name, upcast=False)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _add_modules(self, adapter_name: str, modules: Modules) -> tuple[str, ...]:
@@ -297,9 +297,17 @@ class RosaLayer(KeepRequiresGradMixin, nn.Module, BaseTunerLayer):
             unhook(module)
         return self.base_layer
 
-    def cast_as_base_layer(self, adapter_name: str) -> None:
-        """Moves an adapter's weights to the device and dtype of the attention module."""
-        super()._move_adapter_to_device_of_base_layer(adapter_name)
+    def cast(self, adapter_name: str, *, upcast: bool) -> None:
+        """Casts an adapter's half-precision weights to float32, or all as the attention module's.
+
+        The latter moves them to its device too.
+        """
+        if not upcast:
+            super()._move_adapter_to_device_of_base_layer(adapter_name)
+            return
+        for parameter in self.adapter_parameters(adapter_name):
+            if parameter.dtype in HALF:
+                parameter.data = parameter.data.float()  # the one that an optimizer holds
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None

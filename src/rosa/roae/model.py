@@ -51,23 +51,23 @@ class RosaModel(KeepPrecisionMixin, BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
         """PEFT's; `target_modules` is by default every attention module that rotates."""
+        # All checks come before anything is wrapped: an error leaves the model as it was.
         reason = detect_unknown(self.model)
-        sites = _attention_modules(self.model)
-        if reason is not None or not sites:
+        layouts = _layouts(self.model)
+        if reason is not None or not layouts:
             raise RosaError(_unsupported(self.model, reason))
         if peft_config.target_modules is None:
-            peft_config.target_modules = {name.rpartition(".")[2] for name in sites}
-        matched = [name for name in sites if self._check_target_module_exists(peft_config, name)]
+            peft_config.target_modules = {name.rpartition(".")[2] for name in layouts}
+        matched = [name for name in layouts if self._check_target_module_exists(peft_config, name)]
         if not matched:
-            raise RosaError(_no_match(peft_config, sites))
+            raise RosaError(_no_match(peft_config, list(layouts)))
         self._check_layers(peft_config, matched)
-        wrapped = [name for name in sites if isinstance(self.model.get_submodule(name), RosaLayer)]
+        wrapped = [key for key, module in self.model.named_modules() if type(module) is RosaLayer]
         check_modules_to_save(self.model, peft_config.modules_to_save, [*matched, *wrapped])
         in_full = _fully_trained(self.model, peft_config, matched)
         check_not_trained_elsewhere(self.model, in_full, self._own_configs())
         shapes = set()
-        for name in matched:  # before anything is wrapped: an error leaves the model as it was
-            layout = _layout(self.model.get_submodule(name))
+        for layout in map(layouts.__getitem__, matched):
             pairs = low_pair_count(layout.head_dim, layout.rotary_dim, peft_config.r_low)
             shapes.add((layout.hidden_size, 2 * pairs * layout.query.heads))
         for in_features, out_features in sorted(shapes):
@@ -112,7 +112,7 @@ class RosaModel(KeepPrecisionMixin, BaseTuner):
         """Wraps one attention module, or adds an adapter to its wrapper; then its layer's norms."""
         layer = target
         if not isinstance(layer, RosaLayer):
-            layer = RosaLayer(target, _layout(target))
+            layer = RosaLayer(target, layout_of(target))  # type: ignore[arg-type]  # not None
             self._replace_module(parent, target_name, layer, target)
         layer.update_layer(adapter_name, peft_config)
         if peft_config.train_norms:
@@ -201,13 +201,13 @@ class RosaModel(KeepPrecisionMixin, BaseTuner):
         return drop_unexpected_keys(model, kwargs["adapter_name"], state)
 
 
-def _attention_modules(model: nn.Module) -> list[str]:
-    """Names of the attention modules that rotate, or of their wrappers."""
-    return [
-        name
+def _layouts(model: nn.Module) -> dict[str, RopeLayout]:
+    """The layout of each attention module that rotates, by its name (a wrapped one's wrapper's)."""
+    return {
+        name: layout
         for name, module in model.named_modules()
-        if layout_of(module) is not None and not name.endswith(".base_layer")
-    ]
+        if not name.endswith(".base_layer") and (layout := layout_of(module)) is not None
+    }
 
 
 def _chosen_layers(config: RosaConfig) -> list[int] | None:
@@ -215,25 +215,14 @@ def _chosen_layers(config: RosaConfig) -> list[int] | None:
     return [layers] if isinstance(layers, int) else layers
 
 
-def _layout(module: nn.Module) -> RopeLayout:
-    """The layout of one of `_attention_modules`."""
-    layout = layout_of(module)
-    assert layout is not None
-    return layout
-
-
 def _fully_trained(model: nn.Module, config: RosaConfig, adapted: list[str]) -> list[str]:
     """Names of the norms and of the modules to save of an adapter on these attention modules."""
-    names = dict.fromkeys(
-        name
-        for name, _ in model.named_modules()
-        if any(name.endswith(end) for end in config.modules_to_save or ())
-    )
-    layers = dict.fromkeys(site.rpartition(".")[0] for site in adapted)
-    for key in layers if config.train_norms else ():
+    ends = tuple(config.modules_to_save or ())
+    names = [name for name, _ in model.named_modules() if ends and name.endswith(ends)]
+    for key in {name.rpartition(".")[0] for name in adapted} if config.train_norms else ():
         norms = (f"{key}.{name}" for name, _ in norms_of(model.get_submodule(key)))
-        names.update(dict.fromkeys(name for name in norms if not _excluded(config, name)))
-    return list(names)
+        names += [name for name in norms if not _excluded(config, name)]
+    return names
 
 
 def _train_norms(
@@ -270,7 +259,7 @@ def _unsupported(model: nn.Module, reason: str | None) -> str:
     )
 
 
-def _no_match(config: RosaConfig, sites: list[str]) -> str:
+def _no_match(config: RosaConfig, names: list[str]) -> str:
     chosen = {
         name: sorted(value) if isinstance(value, set) else value
         for name in ("target_modules", "layers_to_transform", "exclude_modules")
@@ -278,6 +267,6 @@ def _no_match(config: RosaConfig, sites: list[str]) -> str:
     }
     choice = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
     return (
-        f"no attention module matches {choice}; this model has {len(sites)}, "
-        f"from {sites[0]} to {sites[-1]}: name those, or leave target_modules out"
+        f"no attention module matches {choice}; this model has {len(names)}, "
+        f"from {names[0]} to {names[-1]}: name those, or leave target_modules out"
     )

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from rosa.ops import trained_norm
 from rosa.roae.peft_compat import KeepRequiresGradMixin
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 class NormWrapper(KeepRequiresGradMixin, ModulesToSaveWrapper):
     """PEFT's `ModulesToSaveWrapper` for a norm, as one part of an adapter.
@@ -78,7 +80,7 @@ class NormWrapper(KeepRequiresGradMixin, ModulesToSaveWrapper):
             for copy, original in pairs:
                 if not upcast:
                     copy.data = copy.data.to(original.dtype)
-                elif copy.dtype in (torch.float16, torch.bfloat16):
+                elif copy.dtype in HALF:
                     exact = original if _is_rounded(copy, original) else copy
                     copy.data = exact.data.to(torch.float32, copy=True)
 

@@ -179,7 +179,8 @@ class KeepRequiresGradMixin:
         """PEFT's, with the `requires_grad` of before."""
         if enabled != self.disable_adapters:
             return  # they are as asked for
-        trainable, own = self._trainable, self._adapter_parameters()
+        trainable = self._trainable
+        own = [(p, p.requires_grad) for p in self.adapter_parameters()]
         self._enabling = True
         try:
             super().enable_adapters(enabled)  # type: ignore[misc]
@@ -199,10 +200,9 @@ class KeepRequiresGradMixin:
         self._trainable = None
         super().set_adapter(*args, **kwargs)  # type: ignore[misc]
 
-    def _adapter_parameters(self) -> list[tuple[nn.Parameter, bool]]:
-        """Those of every adapter, with their `requires_grad`."""
-        return [
-            (parameter, parameter.requires_grad)
-            for name in self.adapter_layer_names
-            for parameter in getattr(self, name).parameters()
-        ]
+    def adapter_parameters(self, adapter_name: str | None = None) -> Iterator[nn.Parameter]:
+        """The parameters of one adapter, or of all."""
+        for attribute in self.adapter_layer_names:
+            for name, module in getattr(self, attribute).items():
+                if adapter_name in (None, name):
+                    yield from module.parameters()

@@ -12,13 +12,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
+from rosa.common.distributed import is_initialized, world_size
 from rosa.roae.layer import RosaLayer
-from rosa.roae.norms import NormWrapper
+from rosa.roae.norms import HALF, NormWrapper
 
-HALF = (torch.float16, torch.bfloat16)
 NOT_RESTORED = (
     "the adapter's weights were cast to bfloat16 after they were attached (TRL does so on a 4- or "
     "8-bit base model), which loses small steps on a norm, and stay so in a run of several "
@@ -36,18 +35,15 @@ class KeepPrecisionMixin:
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """PEFT's rule, float32 adapter weights on a half-precision model, for the norms too."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)  # type: ignore[misc]
-        for module in self.model.modules():
-            if isinstance(module, NormWrapper):
-                module.cast(adapter_name, upcast=autocast_adapter_dtype)
-            elif isinstance(module, RosaLayer) and not autocast_adapter_dtype:
-                module.cast_as_base_layer(adapter_name)
+        for module in self._adapted_modules():
+            module.cast(adapter_name, upcast=autocast_adapter_dtype)
         others = self._float32_adapters - {adapter_name}
         self._float32_adapters = others | {adapter_name} if autocast_adapter_dtype else others
 
     def train(self, mode: bool = True) -> Any:
         """PyTorch's; restores what was cast to half precision when training begins."""
         if mode and (rounded := self._rounded()):
-            if _several_processes():  # wrapped already, for parameters of the dtype that they have
+            if is_initialized() and world_size() > 1:  # DDP or FSDP has wrapped these dtypes
                 warnings.warn(NOT_RESTORED, stacklevel=2)
                 self._float32_adapters -= rounded
             else:
@@ -61,14 +57,9 @@ class KeepPrecisionMixin:
         rounded. A model on which `.to(torch.bfloat16)` was called stays as it is.
         """
         rounded = self._rounded()
-        for module in self.model.modules():
-            if isinstance(module, NormWrapper):
-                for name in rounded:
-                    module.cast(name, upcast=True)
-            elif isinstance(module, RosaLayer):
-                for parameter in _weights(module, rounded):
-                    if parameter.dtype in HALF:
-                        parameter.data = parameter.data.float()  # the one that an optimizer holds
+        for module in self._adapted_modules():
+            for adapter_name in rounded:
+                module.cast(adapter_name, upcast=True)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         """PyTorch's, behind `.to()` and `.half()`: adapters that the user casts stay so."""
@@ -80,28 +71,13 @@ class KeepPrecisionMixin:
     def _rounded(self) -> set[str]:
         """Those of `_float32_adapters` with a weight that is half precision now."""
         return {
-            name
-            for name in self._float32_adapters
-            for module in self.model.modules()
-            if isinstance(module, (RosaLayer, NormWrapper))
-            and any(parameter.dtype in HALF for parameter in _weights(module, {name}))
+            adapter_name
+            for adapter_name in self._float32_adapters
+            for module in self._adapted_modules()
+            if any(p.dtype in HALF for p in module.adapter_parameters(adapter_name))
         }
 
-
-def _weights(module: Any, adapter_names: set[str]) -> Iterator[nn.Parameter]:
-    """The parameters of a module that belong to these adapters."""
-    for kind in module.adapter_layer_names:
-        by_adapter = getattr(module, kind)
-        for name in adapter_names:
-            if name in by_adapter:
-                part = by_adapter[name]
-                yield from [part] if isinstance(part, nn.Parameter) else part.parameters()
-
-
-def _several_processes() -> bool:
-    distributed = torch.distributed
-    return (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    )
+    def _adapted_modules(self) -> Iterator[RosaLayer | NormWrapper]:
+        for module in self.model.modules():
+            if isinstance(module, (RosaLayer, NormWrapper)):
+                yield module

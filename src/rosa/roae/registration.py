@@ -1,18 +1,14 @@
-"""Registers the adapter type "ROSA" with PEFT.
+"""Adds the adapter type "ROSA" to PEFT's enum of types.
 
-PEFT keeps its types in an enum, which Python does not let one extend: `_add_member` does by hand
-what the enum's own construction does for each member. Everything else is PEFT's public
-`register_peft_method`.
+Python does not let one extend an enum: `_add_member` does by hand what the enum's own construction
+does for each member.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from peft import PeftConfig
-from peft.utils import PeftType, register_peft_method
-
-NAME = "ROSA"
+from peft.utils import PeftType
 
 
 def _add_member(enum: Any, name: str) -> None:
@@ -29,10 +25,5 @@ def _add_member(enum: Any, name: str) -> None:
     getattr(enum, "_hashable_values_", []).append(name)  # Python 3.13: `"ROSA" in PeftType`
 
 
-def register(config_class: type[PeftConfig], model_class: type[Any]) -> None:
-    """Registers the classes of "ROSA": for PEFT's constructors and for saved adapters."""
-    register_peft_method(name=NAME.lower(), config_cls=config_class, model_cls=model_class)
-
-
-_add_member(PeftType, NAME)
-ROSA = PeftType(NAME)
+_add_member(PeftType, "ROSA")
+ROSA = PeftType("ROSA")

@@ -43,9 +43,6 @@ _BY_PAIR = CosSinSource(by_pair=True)
 _FROM_BUFFER = CosSinSource("embed_positions", by_pair=True)
 
 
-# --- which layers rotate --------------------------------------------------------------------------
-
-
 def _uses_rope(attention: Any) -> bool:
     return bool(attention.use_rope)
 
@@ -56,9 +53,6 @@ def _is_local(attention: Any) -> bool:
 
 def _is_local_or_all_are_global(attention: Any) -> bool:
     return attention.sliding_window is None or attention.is_sliding
-
-
-# --- fused projections ----------------------------------------------------------------------------
 
 
 def _thirds_of_each_head(attention: Any, name: str) -> tuple[HookPoint, HookPoint]:
@@ -88,8 +82,6 @@ def _falcon(attention: Any, name: str) -> tuple[HookPoint, HookPoint]:
         HookPoint(name, "flat", groups, groups, heads // groups * size),
     )
 
-
-# --- the table ------------------------------------------------------------------------------------
 
 _PLAIN = _Family((_PROJECTIONS,))
 _NORMED = _Family((_NORMS,))
@@ -200,9 +192,7 @@ def _has(module: nn.Module, name: str) -> bool:
 
 
 def _head_dim(attention: Any) -> int:
-    size = attention.head_size if hasattr(attention, "head_size") else attention.head_dim
-    assert isinstance(size, int)
-    return size
+    return int(attention.head_size if hasattr(attention, "head_size") else attention.head_dim)
 
 
 def _key_heads(attention: Any, head_dim: int) -> int:

@@ -64,9 +64,6 @@ def _layout(call: AttentionCall) -> RopeLayout:
     return replace(layout, cos_sin=_find_cos_sin(call, layout, matrices, pairs))
 
 
-# --- the last modules before rotation -----------------------------------------------------------
-
-
 class _Found(NamedTuple):
     """A submodule whose outputs arrive at the rotation, and where each head begins in them."""
 
@@ -188,9 +185,6 @@ def _head_dim(module: nn.Module, found: list[_Found], width: int) -> int:
         if isinstance(size, int) and size >= width and all(start % size == 0 for start in starts):
             return size
     return width
-
-
-# --- the rotation -------------------------------------------------------------------------------
 
 
 def _matrices(call: AttentionCall) -> Tensor:

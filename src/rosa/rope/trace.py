@@ -55,9 +55,8 @@ class AttentionCall:
     @property
     def arguments(self) -> dict[str, Any]:
         """By name."""
-        signature = inspect.signature(type(self.module).forward)
-        bound = signature.bind_partial(self.module, *self.args, **self.kwargs).arguments
-        return {**bound.pop("kwargs", {}), **bound}
+        positional = inspect.signature(self.module.forward).bind_partial(*self.args).arguments
+        return {**positional, **self.kwargs}
 
     @property
     def length(self) -> int:
@@ -73,38 +72,39 @@ class AttentionCall:
 _Intercept = Callable[[RotationCall], "list[Tensor] | None"]
 
 
-def rotating_calls(model: nn.Module) -> dict[str, AttentionCall]:
-    """Runs the model over a few tokens; by name, the calls of its modules that rotate."""
-    calls: dict[str, AttentionCall] = {}
+@contextmanager
+def _running(modules: dict[str, nn.Module]) -> Iterator[list[tuple[str, AttentionCall]]]:
+    """The calls of these modules that are running, innermost last, by name."""
     running: list[tuple[str, AttentionCall]] = []
 
     def enter(name: str) -> Callable[..., None]:
-        return lambda module, args, kwargs: running.append(
-            (name, AttentionCall(module, args, kwargs))
-        )
+        return lambda *call: running.append((name, AttentionCall(*call)))
+
+    def leave(*_: Any) -> None:
+        running.pop()
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            before = module.register_forward_pre_hook(enter(name), with_kwargs=True)
+            stack.callback(before.remove)
+            stack.callback(module.register_forward_hook(leave).remove)
+        yield running
+
+
+def rotating_calls(model: nn.Module) -> dict[str, AttentionCall]:
+    """Runs the model over a few tokens; by name, the calls of its modules that rotate."""
+    calls: dict[str, AttentionCall] = {}
 
     def intercept(rotation: RotationCall) -> None:
         name, call = running[-1]
         calls[name] = call  # the last, of a module that is called several times
         call.rotations.append(rotation)
 
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            before = module.register_forward_pre_hook(enter(name), with_kwargs=True)
-            stack.callback(before.remove)
-            stack.callback(module.register_forward_hook(_pop(running)).remove)
-        stack.enter_context(_intercepted(model, intercept))
+    with _running(dict(model.named_modules())) as running, _intercepted(model, intercept):
         _run(model)
     # An indexer inside an attention module (DeepSeek-V3.2) rotates too, but does not attend.
     inside = {name for name in calls for outer in calls if name.startswith(f"{outer}.")}
     return {name: call for name, call in calls.items() if name not in inside}
-
-
-def _pop(running: list[Any]) -> Callable[..., None]:
-    def hook(*_: Any) -> None:
-        running.pop()
-
-    return hook
 
 
 def _run(model: nn.Module) -> None:
@@ -179,13 +179,11 @@ def _read_rotation(
 @contextmanager
 def _intercepted_in(module: nn.Module, intercept: _Intercept) -> Iterator[None]:
     """`_intercepted` without the rotations of submodules: an indexer has queries of its own."""
-    running: list[nn.Module] = []
-    with ExitStack() as stack:
-        for child in set(module.modules()) - {module}:
-            before = child.register_forward_pre_hook(lambda m, _: running.append(m))
-            stack.callback(before.remove)
-            stack.callback(child.register_forward_hook(_pop(running)).remove)
-        stack.enter_context(_intercepted(module, lambda r: None if running else intercept(r)))
+    children = {name: child for name, child in module.named_modules() if name}
+    with (
+        _running(children) as inside,
+        _intercepted(module, lambda rotation: None if inside else intercept(rotation)),
+    ):
         yield
 
 
