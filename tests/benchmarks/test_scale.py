@@ -46,7 +46,14 @@ def test_every_kernel_and_precision(
     ],
     ids=["whole-heads", "rank", "pre", "full", "no-norms", "lora-qkv"],
 )
-@pytest.mark.parametrize(("width", "shape"), [(128, (3, 16)), (256, (1, 200)), (384, (2, 40))])
+@pytest.mark.parametrize(
+    ("width", "shape"),
+    [
+        (128, (3, 16)),
+        (256, (1, 200)),
+        pytest.param(384, (2, 40), marks=pytest.mark.slow),
+    ],
+)
 def test_width_length_and_rank(width: int, shape: tuple[int, int], adapter: AdapterSpec) -> None:
     check(llama(width, 4, **SMALL), adapter, MicroBatch(*shape, 4, padded=False))
 

@@ -56,7 +56,7 @@ def test_no_other_block_that_fits_is_nearer(method: str, key: str, target: int) 
     assert abs(found.count.trainable - target) == best
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(rank=st.integers(2, 60), method=st.sampled_from(BY_RANK))
 def test_a_methods_own_count_gives_its_own_rank(rank: int, method: str) -> None:
     key = "init_r" if method == "adalora" else "r"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 
 import pytest
@@ -63,6 +64,7 @@ CONFIGS = {
 KEYS = {"rosa": {"r": 16}, "lora": {"r": 4}, "dora": {"r": 4}, "bone": {"r": 4}, "ln_tuning": {}}
 KEYS |= {"adalora": {"init_r": 4, "target_r": 2}, "rosa_lr64": {"r": 8}, "vera": {"r": 8}}
 KEYS |= {"roae_only": {"r": 24, "r_low": 0.5}}
+QUICK = (("llama", False), ("gemma2", True))  # model, half precision
 CLOSE = ("rosa", "lora", "rosa_lr64", "roae_only")
 
 
@@ -97,9 +99,14 @@ def batch(element=4, **changes):
     return MicroBatch(ROWS, LENGTH, element, **changes)
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16"])
-@pytest.mark.parametrize("method", KEYS)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    ("name", "method", "half"),
+    [
+        # RoSA and LoRA are tested more closely in tests/benchmarks/test_scale.py.
+        pytest.param(*case, marks=() if case[::2] in QUICK else pytest.mark.slow)
+        for case in itertools.product(CONFIGS, KEYS, [False, True])
+    ],
+)
 def test_activations_as_autograd_counts_them(name, method, half):
     element = 2 if half else 4
     model = adapted(name, method, torch.bfloat16 if half else torch.float32)

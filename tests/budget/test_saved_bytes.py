@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -50,9 +51,21 @@ def kept(model: Any, shape: tuple[int, int], *, embedded: bool = False) -> int:
     )
 
 
-@pytest.mark.parametrize("stage", ["post", "pre"])
-@pytest.mark.parametrize("shape", [(4, 32), (1, 128)])
-@pytest.mark.parametrize("name", CONFIGS)
+QUICK = {
+    ("llama", (4, 32), "post"),
+    ("llama-mha", (1, 128), "post"),
+    ("qwen2", (1, 128), "pre"),
+    ("qwen3", (4, 32), "pre"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "stage"),
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in itertools.product(CONFIGS, [(4, 32), (1, 128)], ["post", "pre"])
+    ],
+)
 def test_rosa_keeps_little_more_than_the_frozen_model(
     name: str, shape: tuple[int, int], stage: str
 ) -> None:

@@ -23,8 +23,10 @@ from rosa.methods.registry import GROUPS, load_method, method_names
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+Arguments = dict[str, Any]  # of a PEFT config
+
 NOTE_THRESHOLD = 0.05  # a larger relative distance from the target gets a note
-MAX_PROBES = 40  # sizes to count in search of two that fit the model
+MAX_PROBES = 40  # sizes to count in search of those that fit the model
 # Arguments that keep their ratio to the rank.
 _SCALED_WITH_RANK: dict[str, tuple[str, ...]] = {
     "LoraConfig": ("lora_alpha",),
@@ -39,7 +41,7 @@ class BudgetMatch:
     """The arguments of a method that come nearest to a number of trainable parameters."""
 
     target: int
-    arguments: dict[str, Any]  # empty where the method has no size to choose
+    arguments: Arguments  # empty where the method has no size to choose
     count: ParameterCount  # what they give
     note: str = ""  # how far it is from the target, and why
 
@@ -67,13 +69,13 @@ class BudgetMatch:
 class _Size:
     """Arguments for every size of a method, and a number in which its parameters are linear."""
 
-    choices: list[dict[str, Any]]
-    value: Callable[[dict[str, Any]], float]
+    choices: list[Arguments]
+    value: Callable[[Arguments], float]
 
 
 def match_budget(
-    config: PretrainedConfig, method: str, target: int, given: dict[str, Any] | None = None
-) -> dict[str, Any]:
+    config: PretrainedConfig, method: str, target: int, given: Arguments | None = None
+) -> Arguments:
     """The arguments that bring `method` nearest to `target` trainable parameters.
 
     `given` are arguments of the method that stay as they are. AdaLoRA counts at its initial rank.
@@ -88,7 +90,7 @@ def match_budget(
 
 
 def nearest_match(
-    config: PretrainedConfig, method: str, target: int, given: dict[str, Any] | None = None
+    config: PretrainedConfig, method: str, target: int, given: Arguments | None = None
 ) -> BudgetMatch:
     """As `match_budget`, with the count it gives and a note where it is far from the target."""
     given = dict(given or {})
@@ -128,7 +130,7 @@ def parse_budget(config: PretrainedConfig, budget: str) -> int:
     )
 
 
-def _size_of(config: PretrainedConfig, method: str, given: dict[str, Any]) -> _Size | None:
+def _size_of(config: PretrainedConfig, method: str, given: Arguments) -> _Size | None:
     """Ranks up to the model's width, above which they add nothing, or blocks that divide it."""
     chosen = load_method(method)
     width = int(config.get_text_config().hidden_size)
@@ -154,8 +156,8 @@ def _size_of(config: PretrainedConfig, method: str, given: dict[str, Any]) -> _S
 
 
 def _by_distance(
-    config: PretrainedConfig, method: str, target: int, given: dict[str, Any], size: _Size
-) -> list[tuple[dict[str, Any], float]]:
+    config: PretrainedConfig, method: str, target: int, given: Arguments, size: _Size
+) -> list[tuple[Arguments, float]]:
     """The sizes with their expected counts, nearest first; none where too few can be counted."""
     points: list[tuple[float, int]] = []
     for probe in size.choices[:MAX_PROBES]:
@@ -170,10 +172,10 @@ def _by_distance(
     slope = (second - first) / (y - x)
     expected = [first + slope * (size.value(arguments) - x) for arguments in size.choices]
     found = zip(size.choices, expected, strict=True)
-    return sorted(found, key=lambda pair: abs(pair[1] - target))
+    return sorted(found, key=lambda pair: abs(pair[1] - target))[:MAX_PROBES]
 
 
-def _distance_note(arguments: dict[str, Any], trainable: int, target: int, expected: float) -> str:
+def _distance_note(arguments: Arguments, trainable: int, target: int, expected: float) -> str:
     """How far the nearest arguments are; empty where they are near."""
     difference = trainable / target - 1
     if abs(difference) <= NOTE_THRESHOLD:
