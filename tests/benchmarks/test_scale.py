@@ -25,7 +25,7 @@ def check(config: Any, adapter: AdapterSpec, batch: MicroBatch) -> None:
 
 
 @pytest.mark.parametrize("eager", [False, True], ids=["fused", "eager"])
-@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("padded", [False, True], ids=["equal-length", "padded"])
 @pytest.mark.parametrize("element", [4, 2], ids=["float32", "bf16"])
 @pytest.mark.parametrize("adapter", [FLOOR, ROSA, LORA], ids=["floor", "rosa", "lora"])
 def test_every_kernel_and_precision(
@@ -44,7 +44,7 @@ def test_every_kernel_and_precision(
         AdapterSpec("rosa", {"r": 48, "train_norms": False}),
         AdapterSpec("lora", {"r": 64, "target_modules": ["q_proj", "k_proj", "v_proj"]}),
     ],
-    ids=["whole-heads", "rank", "pre", "full", "no-norms", "lora-qkv"],
+    ids=["full-heads", "rank", "pre", "full", "no-norms", "lora-qkv"],
 )
 @pytest.mark.parametrize(
     ("width", "shape"),
@@ -73,6 +73,6 @@ def test_architectures(config: Any, adapter: AdapterSpec) -> None:
     check(config, adapter, MicroBatch(2, 40, 4))
 
 
-def test_a_model_with_experts_is_refused() -> None:
+def test_a_mixture_of_experts_raises() -> None:
     with pytest.raises(RosaError, match="dense decoders only, which 'mixtral' is not"):
         DecoderShape.of(MixtralConfig())

@@ -1,4 +1,4 @@
-"""Matched budgets: the nearest setting is the nearest, and it is said where none is near."""
+"""Matched budgets: no other size is nearer, and a distant one has a note."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_papers_lora_next_to_rosa() -> None:
         ("vblora", "not applicable: .*divisible"),
     ],
 )
-def test_a_method_without_a_size_is_told(method: str, words: str) -> None:
+def test_a_method_without_a_size_raises(method: str, words: str) -> None:
     with pytest.raises(RosaError, match=words):
         match_budget(SMALL, method, 10_000)
     assert nearest_match(SMALL, method, 10_000).arguments == {}
@@ -110,21 +110,21 @@ def test_a_method_without_a_size_is_told(method: str, words: str) -> None:
         ("randlora", 100, r"not linear"),
     ],
 )
-def test_a_distant_match_is_told(method: str, target: int, words: str) -> None:
+def test_a_distant_match_has_a_note(method: str, target: int, words: str) -> None:
     assert re.search(words, nearest_match(SMALL, method, target).note)
 
 
-def test_a_near_match_needs_no_words() -> None:
+def test_a_near_match_has_no_note() -> None:
     assert nearest_match(SMALL, "lora", 40_000).note == ""
 
 
-def test_a_target_rank_that_is_not_below_the_initial_one_is_refused() -> None:
+def test_a_target_rank_not_below_the_initial_rank_raises() -> None:
     with pytest.raises(RosaError, match="init_r 4 is not above target_r 8"):
         method_config("adalora", {"init_r": 4}, total_steps=10)
 
 
 @pytest.mark.parametrize("text", ["20000000", "20,000,000", "20_000_000"])
-def test_a_number_is_wanted(text: str) -> None:
+def test_a_budget_may_be_a_number(text: str) -> None:
     assert parse_budget(SMALL, text) == 20_000_000
 
 
@@ -134,12 +134,12 @@ def test_a_share_is_pefts_percentage() -> None:
     assert parse_budget(SMALL, "50%") == base_parameters(SMALL)
 
 
-def test_another_methods_number_is_wanted() -> None:
+def test_a_budget_may_be_another_method() -> None:
     assert parse_budget(SMALL, "LN Tuning") == trainable("ln_tuning", {})
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "100%", "0%", "2.5", "1e6", "5 %x", "lor", ""])
-def test_what_is_no_budget_is_refused(text: str) -> None:
+def test_an_invalid_budget_raises(text: str) -> None:
     with pytest.raises(RosaError):
         parse_budget(SMALL, text)
 

@@ -22,7 +22,7 @@ from rosa.budget.parameters import (
 from rosa.cli import main as cli
 from rosa.methods.registry import load_method, method_names
 
-# Trainable parameters per method; VERA has none here, as its rank can't be told.
+# Trainable parameters per method; VeRA has none here, as its rank is unknown.
 TABLE_1 = {
     "Qwen2.5-7B": {
         "lora": 40_370_176,
@@ -173,7 +173,7 @@ def small(tmp_path):
 
 
 def complaint(capsys, *argv):
-    """What the command prints on bad input: one line on stderr, exit code 2."""
+    """The one line on stderr that bad input prints, with exit code 2."""
     assert cli.main(["params", *argv]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -364,7 +364,7 @@ def test_the_rows_are_in_the_papers_order():
 
 
 @pytest.mark.slow
-def test_table_1_of_the_paper_beside_the_counted_one(capsys):
+def test_table_1_counted_and_as_the_paper_prints_it(capsys):
     assert cli.main(["params", "--table", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert len(rows) == 27
@@ -372,19 +372,19 @@ def test_table_1_of_the_paper_beside_the_counted_one(capsys):
     assert off == ONE_DIGIT_OFF
 
 
-def test_a_model_or_the_table_is_asked_for(capsys):
+def test_a_model_or_the_table_is_required(capsys):
     assert "rosa params MODEL, or rosa params --table" in complaint(capsys)
     assert "drop --r_low" in complaint(capsys, "--table", "--r_low", "0.5")
 
 
-def test_variants_stand_behind_a_name(capsys):
+def test_variants_by_one_name(capsys):
     assert cli.main(["params", "rosa-tiny", "--methods", "variants", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["method"] for row in rows] == method_names(["variant"])
 
 
 def test_lr64_trains_a_similar_number_of_parameters_as_rosa():
-    """0.267 % with norms and 0.264 % without: the paper's 0.261 % tells neither."""
+    """0.267 % with norms and 0.264 % without; the paper's 0.261 % is neither."""
     config = load_model_config("Qwen2.5-7B")
     assert round(count_parameters(config, "rosa_lr64").percent, 3) == 0.267
     without_norms = count_parameters(config, "rosa_lr64", {"modules_to_save": []})
@@ -393,7 +393,7 @@ def test_lr64_trains_a_similar_number_of_parameters_as_rosa():
 
 
 @pytest.mark.parametrize("kind", [Qwen2Config, Qwen3Config, Gemma2Config])
-def test_norms_only_trains_what_rosa_trains_besides_roae(kind):
+def test_norms_only_trains_what_rosa_trains_apart_from_roae(kind):
     sizes = {key: value for key, value in SMALL_LLAMA.items() if key != "model_type"}
     config = kind(**sizes, head_dim=16)
 

@@ -1,4 +1,4 @@
-"""Bytes kept for the backward pass, beside those of the frozen model: no matter of the machine."""
+"""Bytes saved for the backward pass, relative to those of the frozen model; no timing involved."""
 
 from __future__ import annotations
 

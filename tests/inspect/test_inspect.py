@@ -164,8 +164,8 @@ def test_each_layer_has_the_frequencies_of_its_kind() -> None:
 
 
 def layout(pairing: str, head_dim: int = 12, rotary_dim: int = 8) -> RopeLayout:
-    tap = HookPoint("q", "flat", 2)
-    return RopeLayout(24, head_dim, rotary_dim, pairing, tap, tap)
+    point = HookPoint("q", "flat", 2)
+    return RopeLayout(24, head_dim, rotary_dim, pairing, point, point)
 
 
 @pytest.mark.parametrize("pairing", ["halves", "interleaved"])
@@ -267,21 +267,21 @@ def test_r_low_may_be_given() -> None:
     assert found.dimension_shares() == [0.5, 0.5]
 
 
-def test_an_architecture_without_rotation_is_refused() -> None:
+def test_an_architecture_without_rotation_raises() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=16, n_layer=1, n_head=2))
     with pytest.raises(RosaError, match="has no rotary position embeddings"):
         inspect_model(loaded(model), TEXTS)
 
 
 @pytest.mark.parametrize("change", [{"cos_sin": None}, None])
-def test_a_rotation_that_stays_unknown_is_refused(change, monkeypatch) -> None:
+def test_an_unknown_rotation_raises(change, monkeypatch) -> None:
     def layout_of(module):
         found = known_layout(module)
         return found and change and replace(found, **change)
 
     monkeypatch.setattr(capture, "layout_of", layout_of)
-    monkeypatch.setattr(capture, "detect_unknown", lambda model: "computes them in secret")
-    reason = "angles are out of reach of hooks" if change else "the model computes them in secret"
+    monkeypatch.setattr(capture, "detect_unknown", lambda model: "computes them elsewhere")
+    reason = "angles are out of reach of hooks" if change else "the model computes them elsewhere"
     with pytest.raises(RosaError, match=f"does not know how llama rotates .*{reason}"):
         inspect_model(loaded(tiny_model("llama-gqa")), TEXTS)
 
@@ -333,7 +333,7 @@ def test_every_architecture(name: str) -> None:
         assert layer.frequencies[0] == pytest.approx(SLOWED.get(name, 1), rel=1e-4)
 
 
-def test_states_that_are_not_finite_are_refused() -> None:
+def test_states_that_are_not_finite_raise() -> None:
     model = tiny_model("llama-gqa")
     with torch.no_grad():
         model.model.layers[1].self_attn.k_proj.weight[3] = float("inf")

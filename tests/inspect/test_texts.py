@@ -1,4 +1,4 @@
-"""Text for an inspection: files of every kind, pieces, samples, and what is refused."""
+"""Texts of an inspection: files of every kind, pieces, samples, and bad input."""
 
 from __future__ import annotations
 
