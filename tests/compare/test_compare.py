@@ -150,7 +150,7 @@ def test_runs_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (the extra `ray`)")
 def test_several_workers_of_a_ray_cluster(tmp_path: Path) -> None:
     grid = write_grid(tmp_path, seeds=[1, 2])
-    words = [str(grid), "--engine", "ray", "--workers", "2"]
+    words = [str(grid), "--executor", "ray", "--workers", "2"]
     output_of(command(*words), code=1)
     results = StudyResults.load(tmp_path / "study")
     assert [(run.method, run.seed) for run in results.runs] == [("lora", 1), ("lora", 2)]

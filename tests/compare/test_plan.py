@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rosa.cli.compare import GridParser
 from rosa.cli.recipe_parser import resolve_recipe
-from rosa.compare.gather import kind
+from rosa.compare.gather import method_group
 from rosa.compare.grid import (
     STUDY_OPTIONS,
     Grid,
@@ -56,7 +56,7 @@ def test_tuning_runs_come_first_and_are_not_scored() -> None:
     tuning, runs = jobs[:4], jobs[4:]
     assert all(job.is_tuning and job.recipe.max_steps == 5 and job.seed == 7 for job in tuning)
     assert [job.recipe.learning_rate for job in tuning] == [1e-3, 1e-2] * 2
-    assert all(job.tuned and job.recipe.max_steps is None for job in runs)
+    assert all(job.is_tuned and job.recipe.max_steps is None for job in runs)
 
 
 def test_keys_of_tuning_runs_are_read_like_any_recipe() -> None:
@@ -102,9 +102,9 @@ def test_a_budget_is_met_by_the_nearest_rank() -> None:
         ({"methods": [{"name": "x", "method": "ln_tuning", "budget": 500}]},
          ["the budget of 'x'", "no size"]),
         ({"methods": []}, ["methods is empty"]),
-        ({"methods": ["lora", "lora"]}, ["'lora' stands there twice"]),
+        ({"methods": ["lora", "lora"]}, ["'lora' is listed twice"]),
         ({"methods": ["lora", {"name": "x", "method": "rosa", "title": "LoRA"}]},
-         ["titles", "'LoRA' stands there twice"]),
+         ["titles", "'LoRA' is listed twice"]),
         ({"methods": [{"adapter": {}}]}, ["`method` or `name`"]),
         ({"methods": [{"name": "A b", "method": "lora"}, {"name": "a/a-B", "method": "lora"}]},
          ["share the folder"]),
@@ -113,8 +113,8 @@ def test_a_budget_is_met_by_the_nearest_rank() -> None:
         ({"recipe": {"learning_ratee": 1}}, ["learning_rate"]),
         ({"tune": LearningRateSearch([])}, ["tune needs"]),
         ({"tune": LearningRateSearch([1e-3, 0.001])},
-         ["tune.learning_rates: '0.001' stands there twice"]),
-        ({"tune": LearningRateSearch([1e-3], [1, 1])}, ["tune.seeds: '1' stands there twice"]),
+         ["tune.learning_rates: '0.001' is listed twice"]),
+        ({"tune": LearningRateSearch([1e-3], [1, 1])}, ["tune.seeds: '1' is listed twice"]),
         ({"tune": LearningRateSearch([1e-3], [1], {"stepps": 3})}, ["tune.recipe", "stepps"]),
         ({"tune": LearningRateSearch([1e-3], [1], {"max_steps": "ten"})},
          ["tune.recipe", "max_steps", "ten"]),
@@ -165,7 +165,7 @@ def test_seeds_reach_the_recipes(seeds: list[int]) -> None:
     ],
 )
 def test_what_an_entry_is_in_the_comparison(entry: Any, group: str) -> None:
-    assert kind(parse_method_entry(entry)) == group
+    assert method_group(parse_method_entry(entry)) == group
 
 
 class TestGridFile:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import io
 import json
 import os
@@ -16,17 +18,18 @@ from rich.console import Console
 
 from rosa.cli.main import main
 from rosa.cli.recipe_parser import resolve_recipe
+from rosa.compare import job as job_module
 from rosa.compare import schedule as schedule_module
 from rosa.compare.gather import gather_tuning
 from rosa.compare.grid import Grid, LearningRateSearch, TrainingSet
-from rosa.compare.job import run_job, status_file
+from rosa.compare.job import status_file
 from rosa.compare.local import PRELOAD, visible_gpus
 from rosa.compare.plan import Job, plan
-from rosa.compare.progress import Watch
+from rosa.compare.progress import StudyProgress
 from rosa.compare.results import StudyResults, to_json
-from rosa.compare.run import claim, compare, merged_environment, sigterm_as_ctrl_c
+from rosa.compare.run import compare, merge_environments, save_grid, sigterm_as_keyboard_interrupt
 from rosa.compare.schedule import Schedule
-from rosa.compare.tuning import choose, tuning_losses
+from rosa.compare.tuning import best_learning_rate, tuning_losses
 from rosa.errors import RosaError
 from rosa.evaluate.options import EvaluationOptions
 from rosa.train.recipe import dump_recipe
@@ -36,7 +39,7 @@ RATES = [1e-3, 1e-2]
 LOSS = {("lora", 1e-3): 0.5, ("lora", 1e-2): 0.4, ("rosa", 1e-3): 0.2, ("rosa", 1e-2): 0.3}
 
 
-class FakeEngine:
+class FakeExecutor:
     """Ends every job at once; `fails`, ... `diverges`: which go wrong, by part of their id."""
 
     workers = 1
@@ -55,10 +58,6 @@ class FakeEngine:
         self.running: list[Job] = []
         self.stopped = False
 
-    @property
-    def has_room(self) -> bool:
-        return not self.running
-
     def start(self, job: Job) -> None:
         self.started.append(job)
         self.running.append(job)
@@ -70,7 +69,7 @@ class FakeEngine:
 
     def end(self, job: Job) -> str | None:
         if self.dies in job.id:
-            return "its process was ended by SIGKILL"
+            return "its process was killed by SIGKILL"
         status = {"state": "done", "seconds": 2.0, "started": 0.0, "tasks": list(job.tasks)}
         folder = self.study / job.id
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,48 +103,50 @@ def make_schedule(study: Path, **changes: Any) -> Schedule:
     return Schedule(study, plan(grid, resolve_recipe))
 
 
-def run(schedule: Schedule, engine: FakeEngine) -> None:
-    schedule.run(engine, lambda job: None, lambda: None)
+def run(schedule: Schedule, executor: FakeExecutor) -> None:
+    schedule.run(executor, lambda job: None, lambda: None)
 
 
 def run_compare(grid: Grid) -> StudyResults:
     console = Console(file=io.StringIO())
-    return compare(grid, resolve_recipe, FakeEngine, console, lambda results, finished: None)
+    return compare(grid, resolve_recipe, FakeExecutor, console, lambda results, finished: None)
 
 
 def test_each_method_runs_with_the_rate_that_its_tuning_chose(tmp_path: Path) -> None:
-    engine = FakeEngine(tmp_path)
-    run(make_schedule(tmp_path, tune=LearningRateSearch(RATES)), engine)
+    executor = FakeExecutor(tmp_path)
+    run(make_schedule(tmp_path, tune=LearningRateSearch(RATES)), executor)
     chosen = {
-        job.group.method: job.recipe.learning_rate for job in engine.started if not job.is_tuning
+        job.group.method: job.recipe.learning_rate for job in executor.started if not job.is_tuning
     }
     assert chosen == {"lora": 1e-2, "rosa": 1e-3}
 
 
 def test_a_failed_run_stops_nothing_else(tmp_path: Path) -> None:
-    schedule, engine = make_schedule(tmp_path), FakeEngine(tmp_path, fails="lora/seed-1")
-    run(schedule, engine)
+    schedule, executor = make_schedule(tmp_path), FakeExecutor(tmp_path, fails="lora/seed-1")
+    run(schedule, executor)
     assert schedule.count("done") == 3
     assert schedule.errors == {"runs/rosa-tiny/toy/lora/seed-1": "no luck"}
 
 
 def test_a_killed_process_is_a_failed_run(tmp_path: Path) -> None:
     schedule = make_schedule(tmp_path)
-    run(schedule, FakeEngine(tmp_path, dies="rosa/seed-2"))
+    run(schedule, FakeExecutor(tmp_path, dies="rosa/seed-2"))
     assert "SIGKILL" in schedule.errors["runs/rosa-tiny/toy/rosa/seed-2"]
     assert schedule.count("done") == 3
 
 
 def test_a_candidate_that_fails_is_not_chosen(tmp_path: Path) -> None:
-    engine = FakeEngine(tmp_path, fails="rosa/lr-0.001")
-    run(make_schedule(tmp_path, tune=LearningRateSearch(RATES)), engine)
-    rates = {j.recipe.learning_rate for j in engine.started if "runs/" in j.id and "rosa/s" in j.id}
+    executor = FakeExecutor(tmp_path, fails="rosa/lr-0.001")
+    run(make_schedule(tmp_path, tune=LearningRateSearch(RATES)), executor)
+    rates = {
+        j.recipe.learning_rate for j in executor.started if "runs/" in j.id and "rosa/s" in j.id
+    }
     assert rates == {1e-2}
 
 
 def test_a_candidate_that_diverges_is_an_answer_and_no_failure(tmp_path: Path) -> None:
     schedule = make_schedule(tmp_path, tune=LearningRateSearch(RATES))
-    run(schedule, FakeEngine(tmp_path, diverges="rosa/lr-0.001"))
+    run(schedule, FakeExecutor(tmp_path, diverges="rosa/lr-0.001"))
     assert not schedule.errors
     assert gather_tuning(schedule)[1]["losses"] == {"0.001": None, "0.01": 0.3}
     assert not make_schedule(tmp_path, tune=LearningRateSearch(RATES)).waiting
@@ -153,13 +154,13 @@ def test_a_candidate_that_diverges_is_an_answer_and_no_failure(tmp_path: Path) -
 
 def test_a_method_of_which_all_candidates_diverge_cannot_run(tmp_path: Path) -> None:
     schedule = make_schedule(tmp_path, tune=LearningRateSearch(RATES))
-    run(schedule, FakeEngine(tmp_path, diverges="rosa/lr-"))
+    run(schedule, FakeExecutor(tmp_path, diverges="rosa/lr-"))
     assert "no finite validation loss" in schedule.errors["runs/rosa-tiny/toy/rosa/seed-1"]
 
 
 def test_a_method_whose_tuning_failed_is_reported_and_the_others_run(tmp_path: Path) -> None:
     schedule = make_schedule(tmp_path, tune=LearningRateSearch(RATES))
-    run(schedule, FakeEngine(tmp_path, fails="rosa/lr-"))
+    run(schedule, FakeExecutor(tmp_path, fails="rosa/lr-"))
     assert schedule.count("done") == 2 + 2
     error = schedule.errors["runs/rosa-tiny/toy/rosa/seed-1"]
     assert "no learning rate" in error
@@ -171,9 +172,9 @@ def test_no_rate_is_chosen_before_every_candidate_has_ended_by_itself(
     tmp_path: Path, how: str
 ) -> None:
     schedule = make_schedule(tmp_path, tune=LearningRateSearch(RATES))
-    run(schedule, FakeEngine(tmp_path, **{how: "rosa/lr-0.001"}))  # which would have won
+    run(schedule, FakeExecutor(tmp_path, **{how: "rosa/lr-0.001"}))  # which would have won
     assert "rosa/lr-0.001" in schedule.errors["runs/rosa-tiny/toy/rosa/seed-1"]
-    again = FakeEngine(tmp_path)
+    again = FakeExecutor(tmp_path)
     run(make_schedule(tmp_path, tune=LearningRateSearch(RATES)), again)
     rates = [j.recipe.learning_rate for j in again.started if not j.is_tuning]
     assert rates == [1e-3, 1e-3]
@@ -181,13 +182,13 @@ def test_no_rate_is_chosen_before_every_candidate_has_ended_by_itself(
 
 def test_gathering_in_between_decides_nothing(tmp_path: Path) -> None:
     grid: dict[str, Any] = {"tune": LearningRateSearch(RATES), "methods": ["rosa"]}
-    engine = FakeEngine(tmp_path, fails="rosa/lr-0.001")
-    run(make_schedule(tmp_path, **grid), engine)
-    for job in engine.started:
+    executor = FakeExecutor(tmp_path, fails="rosa/lr-0.001")
+    run(make_schedule(tmp_path, **grid), executor)
+    for job in executor.started:
         if not job.is_tuning:
             shutil.rmtree(tmp_path / job.id)
             status_file(tmp_path, job.id).unlink()
-    schedule, again = make_schedule(tmp_path, **grid), FakeEngine(tmp_path)
+    schedule, again = make_schedule(tmp_path, **grid), FakeExecutor(tmp_path)
     assert gather_tuning(schedule)[0]["chosen"] is None  # a candidate is to be tried again
     run(schedule, again)
     assert {j.recipe.learning_rate for j in again.started if "runs/" in j.id} == {1e-3}
@@ -195,9 +196,9 @@ def test_gathering_in_between_decides_nothing(tmp_path: Path) -> None:
 
 def test_a_method_keeps_the_rate_that_its_first_run_had(tmp_path: Path) -> None:
     grid: dict[str, Any] = {"tune": LearningRateSearch(RATES), "methods": ["rosa"]}
-    run(make_schedule(tmp_path, **grid, seeds=[1]), FakeEngine(tmp_path, fails="rosa/lr-0.001"))
+    run(make_schedule(tmp_path, **grid, seeds=[1]), FakeExecutor(tmp_path, fails="rosa/lr-0.001"))
     assert gather_tuning(make_schedule(tmp_path, **grid))[0]["chosen"] == 1e-2
-    again = FakeEngine(tmp_path)  # whose candidate does not fail any more, and would win
+    again = FakeExecutor(tmp_path)  # whose candidate does not fail any more, and would win
     schedule = make_schedule(tmp_path, **grid, seeds=[1, 2])
     run(schedule, again)
     assert [(j.seed, j.recipe.learning_rate) for j in again.started if not j.is_tuning] == [
@@ -210,19 +211,19 @@ def test_a_method_keeps_the_rate_that_its_first_run_had(tmp_path: Path) -> None:
 
 def test_a_run_that_something_else_stopped_is_told(tmp_path: Path) -> None:
     schedule = make_schedule(tmp_path)
-    run(schedule, FakeEngine(tmp_path, stops="rosa/seed-2"))
-    assert "goes on" in schedule.errors["runs/rosa-tiny/toy/rosa/seed-2"]
+    run(schedule, FakeExecutor(tmp_path, stops="rosa/seed-2"))
+    assert "rerun to resume" in schedule.errors["runs/rosa-tiny/toy/rosa/seed-2"]
 
 
 def test_tasks_that_join_are_asked_of_the_runs_that_are_done(tmp_path: Path) -> None:
-    run(make_schedule(tmp_path), FakeEngine(tmp_path))
+    run(make_schedule(tmp_path), FakeExecutor(tmp_path))
     assert not make_schedule(tmp_path).waiting
     more = {"toy": TrainingSet("tiny-sums", ["toy", "boolq"])}
     assert len(make_schedule(tmp_path, training_sets=more).waiting) == 4
 
 
 def test_a_damaged_recipe_of_a_finished_run_is_named(tmp_path: Path) -> None:
-    run(make_schedule(tmp_path), FakeEngine(tmp_path))
+    run(make_schedule(tmp_path), FakeExecutor(tmp_path))
     file = tmp_path / "runs/rosa-tiny/toy/rosa/seed-2/recipe.yaml"
     for content in ("", "[1", "a"):
         file.write_text(content)
@@ -231,8 +232,8 @@ def test_a_damaged_recipe_of_a_finished_run_is_named(tmp_path: Path) -> None:
 
 
 def test_a_second_call_does_what_failed_and_nothing_else(tmp_path: Path) -> None:
-    run(make_schedule(tmp_path), FakeEngine(tmp_path, fails="lora/seed-1"))
-    again = FakeEngine(tmp_path)
+    run(make_schedule(tmp_path), FakeExecutor(tmp_path, fails="lora/seed-1"))
+    again = FakeExecutor(tmp_path)
     schedule = make_schedule(tmp_path)
     run(schedule, again)
     assert [job.id for job in again.started] == ["runs/rosa-tiny/toy/lora/seed-1"]
@@ -244,44 +245,44 @@ def test_ctrl_c_lets_the_runs_save(tmp_path: Path) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    engine = FakeEngine(tmp_path)
+    executor = FakeExecutor(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        make_schedule(tmp_path).run(engine, lambda job: None, interrupt)
-    assert engine.stopped
+        make_schedule(tmp_path).run(executor, lambda job: None, interrupt)
+    assert executor.stopped
 
 
 def test_sigterm_lets_the_runs_save_too(tmp_path: Path) -> None:
-    engine, schedule = FakeEngine(tmp_path), make_schedule(tmp_path)
+    executor, schedule = FakeExecutor(tmp_path), make_schedule(tmp_path)
 
     def end(job: Job) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c():
-        schedule.run(engine, end, lambda: None)
-    assert engine.stopped
+    with pytest.raises(KeyboardInterrupt), sigterm_as_keyboard_interrupt():
+        schedule.run(executor, end, lambda: None)
+    assert executor.stopped
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_losses_are_means_over_the_tuning_seeds(tmp_path: Path) -> None:
     schedule = make_schedule(tmp_path, tune=LearningRateSearch(RATES, [1, 2]), methods=["lora"])
-    run(schedule, FakeEngine(tmp_path, fails="lr-0.01-seed-2"))
+    run(schedule, FakeExecutor(tmp_path, fails="lr-0.01-seed-2"))
     tuning = [job for job in schedule.jobs if job.is_tuning]
     losses = tuning_losses(tmp_path, tuning)
     assert losses == {1e-3: 0.5, 1e-2: float("inf")}
-    assert choose(losses, "no luck") == 1e-3
+    assert best_learning_rate(losses, "no luck") == 1e-3
 
 
-def test_the_watch_tells_how_many_are_done_and_how_long_it_takes(tmp_path: Path) -> None:
+def test_the_progress_tells_how_many_are_done_and_how_long_it_takes(tmp_path: Path) -> None:
     schedule = make_schedule(tmp_path)
     stream = io.StringIO()
-    watch = Watch(schedule, workers=2, console=Console(file=stream, width=40))
+    progress = StudyProgress(schedule, workers=2, console=Console(file=stream, width=40))
     lines: list[str] = []
 
     def changed(job: Job) -> None:
-        watch.changed(job)
-        lines.append(watch.summary())
+        progress.ended(job)
+        lines.append(progress.summary())
 
-    schedule.run(FakeEngine(tmp_path, fails="rosa/seed-1"), changed, watch.tick)
+    schedule.run(FakeExecutor(tmp_path, fails="rosa/seed-1"), changed, progress.refresh)
     assert lines == [
         "1 of 4 runs done, about 3.0 s left",  # three more of 2 s each, two at a time
         "1 of 4 runs done, 1 failed, about 2.0 s left",
@@ -293,9 +294,9 @@ def test_the_watch_tells_how_many_are_done_and_how_long_it_takes(tmp_path: Path)
 
 def test_the_table_shows_every_group(tmp_path: Path) -> None:
     schedule = make_schedule(tmp_path, tune=LearningRateSearch(RATES))
-    run(schedule, FakeEngine(tmp_path, fails="rosa/seed-1"))
+    run(schedule, FakeExecutor(tmp_path, fails="rosa/seed-1"))
     console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(Watch(schedule, 1, console).render())
+    console.print(StudyProgress(schedule, 1, console).render())
     text = console.export_text()
     assert "✗✓" in text  # rosa's first seed failed
     assert "lora" in text
@@ -321,7 +322,13 @@ def test_what_cannot_be_asked_is_told_before_anything_is_trained(
 
 
 def test_processes_are_forked_with_all_of_one_version() -> None:
-    assert run_job.__module__ in PRELOAD
+    """What a job imports late is in the fork server already."""
+    tree = ast.parse(inspect.getsource(job_module))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    late = {n.module for f in functions for n in ast.walk(f) if isinstance(n, ast.ImportFrom)}
+    ours = [name for name in late if name and name.startswith("rosa.")]
+    assert "rosa.train.run" in ours
+    assert all(any(loaded.startswith(name) for loaded in PRELOAD) for name in ours)
 
 
 @pytest.mark.parametrize("names", ["-1", ""])
@@ -332,21 +339,21 @@ def test_gpus_that_are_hidden_are_not_used(names: str, monkeypatch: pytest.Monke
 
 class TestClaim:
     def test_a_study_may_grow(self, tmp_path: Path) -> None:
-        claim(tmp_path, make_grid())
-        claim(tmp_path, make_grid(seeds=[1, 2, 3], methods=["lora", "rosa", "dora"]))
+        save_grid(tmp_path, make_grid())
+        save_grid(tmp_path, make_grid(seeds=[1, 2, 3], methods=["lora", "rosa", "dora"]))
         kept = yaml.safe_load((tmp_path / "grid.yaml").read_text(encoding="utf-8"))
         assert kept["seeds"] == [1, 2, 3]
         assert kept["methods"] == ["lora", "rosa", "dora"]
 
     def test_what_its_runs_share_must_stay(self, tmp_path: Path) -> None:
-        claim(tmp_path, make_grid())
+        save_grid(tmp_path, make_grid())
         with pytest.raises(RosaError, match=r"another `recipe\.epochs`"):
-            claim(tmp_path, make_grid(recipe={"epochs": 2}))
+            save_grid(tmp_path, make_grid(recipe={"epochs": 2}))
 
     def test_of_what_was_changed_the_very_key_is_named(self, tmp_path: Path) -> None:
-        claim(tmp_path, make_grid(evaluate=EvaluationOptions(limit=5)))
+        save_grid(tmp_path, make_grid(evaluate=EvaluationOptions(limit=5)))
         with pytest.raises(RosaError, match=r"another `evaluate\.limit` \(5, now 6\)"):
-            claim(tmp_path, make_grid(evaluate=EvaluationOptions(limit=6)))
+            save_grid(tmp_path, make_grid(evaluate=EvaluationOptions(limit=6)))
 
     def test_other_files_are_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("all my work")
@@ -364,7 +371,7 @@ class TestClaim:
     def test_a_damaged_grid_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "grid.yaml").write_text("{")
         with pytest.raises(RosaError, match="damaged"):
-            claim(tmp_path, make_grid())
+            save_grid(tmp_path, make_grid())
 
 
 def test_ctrl_c_says_that_the_study_goes_on(
@@ -373,16 +380,16 @@ def test_ctrl_c_says_that_the_study_goes_on(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rosa.compare.run.compare", interrupted)
+    monkeypatch.setattr("rosa.cli.compare.compare", interrupted)
     grid = tmp_path / "grid.yaml"
     sets = "training_sets: {toy: {data: tiny-sums, tasks: [toy]}}"
     grid.write_text(f"output_dir: x\nmodels: [rosa-tiny]\nmethods: [lora]\n{sets}\n")
     assert main(["compare", str(grid)]) == 130
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "rerun to resume" in capsys.readouterr().out
 
 
 def test_a_study_without_a_finished_run_is_not_taken_for_none(tmp_path: Path) -> None:
-    claim(tmp_path, make_grid())
+    save_grid(tmp_path, make_grid())
     with pytest.raises(RosaError, match=r"no run of .* has finished"):
         StudyResults.load(tmp_path)
 
@@ -395,14 +402,14 @@ class TestEnvironment:
         (study / "results.json").write_text(json.dumps(to_json(results)))
 
     def test_gathering_elsewhere_does_not_move_the_figures(self, tmp_path: Path) -> None:
-        assert merged_environment(tmp_path, self.THERE, runs_now=False) == self.THERE
+        assert merge_environments(tmp_path, self.THERE, runs_now=False) == self.THERE
         self.keep(tmp_path, self.HERE)
-        assert merged_environment(tmp_path, self.THERE, runs_now=False) == self.HERE
+        assert merge_environments(tmp_path, self.THERE, runs_now=False) == self.HERE
 
     def test_runs_of_two_machines_name_both(self, tmp_path: Path) -> None:
         self.keep(tmp_path, self.HERE)
-        both = merged_environment(tmp_path, self.THERE, runs_now=True)
+        both = merge_environments(tmp_path, self.THERE, runs_now=True)
         assert both == {**self.THERE, "earlier": [self.HERE]}
         self.keep(tmp_path, both)
         later = {**self.THERE, "date": "3"}
-        assert merged_environment(tmp_path, later, runs_now=True)["earlier"] == [self.HERE]
+        assert merge_environments(tmp_path, later, runs_now=True)["earlier"] == [self.HERE]

@@ -9,7 +9,7 @@ from rosa.budget.memory import AdaptedModel
 from rosa.budget.parameters import load_model_config
 from rosa.budget.time import CPU_CORE, training_seconds
 from rosa.compare.grid import TrainingSet
-from rosa.reproduce.dry_run import base_size, known_shape, workload
+from rosa.reproduce.dry_run import base_size, matching_builtin, workload
 from rosa.train.recipe import Recipe
 
 
@@ -23,7 +23,7 @@ def test_shapes_behind_hub_ids(tmp_path):
         "Qwen/Qwen2.5-72B": "Qwen/Qwen2.5-72B",
         str(tmp_path): str(tmp_path),
     }
-    assert {name: known_shape(name) for name in known} == known
+    assert {name: matching_builtin(name) for name in known} == known
     shape = DecoderShape.of(load_model_config("Gemma2-9B"))
     assert (shape.norms, shape.query_width, shape.tied) == (4, 16 * 256, True)
     assert base_size("rosa-tiny") == 1_274_496

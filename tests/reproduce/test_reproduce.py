@@ -15,7 +15,6 @@ from rosa import DlsConfig, RosaConfig
 from rosa.assets.paper import paper_data
 from rosa.cli.main import main
 from rosa.cli.recipe_parser import resolve_recipe
-from rosa.cli.reproduce import papers_own
 from rosa.compare.grid import TrainingSet, parse_method_entry
 from rosa.compare.plan import plan
 from rosa.compare.results import RunResult, StudyResults
@@ -23,7 +22,15 @@ from rosa.errors import RosaError
 from rosa.evaluate.results import TaskScore
 from rosa.methods.registry import method_names
 from rosa.reproduce import figures
-from rosa.reproduce.targets import GRIDS, Changes, checked, load_target, scale_setting, target_names
+from rosa.reproduce.output import paper_tables_of
+from rosa.reproduce.targets import (
+    GRIDS,
+    Overrides,
+    check_training_data,
+    load_target,
+    scale_setting,
+    target_names,
+)
 
 RUNS = {
     ("table1", "full"): 3 * 9 * 5,
@@ -45,7 +52,7 @@ PAPER_RECIPE |= {"schedule": "cosine", "warmup": 0.05, "weight_decay": 0.0}
 
 
 def jobs(name, scale, **changes):
-    target = load_target(name, scale, Changes(**changes))
+    target = load_target(name, scale, Overrides(**changes))
     return plan(target.grid, resolve_recipe)
 
 
@@ -64,11 +71,11 @@ def dry_run(capsys, *words):
     ],
 )
 def test_a_dry_run_lists_every_run(name, scale, capsys):
-    printed = dry_run(capsys, name, "--scale", scale, "--dry-run")
+    printed = dry_run(capsys, name, "--scale", scale, "--dry_run")
     rows = [line for line in printed.splitlines() if re.search(r" (GB|MB) ", line)]
     assert len(rows) == RUNS[name, scale]
     assert f"{len(rows)} runs, about" in printed
-    assert ("is not here" in printed) == (scale == "full")
+    assert ("was not found" in printed) == (scale == "full")
 
 
 def test_every_target_is_known_and_figure_1_trains_nothing(capsys):
@@ -139,16 +146,16 @@ def test_the_tiny_scale_changes_the_full_one_and_repeats_nothing():
 
 
 def test_a_model_is_named_by_its_last_part_or_freely():
-    assert load_target("table1", "full", Changes(model="llama-3.1-8b")).models == (
+    assert load_target("table1", "full", Overrides(model="llama-3.1-8b")).models == (
         "meta-llama/Llama-3.1-8B",
     )
-    assert load_target("table1", "full", Changes(model="org/other")).models == ("org/other",)
+    assert load_target("table1", "full", Overrides(model="org/other")).models == ("org/other",)
     assert len(jobs("table1", "tiny", model="some/folder/model", seeds=[1])) == 9
 
 
 def test_changes_reach_the_grid():
     grid = load_target(
-        "figure3", "tiny", Changes(output_dir="x", seeds=[7], max_steps=3, limit=5, num_beams=4)
+        "figure3", "tiny", Overrides(output_dir="x", seeds=[7], max_steps=3, limit=5, num_beams=4)
     ).grid
     assert (grid.output_dir, grid.seeds, grid.recipe["max_steps"]) == ("x", [7], 3)
     assert (grid.evaluate.limit, grid.evaluate.num_beams, grid.evaluate.batch_size) == (5, 4, 64)
@@ -168,27 +175,27 @@ def adapters_clone(tmp_path: Path) -> Path:
 
 
 def test_training_file_and_tests_are_found_in_a_clone(adapters_clone):
-    grid = load_target("table1", "full", Changes(data=str(adapters_clone))).grid
+    grid = load_target("table1", "full", Overrides(data=str(adapters_clone))).grid
     data = grid.training_sets["Commonsense15K"].data
     assert data == str(adapters_clone / "ft-training_set" / "commonsense_15k.json")
     assert grid.evaluate.data == str(adapters_clone / "dataset")
-    assert load_target("table1", "full", Changes(data=data)).grid.evaluate.data is None
+    assert load_target("table1", "full", Overrides(data=data)).grid.evaluate.data is None
 
 
 def test_tests_may_lie_elsewhere_and_be_fewer(adapters_clone):
-    changes = Changes(data=str(adapters_clone), test_data="elsewhere", tasks=["boolq", "piqa"])
+    changes = Overrides(data=str(adapters_clone), test_data="elsewhere", tasks=["boolq", "piqa"])
     grid = load_target("table1", "full", changes).grid
     assert grid.evaluate.data == "elsewhere"
     assert grid.training_sets["Commonsense15K"].tasks == ["boolq", "piqa"]
 
 
 def test_other_training_data_is_refused_with_both_hashes(adapters_clone):
-    target = load_target("table1", "full", Changes(data=str(adapters_clone)))
+    target = load_target("table1", "full", Overrides(data=str(adapters_clone)))
     train_set = target.grid.training_sets["Commonsense15K"]
     own = hashlib.sha256(Path(train_set.data).read_bytes()).hexdigest()
     with pytest.raises(RosaError, match=f"{own}.*86d00e3729.*--any_data"):
-        checked(target)
-    accepted = checked(target, any_data=True).grid.training_sets
+        check_training_data(target)
+    accepted = check_training_data(target, any_data=True).grid.training_sets
     assert list(accepted) == ["Commonsense15K (stand-in)"]
     assert accepted["Commonsense15K (stand-in)"] == TrainingSet(
         train_set.data, ["commonsense"], {}, own
@@ -196,17 +203,19 @@ def test_other_training_data_is_refused_with_both_hashes(adapters_clone):
 
 
 def test_the_right_file_is_no_stand_in(adapters_clone, monkeypatch):
-    target = load_target("table1", "full", Changes(data=str(adapters_clone)))
+    target = load_target("table1", "full", Overrides(data=str(adapters_clone)))
     train_set = target.grid.training_sets["Commonsense15K"]
     train_set.sha256 = hashlib.sha256(Path(train_set.data).read_bytes()).hexdigest()
-    assert checked(target, any_data=True).grid.training_sets == {"Commonsense15K": train_set}
+    assert check_training_data(target, any_data=True).grid.training_sets == {
+        "Commonsense15K": train_set
+    }
 
 
 def test_the_papers_hashes(shared_data):
     stand_in = shared_data / "train" / "commonsense_15k_standin.json"
-    target = load_target("table2", "full", Changes(data=str(stand_in)))
+    target = load_target("table2", "full", Overrides(data=str(stand_in)))
     with pytest.raises(RosaError, match="86d00e372905193c968c5ebbc47024a0b166b7138b4c5c7571500157"):
-        checked(target)
+        check_training_data(target)
     assert target.grid.training_sets["Commonsense15K"].data == str(stand_in)
 
 
@@ -215,16 +224,19 @@ def test_the_papers_hashes(shared_data):
     [
         (["table9"], "there is no target 'table9' .did you mean 'table"),
         (["table1", "--scale", "small"], "scale: expected one of"),
-        (["table3"], "Math10K needs math_10k.json, which is not here; get it from https://github"),
-        (["table3", "--data", "."], "the folder . holds no math_10k.json"),
+        (
+            ["table3"],
+            "Math10K needs math_10k.json, which was not found; get it from https://github",
+        ),
+        (["table3", "--data", "."], "the folder . has no math_10k.json"),
         (["table3", "--data", "nowhere"], "there is no file or folder nowhere"),
-        (["table3", "--data", "an/owner"], "the hub did not give math_10k.json"),
+        (["table3", "--data", "an/owner"], "math_10k.json cannot be downloaded"),
         (["table3", "--scale", "tiny", "--data", "."], "toy comes with the package"),
         (["table3", "--dry_run", "--device_flops", "0"], "--device_flops must be above 0"),
         (["table3", "--scale", "tiny", "--workers", "0"], "workers must be at least 1"),
         (["table1", "--scale", "tiny", "--dry_run", "--limit", "0"], "limit must be at least 1"),
         (["table1", "--scale", "tiny", "--dry_run", "--tasks", "toys"], "did you mean 'toy'"),
-        (["figure1", "--scale", "tiny", "--limit", "3"], "asks nothing, so --limit is of no use"),
+        (["figure1", "--scale", "tiny", "--limit", "3"], "evaluates nothing, so remove --limit"),
     ],
 )
 def test_bad_input_is_answered_in_a_sentence(words, sentence, capsys, tmp_path, monkeypatch):
@@ -261,10 +273,10 @@ def results(folder, name, micros, seeds=(1, 2)):
 
 def test_figure_3_takes_its_k_ratios_from_the_grid(tmp_path):
     study = results(tmp_path, "table4", {"rosa": 50, "rosa_k_ratio_0.10": 20, "roae_only": 99})
-    found = figures.k_ratio_points(study, "rosa-tiny")
+    found = figures.accuracy_by_k_ratio(study, "rosa-tiny")
     assert list(found) == [0.10, 0.50]
     assert found[0.10].mean == 20.5
-    assert found[0.10].spread == pytest.approx(0.5**0.5)
+    assert found[0.10].std == pytest.approx(0.5**0.5)
     figures.draw_figure3(study, "rosa-tiny", tmp_path / "figure3.png")
     assert (tmp_path / "figure3.png").read_bytes().startswith(b"\x89PNG")
 
@@ -273,15 +285,15 @@ def test_figure_4_draws_what_has_finished(tmp_path):
     study = results(tmp_path, "figure4", {"rosa": 0, "rosa_lr64": 0}, seeds=[1])
     figures.draw_figure4(study, "rosa-tiny", tmp_path / "figure4.png")
     assert (tmp_path / "figure4.png").read_bytes().startswith(b"\x89PNG")
-    assert figures.point_of(study, "rosa-tiny", "roae_only") is None
+    assert figures.micro_average(study, "rosa-tiny", "roae_only") is None
     with pytest.raises(RosaError, match="no finished run for figure 3"):
         figures.draw_figure3(results(tmp_path, "figure4", {}), "rosa-tiny", tmp_path / "x.png")
 
 
 def test_the_papers_half_of_table_4_stands_beside_each_figure():
-    assert [t.name for t in papers_own("figure3")] == ["paper-table4-k_ratio"]
-    assert [t.name for t in papers_own("figure4")] == ["paper-table4-ablation"]
-    assert len(papers_own("table4")) == 2
+    assert [t.name for t in paper_tables_of("figure3")] == ["paper-table4-k_ratio"]
+    assert [t.name for t in paper_tables_of("figure4")] == ["paper-table4-ablation"]
+    assert len(paper_tables_of("table4")) == 2
     printed = {row["k_ratio"]: row["micro"] for row in paper_data("table4")["k_ratio"]}
     assert max(printed, key=printed.get) == 0.5
 

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
+from rich.console import Console
 
 from rosa.cli.parser import Parser
 from rosa.cli.recipe_parser import read_recipe_file, resolve_recipe
+from rosa.compare.executors import make_executor
 from rosa.compare.grid import Grid, LearningRateSearch, TrainingSet
+from rosa.compare.plan import plan
+from rosa.compare.results import StudyResults
+from rosa.compare.run import compare
 from rosa.errors import RosaError, did_you_mean
 from rosa.evaluate.options import EvaluationOptions
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from rosa.compare.plan import Job
-    from rosa.compare.schedule import Engine
+from rosa.report.study_output import write_study_output
 
 
 class GridParser:
     """Parses `GRID.yaml [--key value]` into a `Grid` and the command's own options."""
 
     def parse_args(self, argv: list[str]) -> tuple[Grid, Any]:
-        """The grid and `workers`, `engine`, `dry_run`.
+        """The grid and `workers`, `executor`, `dry_run`.
 
         Raises:
             RosaError: no grid file, bad YAML, an unknown key or a value of the wrong type.
         """
-        parser = _options()
+        parser = Parser(
+            prog="rosa compare",
+            usage="rosa compare GRID.yaml [--key value ...]",
+            description="Train and evaluate every method of a grid. Rerun to resume a study that "
+            "was stopped and to retry failed runs.",
+        )
+        parser.add_argument("--config", action="config", help="the grid's file (given first)")
+        add_executor_options(parser)
+        parser.add_argument("--dry_run", action="store_true", help="list the runs and stop")
+        parser.add_class_arguments(Grid)
         if argv and not argv[0].startswith("-"):
             path, rest = argv[0], argv[1:]
             given = {k: v for k, v in read_recipe_file(path).items() if v is not None}
@@ -46,65 +54,65 @@ def build_parser() -> GridParser:
     return GridParser()
 
 
+def add_executor_options(parser: Parser) -> None:
+    """`--workers` and `--executor`, of every command that runs a grid."""
+    parser.add_argument(
+        "--workers",
+        type=int | None,
+        help="runs at a time; default: one per GPU, else as many as the CPU has cores for",
+    )
+    parser.add_argument(
+        "--executor",
+        type=Literal["local", "ray"],
+        default="local",
+        help="run on this machine or on a Ray cluster",
+    )
+
+
 def run(args: tuple[Grid, Any]) -> int:
     """Plan, run, gather."""
-    from rich.console import Console
-
-    from rosa.compare.plan import plan
-    from rosa.compare.run import compare
-    from rosa.report.study_output import write_study_output
-
     grid, options = args
     console = Console(markup=False, highlight=False)
     if options.dry_run:
-        list_jobs(plan(grid, resolve_recipe), console)
+        jobs = plan(grid, resolve_recipe)
+        for job in jobs:
+            console.print(job.id, soft_wrap=True)
+        tuning = sum(job.is_tuning for job in jobs)
+        console.print(f"{len(jobs) - tuning} runs, and {tuning} to choose learning rates")
         return 0
-    if options.workers is not None and options.workers < 1:
-        raise RosaError(f"workers must be at least 1, not {options.workers}")
-
-    def make_engine(folder: Path) -> Engine:
-        return engine(options.engine, folder, options.workers, grid.threads)
-
-    try:
-        results = compare(grid, resolve_recipe, make_engine, console, write_study_output)
-    except KeyboardInterrupt:
-        console.print("stopped; what was done is kept, and the same command goes on")
-        raise
-    for failure in results.failures:
-        console.print(f"failed: {failure['run']}: {failure['error']}", soft_wrap=True)
+    results = run_grid(grid, options, console)
     console.print(f"{len(results.runs)} finished runs are in {results.folder}", soft_wrap=True)
     return 1 if results.failures else 0
 
 
-def _options() -> Parser:
-    parser = Parser(
-        prog="rosa compare",
-        usage="rosa compare GRID.yaml [--key value ...]",
-        description="Train and score every method of a grid. The same command goes on with a "
-        "study that was stopped, and does failed runs again.",
-    )
-    parser.add_argument("--config", action="config", help="the grid's file (given first)")
-    parser.add_argument(
-        "--workers",
-        type=int | None,
-        default=None,
-        help="runs at a time; default: one per GPU, else as many as the CPU has cores for",
-    )
-    parser.add_argument(
-        "--engine", type=Literal["local", "ray"], default="local", help="where the runs go"
-    )
-    parser.add_argument("--dry_run", action="store_true", help="list the runs and stop")
-    parser.add_class_arguments(Grid)
-    return parser
+def run_grid(grid: Grid, options: Any, console: Console) -> StudyResults:
+    """Run what is not done of a grid, by `options.executor` and `workers`; print what failed."""
+    workers = options.workers
+    if workers is not None and workers < 1:
+        raise RosaError(f"workers must be at least 1, not {workers}")
+    try:
+        results = compare(
+            grid,
+            resolve_recipe,
+            lambda study: make_executor(options.executor, study, workers, grid.threads),
+            console,
+            write_study_output,
+        )
+    except KeyboardInterrupt:
+        console.print("stopped; finished work is kept, rerun to resume")
+        raise
+    for failure in results.failures:
+        console.print(f"failed: {failure['run']}: {failure['error']}", soft_wrap=True)
+    return results
 
 
 def check_grid_keys(given: dict[str, Any], path: str) -> None:
-    """The keys of a grid's file, and of the mappings in it.
+    """Check the keys of a grid's file and of the mappings in it.
 
     Raises:
         RosaError: an unknown key (the nearest is named), a missing one, or no keys at all.
     """
-    _refuse_unknown(given, Grid, path, "")  # what is missing may stand on the command line
+    _check_known(given, Grid, path, "")  # missing keys may be on the command line
     sets = given.get("training_sets", {})
     if not isinstance(sets, dict):
         raise RosaError(f"{path}: training_sets must hold names, each with data, tasks, ...")
@@ -117,34 +125,15 @@ def check_grid_keys(given: dict[str, Any], path: str) -> None:
         if not isinstance(mapping, dict):
             known = ", ".join(field.name for field in fields(kind))
             raise RosaError(f"{path}: {where} must hold keys ({known}), not {mapping!r}")
-        _refuse_unknown(mapping, kind, path, f"{where}.")
+        _check_known(mapping, kind, path, f"{where}.")
         for field in fields(kind):
             if field.default is field.default_factory is MISSING and field.name not in mapping:
                 raise RosaError(f"{path}: {where}.{field.name} is missing")
 
 
-def _refuse_unknown(mapping: dict[str, Any], kind: Any, path: str, prefix: str) -> None:
+def _check_known(mapping: dict[str, Any], kind: Any, path: str, prefix: str) -> None:
     known = [field.name for field in fields(kind)]
     for key in mapping:
         if key not in known:
             hint = did_you_mean(str(key), known)
             raise RosaError(f"{path}: there is no key '{prefix}{key}'{hint}")
-
-
-def engine(name: str, folder: Path, workers: int | None, threads: int) -> Engine:
-    """The engine of that name."""
-    if name == "ray":
-        from rosa.compare.ray import RayEngine
-
-        return RayEngine(folder, workers, threads)
-    from rosa.compare.local import LocalEngine
-
-    return LocalEngine(folder, workers, threads)
-
-
-def list_jobs(jobs: list[Job], console: Console) -> None:
-    """Every run, one line each."""
-    for job in jobs:
-        console.print(job.id, soft_wrap=True)
-    tuning = sum(job.is_tuning for job in jobs)
-    console.print(f"{len(jobs) - tuning} runs, and {tuning} to choose learning rates")

@@ -1,11 +1,12 @@
 """`rosa compare`: a grid of models, methods, training sets and seeds, run and gathered.
 
-grid.py      what is compared, as typed YAML
-plan.py      the grid as a list of runs, each a recipe and an evaluation
-job.py       one run, in its own process: train, then evaluate
-tuning.py    the learning rate of each method, chosen on validation rows
-local.py     runs side by side on this machine; ray_engine.py: on a Ray cluster
-schedule.py  starts what is ready, survives what fails
-watch.py     the live table
-results.py   what the finished runs say; tables, figures and the report read this
+grid.py            what is compared, as typed YAML; budgets.py: its `budget` key
+plan.py            the grid as a list of jobs, each a recipe and an evaluation
+job.py             one job in a process of its own: train, then evaluate
+tuning.py          the learning rate of each method, chosen by validation loss
+schedule.py        starts the jobs that are ready, survives those that fail
+executors.py       where jobs run: local.py on this machine, ray.py on a Ray cluster
+progress.py        the live table
+gather.py          reads the finished runs into results.py, which tables and reports read
+statistics.py      significance tests; contamination.py: test questions in the training data
 """

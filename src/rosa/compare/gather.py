@@ -3,47 +3,35 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from rosa.common.files import atomic_write
 from rosa.compare.grid import Grid, MethodEntry
 from rosa.compare.plan import Job, RunGroup
-from rosa.compare.results import RESULTS, RunResult, StudyResults, to_json
-from rosa.compare.schedule import OVER, Schedule
-from rosa.compare.tuning import record, tuning_losses
+from rosa.compare.results import RunResult, StudyResults, read_score
+from rosa.compare.schedule import ENDED, Schedule
+from rosa.compare.tuning import trained_learning_rate, tuning_losses
 from rosa.errors import RosaError
-from rosa.evaluate.results import TaskScore
 from rosa.methods.registry import load_method
+from rosa.train.run_folder import RunFolder
 
-VARIANT = "variant"
 
-
-def gather(schedule: Schedule, grid: Grid, environment: dict[str, Any]) -> StudyResults:
+def gather_results(schedule: Schedule, grid: Grid, environment: dict[str, Any]) -> StudyResults:
     """The results of all runs that are done, in the grid's order."""
     entries = {entry.name: entry for entry in grid.entries}
     done = [j for j in schedule.jobs if not j.is_tuning and schedule.states[j.id] == "done"]
     order = {job.group: number for number, job in enumerate(schedule.jobs)}
     done.sort(key=lambda job: (order[job.group], grid.seeds.index(job.seed)))
-    failures = [{"run": id, "error": error} for id, error in schedule.errors.items()]
     return StudyResults(
         schedule.study,
         tuple(read_run(schedule.study, job, entries[job.group.method]) for job in done),
-        tuple(failures),
+        tuple({"run": id, "error": error} for id, error in schedule.errors.items()),
         tuple(gather_tuning(schedule)),
         environment,
         asdict(grid),
     )
-
-
-def write(study: StudyResults) -> Path:
-    """Replace `results.json` in one step."""
-    file = study.folder / RESULTS
-    atomic_write(file, json.dumps(to_json(study), indent=1) + "\n")
-    return file
 
 
 def read_run(study: Path, job: Job, entry: MethodEntry) -> RunResult:
@@ -53,71 +41,60 @@ def read_run(study: Path, job: Job, entry: MethodEntry) -> RunResult:
         RosaError: a file of the run is missing or damaged.
     """
     folder = study / job.id
+    forgetting = folder / "evaluation" / "forgetting.json"
     try:
-        costs = json.loads((folder / "costs.json").read_text(encoding="utf-8"))
-        trainable, total = int(costs["trainable"]), int(costs["total"])
-        scores = json.loads((folder / "evaluation" / "results.json").read_text(encoding="utf-8"))
-        trained = (folder / "recipe.yaml").read_text(encoding="utf-8")
-        tasks = tuple(_task_score(values) for values in scores["tasks"])
-        rate = _learning_rate(trained)
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        costs = _read_json(folder / "costs.json")
+        scores = _read_json(folder / "evaluation" / "results.json")["tasks"]
+        if forgetting.is_file():
+            costs["forgetting"] = _read_json(forgetting)["difference"]
+        return RunResult(
+            **asdict(job.group),
+            title=entry.display_title,
+            group=method_group(entry),
+            seed=job.seed,
+            folder=job.id,
+            learning_rate=trained_learning_rate(RunFolder(folder)),
+            trainable=int(costs["trainable"]),
+            total=int(costs["total"]),
+            scores=tuple(map(read_score, scores)),
+            costs=costs,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RosaError(
             f"the run {folder} is damaged ({error}); delete status/{job.id}.json and the run's "
-            "folder, and the same command does it again"
+            "folder, and rerun to repeat it"
         ) from None
-    return RunResult(
-        **asdict(job.group),
-        title=entry.shown,
-        group=kind(entry),
-        seed=job.seed,
-        folder=job.id,
-        learning_rate=rate,
-        trainable=trainable,
-        total=total,
-        scores=tasks,
-        costs={**costs, **_forgetting(folder)},
-    )
 
 
-def kind(entry: MethodEntry) -> str:
-    """The method's own group; under a name of its own an entry is a variant of the method.
+def _read_json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
 
-    PEFT's other methods are baselines as those of the paper are.
+
+def method_group(entry: MethodEntry) -> str:
+    """`baseline`, `ours` or `variant`; an entry under a name of its own is a variant.
+
+    PEFT's methods that the paper does not compare count as baselines too.
     """
-    group = load_method(entry.name).group if entry.is_plain else VARIANT
+    group = load_method(entry.name).group if entry.is_plain else "variant"
     return "baseline" if group == "other" else group
 
 
-def _task_score(values: dict[str, Any]) -> TaskScore:
-    known = {key: v for key, v in values.items() if key in TaskScore.__dataclass_fields__}
-    return TaskScore(**{**known, "seen_in_training": tuple(known["seen_in_training"])})
-
-
-def _learning_rate(recipe: str) -> float:
-    return float(yaml.safe_load(recipe)["learning_rate"])
-
-
-def _forgetting(folder: Path) -> dict[str, Any]:
-    file = folder / "evaluation" / "forgetting.json"
-    if not file.is_file():
-        return {}
-    return {"forgetting": json.loads(file.read_text(encoding="utf-8"))["difference"]}
-
-
 def gather_tuning(schedule: Schedule) -> list[dict[str, Any]]:
-    """What the tuning runs that have ended say, and the rate that was chosen, if one was."""
-    groups: dict[RunGroup, list[Job]] = {}
-    for job in schedule.jobs:
-        if job.is_tuning and schedule.states[job.id] in OVER:
-            groups.setdefault(job.group, []).append(job)
-    return [
-        record(group, tuning_losses(schedule.study, jobs), _chosen(schedule, group))
-        for group, jobs in groups.items()
-    ]
+    """The validation losses of the tuning runs that ended, and the chosen learning rate if any."""
+    found = []
+    for group, jobs in schedule.tuning.items():
+        ended = [job for job in jobs if schedule.states[job.id] in ENDED]
+        losses = {
+            f"{rate:g}": loss if math.isfinite(loss) else None
+            for rate, loss in tuning_losses(schedule.study, ended).items()
+        }
+        if ended:
+            found.append({**asdict(group), "losses": losses, "chosen": _chosen(schedule, group)})
+    return found
 
 
 def _chosen(schedule: Schedule, group: RunGroup) -> float | None:
     try:
-        return schedule.rate(group)
+        return schedule.learning_rate(group)
     except RosaError:
         return None

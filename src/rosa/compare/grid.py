@@ -27,8 +27,8 @@ from rosa.methods.registry import load_method
 
 STUDY_OPTIONS = EvaluationOptions(full_responses=True)  # reports show complete responses
 ENTRY_KEYS = ("name", "title", "budget")  # the rest of a method's entry are keys of its recipe
-# Keys of a recipe that a grid says in a place of its own.
-SAID_ELSEWHERE = {
+# Recipe keys that a grid has keys of its own for.
+RECIPE_KEYS_OF_GRID = {
     "model": "models",
     "method": "methods",
     "data": "training_sets",
@@ -106,16 +106,16 @@ class Grid:
             if not values:
                 raise RosaError(f"{key} is empty; name at least one")
         for key in ("models", "seeds"):
-            _refuse_twins(key, [str(value) for value in getattr(self, key)])
-        _refuse_twins("methods", [entry.name for entry in self.entries])
-        _refuse_twins("titles of methods", [entry.shown for entry in self.entries])
+            _check_unique(key, [str(value) for value in getattr(self, key)])
+        _check_unique("methods", [entry.name for entry in self.entries])
+        _check_unique("titles of methods", [entry.display_title for entry in self.entries])
         if self.tune is not None:
             if not (self.tune.learning_rates and self.tune.seeds):
                 raise RosaError("tune needs at least one of learning_rates and of seeds")
-            _refuse_twins("tune.learning_rates", [f"{r:g}" for r in self.tune.learning_rates])
-            _refuse_twins("tune.seeds", [str(seed) for seed in self.tune.seeds])
+            _check_unique("tune.learning_rates", [f"{r:g}" for r in self.tune.learning_rates])
+            _check_unique("tune.seeds", [str(seed) for seed in self.tune.seeds])
         for where, keys in self._recipes():
-            self._refuse_said_elsewhere(where, keys)
+            self._check_recipe_keys(where, keys)
         self.evaluate.check()
         for train_set in self.training_sets.values():
             resolve_tasks(train_set.tasks)
@@ -133,12 +133,12 @@ class Grid:
         if self.tune is not None:
             yield "tune.recipe", self.tune.recipe
 
-    def _refuse_said_elsewhere(self, where: str, keys: dict[str, Any]) -> None:
-        for key, place in SAID_ELSEWHERE.items():
+    def _check_recipe_keys(self, where: str, keys: dict[str, Any]) -> None:
+        for key, place in RECIPE_KEYS_OF_GRID.items():
             if key in keys:
-                raise RosaError(f"{where}: `{key}` has no place there; `{place}` says it")
+                raise RosaError(f"{where}: `{key}` is not allowed there; set `{place}` of the grid")
         if self.tune is not None and "learning_rate" in keys:
-            raise RosaError(f"{where}: tune chooses the learning_rate; leave one of the two out")
+            raise RosaError(f"{where}: tune chooses the learning_rate; remove one of the two")
 
     @property
     def entries(self) -> list[MethodEntry]:
@@ -161,7 +161,7 @@ class MethodEntry:
         return self.name == self.recipe["method"]
 
     @property
-    def shown(self) -> str:
+    def display_title(self) -> str:
         """What tables call it: its own title, else the method's, else its name."""
         if self.title:
             return str(self.title)
@@ -185,8 +185,17 @@ def parse_method_entry(value: Any) -> MethodEntry:
     return MethodEntry(name, value.get("title"), value.get("budget"), {"method": name, **recipe})
 
 
-def _refuse_twins(key: str, names: list[str]) -> None:
+def merge_keys(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` over `below`; mappings are merged key by key."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge_keys(merged[key], value) if both else value
+    return merged
+
+
+def _check_unique(key: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            cure = "give one another" if "methods" in key else "name it once"
-            raise RosaError(f"{key}: '{name}' stands there twice; {cure}")
+            hint = "give one another name" if "methods" in key else "list it once"
+            raise RosaError(f"{key}: '{name}' is listed twice; {hint}")

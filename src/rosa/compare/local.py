@@ -1,7 +1,7 @@
 """Jobs side by side on this machine: one process each, one GPU each where there are any.
 
-Each run has a process of its own, so one that is killed for memory takes nothing with it. Where
-the system has it, the processes are forked from a server that imported the libraries once.
+A job that is killed for memory takes no other with it. Where the system supports it, the processes
+are forked from a server that has imported the libraries once.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
-from rosa.compare.job import run_job, stop_with_parent
+from rosa.compare.job import run_job
 from rosa.compare.plan import Job
 
-# All that a run imports of ours, so that an update of the package in the middle of a study does
-# not mix two versions.
+# All of our modules that a run imports, so that an update of the package in the middle of a study
+# does not mix two versions.
 PRELOAD = [
-    "rosa.compare.job",
     "rosa.compare.local",
     "rosa.evaluate.run",
     "rosa.models.loading",
@@ -28,59 +28,40 @@ PRELOAD = [
 STOP_SECONDS = 120
 
 
-class LocalEngine:
-    """`workers` jobs at a time; `start`, then `finished` until the job comes out of it."""
+class LocalExecutor:
+    """Runs `workers` jobs at a time on this machine."""
 
     def __init__(self, study: Path, workers: int | None, threads: int) -> None:
-        """`workers`: None is one per GPU, else as many as there are cores for."""
-        devices = visible_gpus()
-        cores = usable_cores()
-        self.workers = workers = workers or len(devices) or max(1, cores // threads)
+        gpus = visible_gpus()
+        self.workers = workers = workers or len(gpus) or max(1, usable_cores() // threads)
         self._study = study
-        self._free = [devices[i % len(devices)] if devices else None for i in range(workers)]
-        self._running: dict[str, tuple[Job, Any, str | None]] = {}
-        methods = multiprocessing.get_all_start_methods()
-        self._context: Any = multiprocessing.get_context(
-            "forkserver" if "forkserver" in methods else "spawn"
-        )
-        if "forkserver" in methods:
+        self._free = [gpus[i % len(gpus)] if gpus else None for i in range(workers)]
+        self._running: list[tuple[Job, Any, str | None]] = []
+        can_fork = "forkserver" in multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context("forkserver" if can_fork else "spawn")
+        if can_fork:
             self._context.set_forkserver_preload(PRELOAD)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether a job can be started now."""
-        return bool(self._free)
-
-    @property
-    def running(self) -> list[Job]:
-        """The jobs that are under way, oldest first."""
-        return [job for job, _, _ in self._running.values()]
 
     def start(self, job: Job) -> None:
         """Run the job in a new process."""
-        device = self._free.pop()
-        process = self._context.Process(target=_body, args=(self._study, job, device))
+        gpu = self._free.pop()
+        process = self._context.Process(target=_run, args=(self._study, job, gpu))
         process.start()
-        self._running[job.id] = (job, process, device)
+        self._running.append((job, process, gpu))
 
     def finished(self) -> list[tuple[Job, str | None]]:
-        """The jobs that ended since the last call, with what killed their process if it was."""
-        ended = []
-        for job, process, device in list(self._running.values()):
-            if process.is_alive():
-                continue
-            process.join()
-            del self._running[job.id]
-            self._free.append(device)
-            ended.append((job, _cause_of_death(process.exitcode)))
-        return ended
+        """The jobs that ended since the last call; with the reason where their process crashed."""
+        ended = [entry for entry in self._running if not entry[1].is_alive()]
+        self._running = [entry for entry in self._running if entry not in ended]
+        self._free += [gpu for _, _, gpu in ended]
+        return [(job, _crash_reason(process.exitcode)) for job, process, _ in ended]
 
     def stop(self) -> None:
-        """Let every job save and end."""
-        for _, process, _ in self._running.values():
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGTERM)
-        for _, process, _ in self._running.values():
+        """Let every running job save and end."""
+        alive = [process for _, process, _ in self._running if process.is_alive()]
+        for process in alive:
+            os.kill(process.pid, signal.SIGTERM)
+        for process in alive:
             process.join(STOP_SECONDS)
             if process.is_alive():
                 process.kill()
@@ -97,24 +78,38 @@ def visible_gpus() -> list[str]:
 
 
 def usable_cores() -> int:
-    """The cores that this process may use, which a scheduler can make fewer than there are."""
+    """The cores this process may use; a cluster's scheduler can allow fewer than there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _body(study: Path, job: Job, device: str | None) -> None:
+def _run(study: Path, job: Job, gpu: str | None) -> None:
     if hasattr(os, "setsid"):
-        os.setsid()  # Ctrl-C ends the study, which then tells its runs to save: once, not twice
-    stop_with_parent()
-    run_job(study, job, device)
+        os.setsid()  # Ctrl-C reaches the study alone, which then stops its runs once, not twice
+    _stop_with_parent()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    run_job(study, job)
 
 
-def _cause_of_death(exit_code: int) -> str | None:
+def _stop_with_parent() -> None:
+    """Let this process save and end once the study's process is gone, even if that was killed."""
+    # Joined by a pipe: `os.getppid` would be the fork server, which lives on with its processes.
+    parent = multiprocessing.parent_process()
+
+    def wait_for_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()
+
+
+def _crash_reason(exit_code: int) -> str | None:
     if exit_code == 0:
         return None
     if exit_code < 0:
         name = signal.Signals(-exit_code).name
-        hint = ": out of memory?" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{hint}"
-    return f"its process ended with code {exit_code}"
+        return f"its process was killed by {name}{' (out of memory?)' * (name == 'SIGKILL')}"
+    return f"its process exited with code {exit_code}"

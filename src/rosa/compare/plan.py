@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rosa.compare.budgets import matched_keys
-from rosa.compare.grid import Grid, MethodEntry, TrainingSet
+from rosa.compare.budgets import budget_keys
+from rosa.compare.grid import Grid, MethodEntry, merge_keys
 from rosa.errors import RosaError
 from rosa.evaluate.options import EvaluationOptions
 from rosa.methods.registry import load_method
 from rosa.train.recipe import Recipe, check_recipe
 
-ResolveRecipe = Callable[[dict[str, Any], str], Recipe]  # (keys, where they stand) -> recipe
+ResolveRecipe = Callable[[dict[str, Any], str], Recipe]  # (keys, where they are given) -> recipe
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """The runs that differ in nothing but their seed: one row of one table."""
+    """The runs that differ only in their seed: one row of a table."""
 
     model: str
     train_set: str
@@ -28,7 +28,7 @@ class RunGroup:
 
     @property
     def path(self) -> str:
-        """Where the group lies inside a study's folder."""
+        """The group's folder inside a study's."""
         return "/".join(map(folder_name, (self.model, self.train_set, self.method)))
 
     def __str__(self) -> str:
@@ -42,8 +42,9 @@ class Job:
     Attributes:
         id: its folder inside the study's.
         recipe: what `rosa train` runs; `output_dir` is the run's folder.
-        tasks: what is asked afterwards; none in a tuning run.
-        tuned: the learning rate is still to be put in, from the group's tuning runs.
+        tasks: the tasks it is evaluated on; none for a tuning run.
+        evaluate: the options of that evaluation; None for a tuning run.
+        is_tuned: its learning rate is yet to be chosen from the group's tuning runs.
     """
 
     id: str
@@ -51,7 +52,7 @@ class Job:
     recipe: Recipe
     tasks: tuple[str, ...] = ()
     evaluate: EvaluationOptions | None = None
-    tuned: bool = False
+    is_tuned: bool = False
     threads: int = 1
 
     @property
@@ -63,29 +64,44 @@ class Job:
         return self.evaluate is None
 
 
+def by_group(jobs: Iterable[Job]) -> dict[RunGroup, list[Job]]:
+    """The jobs of each group, in the order of the groups' first jobs."""
+    groups: dict[RunGroup, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.group, []).append(job)
+    return groups
+
+
 def plan(grid: Grid, resolve: ResolveRecipe) -> list[Job]:
     """Every job of the study, in the order they are started.
 
-    One seed of every method comes before the second of any, so that a study that is stopped
-    early holds fewer seeds rather than fewer methods.
+    The first seed of every method comes before the second of any, so that a study that is stopped
+    early has fewer seeds rather than fewer methods.
 
     Raises:
         RosaError: a key or value of any run's recipe is wrong; nothing has been run.
     """
     grid.check()
     groups = {
-        RunGroup(model, name, entry.name): entry
+        RunGroup(model, train_set, entry.name): entry
         for model in grid.models
-        for name in grid.training_sets
+        for train_set in grid.training_sets
         for entry in grid.entries
     }
-    _refuse_shared_folders(list(groups))
+    _check_folders(groups)
     recipes = {group: _recipe(grid, group, entry, resolve) for group, entry in groups.items()}
     jobs = [job for group in groups for job in _tuning_jobs(grid, group, groups[group], resolve)]
     for seed in grid.seeds:
-        jobs += [_run_job(grid, group, recipe, seed) for group, recipe in recipes.items()]
+        for group, recipe in recipes.items():
+            tasks = tuple(grid.training_sets[group.train_set].tasks)
+            job = _job(grid, f"runs/{group.path}/seed-{seed}", group, recipe, seed=seed)
+            is_tuned = grid.tune is not None
+            jobs.append(replace(job, tasks=tasks, evaluate=grid.evaluate, is_tuned=is_tuned))
     for job in jobs:
-        _check(job)
+        try:
+            check_recipe(job.recipe)
+        except RosaError as error:
+            raise RosaError(f"the method '{job.group.method}': {error}") from None
     return jobs
 
 
@@ -101,31 +117,22 @@ def _recipe(
     resolve: ResolveRecipe,
     tuning: dict[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe of one group; its output_dir, seed and learning rate are still to come.
+    """The recipe of a group, without output_dir, seed and learning rate.
 
     `tuning` are the keys of its tuning runs alone, if it is for those.
     """
-    train_set: TrainingSet = grid.training_sets[group.train_set]
+    train_set = grid.training_sets[group.train_set]
     keys: dict[str, Any] = {"report_to": []}
     for layer in (grid.recipe, train_set.recipe, entry.recipe, tuning or {}):
-        keys = _merged(keys, layer)
+        keys = merge_keys(keys, layer)
     selects_layers = "dls" in entry.recipe or load_method(str(entry.recipe["method"])).dls
     if not selects_layers:  # a shared `dls` is for the methods that have one
         keys["dls"] = None
     keys |= {"model": group.model, "data": train_set.data, "output_dir": grid.output_dir}
-    if matched := matched_keys(grid, group.model, entry):
+    if matched := budget_keys(grid, group.model, entry):
         keys["adapter"] = {**(keys.get("adapter") or {}), **matched}
     where = f"the method '{entry.name}'"
     return resolve(keys, where if tuning is None else f"tune.recipe, {where}")
-
-
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` over `below`; the keys under `adapter` and `dls` are merged one by one."""
-    merged = {**below, **above}
-    for key in ("adapter", "dls"):
-        if isinstance(below.get(key), dict) and isinstance(above.get(key), dict):
-            merged[key] = {**below[key], **above[key]}
-    return merged
 
 
 def _tuning_jobs(
@@ -135,37 +142,31 @@ def _tuning_jobs(
         return []
     recipe = _recipe(grid, group, entry, resolve, grid.tune.recipe)
     if not recipe.validation:
-        raise RosaError("tune goes by the validation loss, and validation is 0; hold some rows out")
-    jobs = []
-    for rate in grid.tune.learning_rates:
-        for seed in grid.tune.seeds:
-            id = f"tuning/{group.path}/lr-{rate:g}-seed-{seed}"
-            folder = str(Path(grid.output_dir) / id)
-            own = replace(recipe, learning_rate=rate, seed=seed, output_dir=folder)
-            jobs.append(Job(id, group, own, threads=grid.threads))
-    return jobs
+        raise RosaError("tune compares validation losses, and validation is 0; hold out some rows")
+    return [
+        _job(
+            grid,
+            f"tuning/{group.path}/lr-{rate:g}-seed-{seed}",
+            group,
+            recipe,
+            learning_rate=rate,
+            seed=seed,
+        )
+        for rate in grid.tune.learning_rates
+        for seed in grid.tune.seeds
+    ]
 
 
-def _run_job(grid: Grid, group: RunGroup, recipe: Recipe, seed: int) -> Job:
-    id = f"runs/{group.path}/seed-{seed}"
-    own = replace(recipe, seed=seed, output_dir=str(Path(grid.output_dir) / id))
-    tasks = tuple(grid.training_sets[group.train_set].tasks)
-    return Job(id, group, own, tasks, grid.evaluate, grid.tune is not None, grid.threads)
+def _job(grid: Grid, id: str, group: RunGroup, recipe: Recipe, **keys: Any) -> Job:
+    own = replace(recipe, output_dir=str(Path(grid.output_dir) / id), **keys)
+    return Job(id, group, own, threads=grid.threads)
 
 
-def _check(job: Job) -> None:
-    try:
-        check_recipe(job.recipe)
-    except RosaError as error:
-        raise RosaError(f"the method '{job.group.method}': {error}") from None
-
-
-def _refuse_shared_folders(groups: list[RunGroup]) -> None:
+def _check_folders(groups: Iterable[RunGroup]) -> None:
     seen: dict[str, RunGroup] = {}
     for group in groups:
-        if group.path.lower() in seen:
+        other = seen.setdefault(group.path.lower(), group)
+        if other != group:
             raise RosaError(
-                f"'{group}' and '{seen[group.path.lower()]}' would share the folder {group.path}; "
-                "give one of them another name"
+                f"'{group}' and '{other}' would share the folder {group.path}; rename one of them"
             )
-        seen[group.path.lower()] = group

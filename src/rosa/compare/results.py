@@ -1,4 +1,4 @@
-"""What the finished runs of a study say; tables, figures and the report read this.
+"""The results of a study's finished runs, which tables, figures and the report read.
 
 study = StudyResults.load("runs/study")
 study.runs[0].accuracy("boolq"), study.runs[0].micro("commonsense")
@@ -8,12 +8,11 @@ study.correct(study.runs[0], "boolq")      # {index of the example: right?}
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rosa.common.files import read_jsonl
+from rosa.common.files import atomic_write, read_jsonl
 from rosa.errors import RosaError
 from rosa.evaluate.results import TaskScore
 
@@ -29,10 +28,10 @@ class RunResult:
         title: the method as tables print it.
         group: `baseline`, `ours` or `variant`.
         folder: the run's folder inside the study's; holds recipe, adapter and `evaluation/`.
-        learning_rate: the one it was trained with, tuned or given.
+        learning_rate: the one it was trained with.
         trainable, total: parameters; total counts base and adapter.
         scores: one per task, in the order of the tasks.
-        costs: `costs.json` of the run: seconds, bytes, joules; None where not measured.
+        costs: `costs.json` of the run: seconds, bytes, joules; None if not measured.
     """
 
     model: str
@@ -58,7 +57,7 @@ class RunResult:
         return next(score for score in self.scores if score.name == task).accuracy
 
     def micro(self, suite: str | None = None) -> float:
-        """Percent correct over all examples of the suite (of all tasks where it is None)."""
+        """Percent correct over all examples of the suite, or of all tasks if it is None."""
         scores = [s for s in self.scores if suite in (None, s.suite)]
         return 100 * sum(s.correct for s in scores) / sum(s.scored for s in scores)
 
@@ -102,7 +101,7 @@ class StudyResults:
         except FileNotFoundError:
             if (Path(folder) / GRID).is_file():
                 raise RosaError(
-                    f"no run of {folder} has finished yet; `rosa compare` goes on with it"
+                    f"no run of {folder} has finished yet; rerun `rosa compare` to resume it"
                 ) from None
             raise RosaError(
                 f"{folder} holds no study (no {RESULTS}); `rosa compare GRID.yaml` writes one"
@@ -121,12 +120,12 @@ class StudyResults:
     def answers(self, run: RunResult, task: str) -> list[dict[str, Any]]:
         """The lines of `<task>.jsonl`: index, prompt, response, prediction, label, correct.
 
-        Empty where the answers were not kept beside the results.
+        Empty if the answers were not kept beside the results.
         """
         return read_jsonl(self.folder / run.folder / "evaluation" / f"{task}.jsonl")
 
     def correct(self, run: RunResult, task: str) -> dict[int, bool]:
-        """Whether each example was answered right, by its index in the test set."""
+        """Whether each answer is correct, by the example's index in the test set."""
         return {record["index"]: record["correct"] for record in self.answers(run, task)}
 
     def select(self, **wanted: Any) -> list[RunResult]:
@@ -140,25 +139,21 @@ class StudyResults:
 
 def to_json(study: StudyResults) -> dict[str, Any]:
     """Plain data for `results.json`."""
-    return {
-        "environment": study.environment,
-        "grid": study.grid,
-        "tuning": list(study.tuning),
-        "failures": list(study.failures),
-        "runs": [_plain(run) for run in study.runs],
-    }
+    keys = ("environment", "grid", "tuning", "failures", "runs")
+    values = asdict(study)
+    return {key: values[key] for key in keys}
 
 
-def _plain(run: RunResult) -> dict[str, Any]:
-    values = {f.name: getattr(run, f.name) for f in fields(run)}
-    scores: Sequence[TaskScore] = values["scores"]
-    values["scores"] = [{f.name: getattr(s, f.name) for f in fields(s)} for s in scores]
-    return values
+def write_results(study: StudyResults) -> None:
+    """Replace `results.json` in one step."""
+    atomic_write(study.folder / RESULTS, json.dumps(to_json(study), indent=1) + "\n")
+
+
+def read_score(values: dict[str, Any]) -> TaskScore:
+    """One task's score from the `results.json` of a study or an evaluation."""
+    known = {key: value for key, value in values.items() if key in TaskScore.__dataclass_fields__}
+    return TaskScore(**{**known, "seen_in_training": tuple(known["seen_in_training"])})
 
 
 def _run(values: dict[str, Any]) -> RunResult:
-    scores = [
-        TaskScore(**{**s, "seen_in_training": tuple(s["seen_in_training"])})
-        for s in values["scores"]
-    ]
-    return RunResult(**{**values, "scores": tuple(scores)})
+    return RunResult(**{**values, "scores": tuple(map(read_score, values["scores"]))})

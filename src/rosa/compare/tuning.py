@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from rosa.common.files import read_jsonl
 from rosa.compare.job import read_status
 from rosa.compare.plan import Job, RunGroup
 from rosa.errors import RosaError
@@ -16,19 +14,13 @@ from rosa.train.run_folder import RunFolder
 
 
 def validation_loss(folder: Path) -> float:
-    """The best validation loss of a run, whose weights the run kept; infinite where it has none."""
-    losses = [math.inf]
-    metrics = RunFolder(folder).metrics
-    if metrics.is_file():
-        for line in metrics.read_text(encoding="utf-8").splitlines():
-            loss = json.loads(line).get("eval_loss")
-            if loss is not None and math.isfinite(loss):
-                losses.append(loss)
-    return min(losses)
+    """The best validation loss of a run, whose weights the run kept; infinite if it has none."""
+    losses = [record.get("eval_loss") for record in read_jsonl(RunFolder(folder).metrics)]
+    return min([x for x in losses if x is not None and math.isfinite(x)], default=math.inf)
 
 
 def tuning_losses(study: Path, jobs: Sequence[Job]) -> dict[float, float]:
-    """Mean validation loss over seeds of each learning rate; infinite where a run failed."""
+    """Mean validation loss over seeds of each learning rate; infinite if a run failed."""
     losses: dict[float, list[float]] = {}
     for job in jobs:
         done = read_status(study, job.id).get("state") == "done"
@@ -37,30 +29,38 @@ def tuning_losses(study: Path, jobs: Sequence[Job]) -> dict[float, float]:
     return {rate: sum(values) / len(values) for rate, values in losses.items()}
 
 
-def choose(losses: dict[float, float], reason: str) -> float:
-    """The learning rate with the lowest loss; `reason` is told where there is none.
+def best_learning_rate(losses: dict[float, float], reason: str) -> float:
+    """The learning rate with the lowest loss.
 
     Raises:
-        RosaError: every candidate failed.
+        RosaError: every candidate failed, for this `reason`.
     """
-    rate = min(losses, key=lambda r: losses[r])
+    rate = min(losses, key=lambda candidate: losses[candidate])
     if not math.isfinite(losses[rate]):
-        raise RosaError(f"no learning rate could be chosen, its tuning failed: {reason}")
+        raise RosaError(f"no learning rate could be chosen, all tuning runs failed: {reason}")
     return rate
 
 
-def with_rate(job: Job, rate: float) -> Job:
-    """The job with its learning rate put in."""
-    return replace(job, recipe=replace(job.recipe, learning_rate=rate), tuned=False)
+def trained_learning_rate(folder: RunFolder) -> float:
+    """The learning rate that a run was started with.
+
+    Raises:
+        RosaError: its recipe is damaged.
+    """
+    rate = folder.read_recipe().get("learning_rate")
+    if not isinstance(rate, (int, float)):
+        raise RosaError(f"{folder.recipe} is damaged: its learning_rate is {rate!r}")
+    return float(rate)
 
 
-def record(group: RunGroup, losses: dict[float, float], chosen: float | None) -> dict[str, Any]:
-    """What `results.json` keeps of a group's tuning."""
-    finite = {f"{rate:g}": loss if math.isfinite(loss) else None for rate, loss in losses.items()}
-    return {
-        "model": group.model,
-        "train_set": group.train_set,
-        "method": group.method,
-        "losses": finite,
-        "chosen": chosen,
-    }
+def learning_rates_in_use(study: Path, jobs: Sequence[Job]) -> dict[RunGroup, float]:
+    """The learning rate of each group that has a run already, which its other runs must share.
+
+    A failed tuning run that is repeated may change the choice, and no table may mix the two.
+    """
+    rates: dict[RunGroup, float] = {}
+    for job in jobs:
+        folder = RunFolder(study / job.id)
+        if job.group not in rates and folder.recipe.is_file():
+            rates[job.group] = trained_learning_rate(folder)
+    return rates

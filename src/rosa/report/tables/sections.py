@@ -121,7 +121,7 @@ def method_runs(
 ) -> list[MethodRuns]:
     """The methods in the grid's order, with their runs on `suite`; those in `shown`, if any."""
     entries = map(parse_method_entry, study.grid.get("methods", []))
-    titles = {entry.name: entry.shown for entry in entries}
+    titles = {entry.name: entry.display_title for entry in entries}
     titles |= {run.method: run.title for run in study.runs}
     rows = []
     for method, title in titles.items():

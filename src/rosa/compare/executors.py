@@ -1,0 +1,40 @@
+"""Where the jobs of a study run: on this machine or on a Ray cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from rosa.compare.local import LocalExecutor
+from rosa.compare.plan import Job
+from rosa.compare.ray import RayExecutor
+from rosa.errors import RosaError
+
+
+class Executor(Protocol):
+    """Runs up to `workers` jobs at a time."""
+
+    workers: int
+
+    def start(self, job: Job) -> None:
+        """Run the job in a process of its own."""
+
+    def finished(self) -> list[tuple[Job, str | None]]:
+        """The jobs that ended since the last call; with the reason where their process crashed."""
+
+    def stop(self) -> None:
+        """Let every running job save and end."""
+
+
+def make_executor(name: str, study: Path, workers: int | None, threads: int) -> Executor:
+    """The executor `local` or `ray`.
+
+    Args:
+        name: which one.
+        study: the study's folder.
+        workers: jobs at a time; None is one per GPU, or without GPUs one per `threads` cores.
+        threads: CPU threads of each job.
+    """
+    if workers is not None and workers < 1:
+        raise RosaError(f"workers must be at least 1, not {workers}")
+    return (RayExecutor if name == "ray" else LocalExecutor)(study, workers, threads)
