@@ -37,7 +37,7 @@ WIDE, TILE = 5.0, 3.1  # inches of a figure
 VALIDATION = "#2a9d5c"
 MAX_POINTS = 120  # per curve; more would not be seen
 MAX_CHOICES = 150  # columns of a layer map
-MAX_LAYER_TICKS = 14
+MAX_LAYER_TICKS = 10
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,8 @@ def draw_costs(points: Sequence[CostPoint], path: str | Path) -> None:
         grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         figure.legend(handles=_legend(points), loc="outside lower center", ncols=8, frameon=False)
         figure.suptitle("Accuracy and its cost: better is up and to the left", x=0.5)
-        draw_panels(figure, dict(zip(grid, panels, strict=True)), points)
         grid[0].set_ylabel("accuracy (%)")
+        draw_panels(figure, dict(zip(grid, panels, strict=True)), points)
         figure.savefig(path, dpi=150)
 
 

@@ -21,7 +21,7 @@ from rosa.report.plots.cost_plot import STYLES, CostPoint, draw_costs
 from rosa.report.tables.costs import mean_cost
 
 MAX_LABELLED = 16  # methods that a plot of costs has room to name
-MAX_NAME = 28  # characters of a name in a plot
+MAX_NAME = 32  # characters of a name in a plot
 GROUPS = {"ours": "RoSA", "baseline": "baselines", "variant": "variants"}
 
 MethodRows = Mapping[str, Sequence[RunResult]]
