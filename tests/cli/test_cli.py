@@ -47,8 +47,8 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (
             TypeError("no\ntea"),
             1,
-            "rosa demo: unexpected TypeError: no tea (ROSA_TRACEBACK=1 shows where; if your input "
-            "is right, please report it)\n",
+            "rosa demo: unexpected TypeError: no tea (ROSA_TRACEBACK=1 shows the traceback; if "
+            "your input is right, please report it)\n",
         ),
     ],
 )

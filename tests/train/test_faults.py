@@ -206,9 +206,9 @@ def test_a_tilde_in_a_recipe_is_the_home_folder(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("model: a\nseed: 1\nmodel: b\n", "'model' stands in line 1 and again in line 3"),
-        ("model: a\ndls:\n  seed: 1\n  seed: 2\n", "'seed' stands in line 3 and again in line 4"),
-        ("dls: {seed: 1}\ndls: {interval: 2}\n", "'dls' stands in line 1 and again in line 2"),
+        ("model: a\nseed: 1\nmodel: b\n", "'model' is in line 1 and again in line 3"),
+        ("model: a\ndls:\n  seed: 1\n  seed: 2\n", "'seed' is in line 3 and again in line 4"),
+        ("dls: {seed: 1}\ndls: {interval: 2}\n", "'dls' is in line 1 and again in line 2"),
     ],
 )
 def test_a_key_that_stands_twice_in_a_recipe_is_refused(

@@ -180,6 +180,6 @@ def test_a_bad_out_is_named(tmp_path: Path, capsys) -> None:
     history = str(write(tmp_path / "dls_history.jsonl", RECORDS))
     for out in ("x.jpg", str(tmp_path), "noending"):
         assert main(["plot", history, "--out", out]) == 2
-        assert "name a file that ends in .png" in capsys.readouterr().err
+        assert "give a file that ends in .png" in capsys.readouterr().err
     assert main(["plot", history, "--out", f"{history}/x.png"]) == 2
     assert "file" in capsys.readouterr().err

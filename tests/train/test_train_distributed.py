@@ -89,7 +89,7 @@ def test_two_processes_are_one(recipe: Path, tmp_path: Path) -> None:
     assert main(["train", str(recipe), "--output_dir", str(one)]) == 0
     same_run(two, one)
     assert [step for step, *_ in history(one)] == [2, 4, 6, 8]
-    assert len(re.findall(r"adapter, metrics and pictures are in", first)) == 1
+    assert len(re.findall(r"adapter, metrics and plots are in", first)) == 1
     assert len(re.findall(r"step 8/8  loss", first)) == 1
     assert "step" not in second  # one process speaks
     assert "adapter" not in second
@@ -182,7 +182,7 @@ def test_ctrl_c_stops_all_after_one_step_and_one_process_goes_on(
         os.killpg(launcher.process.pid, signal.SIGINT)  # as a terminal does
         wait_for(launcher)
         said = launcher.said()
-    assert "the same command with --resume goes on" in said, said
+    assert "rerun with --resume to continue" in said, said
     assert not (folder / "adapter_model.safetensors").exists()
     assert main(["train", str(recipe), "--output_dir", str(folder), "--resume"]) == 0
     assert main(["train", str(recipe), "--output_dir", str(one)]) == 0
@@ -200,7 +200,7 @@ def test_processes_save_and_end_when_their_launcher_was_killed(
         wait_for(launcher, until=lambda: has_steps(folder))
         launcher.process.kill()
         wait_for(until=lambda: not marked(launcher.mark))
-        assert "the same command with --resume goes on" in launcher.said()
+        assert "rerun with --resume to continue" in launcher.said()
     assert len(list(folder.glob("checkpoint-*"))) == 1
 
 

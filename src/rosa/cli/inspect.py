@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from rosa.cli.folders import check_folder
 from rosa.cli.parser import Parser
+from rosa.common.files import check_writable
 from rosa.errors import RosaError
 from rosa.models.loading import check_model_files, find_adapter_config, load, short_name
 
@@ -54,7 +54,7 @@ def run(args: Any) -> None:
     source = given or read_texts(args.data)
     check_model_files(args.model)
     out = Path(args.out) if args.out else default_folder(args.model)
-    check_folder(out)
+    check_writable(out)
     # Imports PyTorch: after everything that can be checked without it.
     from rosa.inspect.inspection import check_layer, inspect_model
     from rosa.inspect.summary import summary_table, verdict, write_json

@@ -1,4 +1,4 @@
-"""`rosa COMMAND ...`: finds the command's module, runs it, and turns bad input into one sentence.
+"""`rosa COMMAND ...`: runs the command's module and prints a user's mistake as one sentence.
 
 A command module has two functions: `build_parser()` returns a `rosa.cli.parser.Parser`, and
 `run(args)` does the work and returns an exit code or None.
@@ -37,15 +37,13 @@ TRACEBACK = "ROSA_TRACEBACK"
 
 def usage() -> str:
     """The text of `rosa --help`."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(
-        ["usage: rosa COMMAND [--help] ...", "", *lines, "", "rosa COMMAND --help says more."]
-    )
+    lines = [f"  {name:<9}  {what}" for name, what in COMMANDS.items()]
+    head = ["usage: rosa COMMAND ...", "       rosa --version", ""]
+    return "\n".join([*head, *lines, "", "Options of a command: rosa COMMAND --help"])
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of `rosa`; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+    """Entry point of `rosa`; returns the exit code: 0, 1 unexpected, 2 bad input, 130 Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(usage() + "\n")
@@ -56,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(f"rosa {rosa.__version__}\n")
         return 0
     command, rest = argv[0], argv[1:]
-    for stream in (sys.stdout, sys.stderr):  # a terminal without "…" is no reason to fail
+    for stream in (sys.stdout, sys.stderr):  # terminals that cannot print "…"
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
@@ -69,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain(f"rosa {command}: interrupted")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `rosa ... | head` is no mistake
+    except BrokenPipeError:  # `rosa ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -78,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         reason = " ".join(str(error).split())[:400]
         _complain(
             f"rosa {command}: unexpected {type(error).__name__}: {reason} "
-            f"({TRACEBACK}=1 shows where; if your input is right, please report it)"
+            f"({TRACEBACK}=1 shows the traceback; if your input is right, please report it)"
         )
         return EXIT_UNEXPECTED
 
@@ -89,7 +87,7 @@ def _run(command: str, rest: list[str]) -> int:
             f"there is no such command{did_you_mean(command, COMMANDS)}; "
             f"the commands are {', '.join(COMMANDS)}"
         )
-    # Whether it has its fastest kernel, and that 8-bit layers compute in half precision.
+    # It logs missing kernels, and the precision of its 8-bit layers.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     module = importlib.import_module(f"rosa.cli.{command}")
     args = module.build_parser().parse_args(rest)
@@ -101,7 +99,7 @@ def _run(command: str, rest: list[str]) -> int:
 
 
 def _warn(message: Warning | str, *_where: Any, **_more: Any) -> None:
-    """A warning as a person reads it: what it says, not the line of code that said it."""
+    """Prints a warning without the line of code that raised it."""
     sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
 
 

@@ -1,4 +1,4 @@
-"""The argument parser of every command: jsonargparse with errors written for people."""
+"""The argument parser of every command: jsonargparse with errors of one sentence."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from rosa.errors import RosaError, did_you_mean
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """A jsonargparse parser that raises `RosaError` with one sentence instead of printing usage.
-
-    An option that does not exist is answered with the nearest that does.
-    """
+    """A jsonargparse parser that raises `RosaError`; for an unknown option with the nearest one."""
 
     def __init__(self, nested_keys: Iterable[str] = (), **kwargs: Any) -> None:
         """`nested_keys`: keys of optional groups (`dls.interval`), which argparse does not list."""

@@ -1,4 +1,4 @@
-"""`rosa plot RUN_OR_HISTORY`: draw which layers a run chose, how often, and their scores."""
+"""`rosa plot RUN`: draw which layers a run chose, how often, and their scores."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rosa.cli.folders import check_folder
 from rosa.cli.parser import Parser
+from rosa.common.files import check_writable
 from rosa.errors import RosaError
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -28,7 +28,7 @@ def build_parser() -> Parser:
 
 
 def run(args: Any) -> None:
-    """Reads the history, writes the picture and says what is on it."""
+    """Reads the history, writes the plot and prints its summary."""
     from rosa.train.plots import draw_layers, read_history, summarize
 
     place = Path(args.run).expanduser()
@@ -36,8 +36,8 @@ def run(args: Any) -> None:
     folder = place if place.is_dir() else place.parent
     out = folder / "layers.png" if args.out is None else Path(args.out).expanduser()
     if out.suffix not in FORMATS or out.is_dir():
-        raise RosaError(f"--out {out}: name a file that ends in {', '.join(FORMATS)}")
-    check_folder(out.parent)
+        raise RosaError(f"--out {out}: give a file that ends in {', '.join(FORMATS)}")
+    check_writable(out.parent)
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_layers(records, out, str(args.run))
     sys.stdout.write(f"{summarize(records)}\n{out}\n")

@@ -17,6 +17,16 @@ from rosa.methods.registry import Method, load_method
 from rosa.train.recipe import DEFAULT_METHOD, Recipe
 
 
+def load_recipe(path: str, *overrides: str) -> Recipe:
+    """The recipe in `path` with `--key value` overrides: the Python way to `rosa train`."""
+    return RecipeParser("rosa train", {}).parse_args([path, *overrides])[0]
+
+
+def resolve_recipe(given: dict[str, Any], where: str) -> Recipe:
+    """The recipe of a mapping of keys, checked as a file's would be; errors begin with `where`."""
+    return RecipeParser("rosa train", {}).resolve(given, where, [])[0]
+
+
 class RecipeParser:
     """Parses `RECIPE.yaml [--key value ...]`; the keys under `adapter` depend on the method."""
 
@@ -32,97 +42,85 @@ class RecipeParser:
             RosaError: no recipe file, bad YAML, an unknown key (the nearest is named), a value of
                 the wrong type, or a missing key.
         """
-        path, options = _split_path(argv)
-        given = read_recipe_file(path) if path else {}
+        path, options = self._split_path(argv)
+        if path is None and not {"-h", "--help"} & set(options):
+            raise RosaError(f"give a recipe: {self._prog} RECIPE.yaml [--key value]")
+        return self.resolve(read_recipe_file(path) if path else {}, str(path), options)
+
+    def resolve(
+        self, given: dict[str, Any], where: str, options: list[str]
+    ) -> tuple[Recipe, dict[str, bool]]:
+        """The recipe of the keys `given` in `where` with `options` on top, and the switches."""
+        for key in ("adapter", "dls"):
+            _reject_scalar(given, key, where)
         method = _option(options, "method") or given.get("method") or DEFAULT_METHOD
-        for key in ("adapter", "dls"):
-            _refuse_scalar(given, key, path)
-        parser = self._parser(str(method))
-        if path:
-            reject_unknown_keys(given, parser, path)
-            options = ["--config", yaml.safe_dump(given), *options]
-        elif not {"-h", "--help"} & set(options):
-            raise RosaError(f"name a recipe: {self._prog} RECIPE.yaml [--key value]")
-        namespace = parser.parse_args(options)
-        switches = {name: bool(namespace.pop(name)) for name in self._flags}
-        asked = {word.split(".")[1].split("=")[0] for word in options if "adapter." in word}
-        return _recipe(namespace, asked | set(given.get("adapter", {}))), switches
-
-    def resolve(self, given: dict[str, Any], where: str) -> Recipe:
-        """The recipe of a mapping of keys; errors name `where` it stands.
-
-        Raises:
-            RosaError: as `parse_args`.
-        """
-        for key in ("adapter", "dls"):
-            _refuse_scalar(given, key, where)
-        parser = self._parser(str(given.get("method") or DEFAULT_METHOD))
-        reject_unknown_keys(given, parser, where)
+        parser = self._parser(load_method(str(method)))
+        for key in _flatten(given):
+            if key not in parser.option_names:
+                hint = did_you_mean(key, parser.option_names)
+                raise RosaError(f"{where}: there is no key '{key}'{hint}")
         try:
-            namespace = parser.parse_args(["--config", yaml.safe_dump(given)])
+            namespace = parser.parse_args(["--config", yaml.safe_dump(given), *options])
         except RosaError as error:
-            raise RosaError(f"{where}: {error}") from None
-        for name in self._flags:
-            namespace.pop(name)
-        return _recipe(namespace, set(given.get("adapter", {})))
+            raise RosaError(f"{error}" if options else f"{where}: {error}") from None
+        switches = {name: bool(namespace.pop(name)) for name in self._flags}
+        words = [word.removeprefix("--adapter.") for word in options if "--adapter." in word]
+        explicit = {word.split("=")[0] for word in words} | set(given.get("adapter", {}))
+        return _recipe(namespace, explicit), switches
 
-    def _parser(self, method_name: str) -> Parser:
-        method = load_method(method_name)
+    def _parser(self, method: Method) -> Parser:
+        from peft import PeftConfig
+
+        # PEFT's own fields (which base model, which task), and `dls`, a recipe key itself.
+        skip = {field.name for field in fields(PeftConfig)} | {"dls"}
+        skip &= {field.name for field in fields(method.config_class) if field.init}
         parser = Parser(
             nested_keys=[f"dls.{field.name}" for field in fields(DlsConfig)],
             prog=self._prog,
             usage=f"{self._prog} RECIPE.yaml [--key value ...]",
             description="Fine-tune a model from a recipe.",
         )
-        parser.add_argument("--config", action="config", help="the recipe file (given first)")
+        parser.add_argument("--config", action="config", help="the recipe file (the first word)")
         for name, text in self._flags.items():
             parser.add_argument(f"--{name}", action="store_true", help=text)
         parser.add_class_arguments(Recipe, skip={"adapter"})
-        parser.add_class_arguments(
-            method.config_class, "adapter", skip=bookkeeping_keys(method), fail_untyped=False
-        )
+        parser.add_class_arguments(method.config_class, "adapter", skip=skip, fail_untyped=False)
         parser.set_defaults({f"adapter.{key}": value for key, value in method.kwargs.items()})
         parser.set_defaults({"dls": DlsConfig() if method.dls else None})
         return parser
 
+    def _split_path(self, argv: list[str]) -> tuple[str | None, list[str]]:
+        """The recipe's path, first or else the first word that ends like one, and the rest."""
+        if argv and not argv[0].startswith("-"):
+            return argv[0], argv[1:]
+        flags = [f"--{name}" for name in self._flags]
+        for i, word in enumerate(argv):
+            is_value = i > 0 and argv[i - 1].startswith("--") and argv[i - 1] not in flags
+            if word.endswith((".yaml", ".yml")) and not is_value:
+                return word, [*argv[:i], *argv[i + 1 :]]
+        return None, argv
 
-def _recipe(namespace: Any, asked: set[str]) -> Recipe:
-    """The parsed keys as a recipe; `asked` are the adapter's keys that were given."""
+
+def _recipe(namespace: Any, explicit: set[str]) -> Recipe:
+    """The parsed keys as a recipe; `explicit` are the adapter's keys that were given."""
     namespace.pop("config", None)
     values = namespace.as_dict()
     if values["dls"] is not None:
         values["dls"] = DlsConfig(**values["dls"])
-    # What is a share of the run's steps is not known yet, so PEFT's default must not stand there.
-    scheduled = load_method(values["method"]).of_total_steps.keys() - asked
-    said = said_values(values["adapter"], asked)
-    values["adapter"] = {key: said[key] for key in said if key not in scheduled}
-    return Recipe(**values)
-
-
-def said_values(adapter: dict[str, Any], asked: set[str]) -> dict[str, Any]:
-    """`adapter` without the nulls and nested options that nobody asked for; enums as text."""
-    return {
+    # A share of the run's steps is not known yet, so PEFT's default must not take its place.
+    scheduled = load_method(values["method"]).of_total_steps
+    values["adapter"] = {
         key: value.value if isinstance(value, Enum) else value
-        for key, value in adapter.items()
-        if key in asked or not (value is None or isinstance(value, dict))
+        for key, value in values["adapter"].items()
+        if key in explicit or not (value is None or isinstance(value, dict) or key in scheduled)
     }
-
-
-def bookkeeping_keys(method: Method) -> set[str]:
-    """Fields of a method's PEFT config that a recipe does not set under `adapter`.
-
-    They are PEFT's own (which base model, which task), and `dls`, which is a recipe key itself.
-    """
-    from peft import PeftConfig
-
-    own = {field.name for field in fields(method.config_class) if field.init}
-    return own & ({field.name for field in fields(PeftConfig)} | {"dls"})
+    return Recipe(**values)
 
 
 def read_recipe_file(path: str) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _EachKeyOnce)
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeyLoader)
     except RosaError as error:
         raise RosaError(f"the recipe '{path}': {error}") from None
     except FileNotFoundError:
@@ -138,8 +136,8 @@ def read_recipe_file(path: str) -> dict[str, Any]:
     return content
 
 
-class _EachKeyOnce(yaml.SafeLoader):
-    """YAML's safe loader; of a key that stands twice it would take the last in silence."""
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, which takes the last of duplicate keys, with an error for them."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
@@ -147,29 +145,11 @@ class _EachKeyOnce(yaml.SafeLoader):
             line = key.start_mark.line + 1
             if isinstance(key, yaml.ScalarNode) and key.value in lines and key.value != "<<":
                 raise RosaError(
-                    f"the key '{key.value}' stands in line {lines[key.value]} and again in line "
-                    f"{line}; leave one"
+                    f"the key '{key.value}' is in line {lines[key.value]} and again in line "
+                    f"{line}; remove one"
                 )
             lines[str(key.value)] = line
         return super().construct_mapping(node, deep)
-
-
-def reject_unknown_keys(given: dict[str, Any], parser: Parser, path: str) -> None:
-    """An unknown key, also a nested one, is answered with the nearest valid one."""
-    for key in _flatten(given):
-        if key not in parser.option_names:
-            hint = did_you_mean(key, parser.option_names)
-            raise RosaError(f"{path}: there is no key '{key}'{hint}")
-
-
-def load_recipe(path: str, *overrides: str) -> Recipe:
-    """The recipe in `path` with `--key value` overrides: the Python way to `rosa train`."""
-    return RecipeParser("rosa train", {}).parse_args([path, *overrides])[0]
-
-
-def resolve_recipe(given: dict[str, Any], where: str) -> Recipe:
-    """The recipe of a mapping of keys, checked as a file's would be."""
-    return RecipeParser("rosa train", {}).resolve(given, where)
 
 
 def _flatten(mapping: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -180,26 +160,14 @@ def _flatten(mapping: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _split_path(argv: list[str]) -> tuple[str | None, list[str]]:
-    """The recipe's path, first or else the first word that ends like one, and the rest."""
-    if argv and not argv[0].startswith("-"):
-        return argv[0], argv[1:]
-    before = ["", *argv]
-    for i, word in enumerate(argv):
-        follows_key = before[i].startswith("--") and before[i] not in ("--resume", "--dry_run")
-        if word.endswith((".yaml", ".yml")) and not follows_key:
-            return word, [*argv[:i], *argv[i + 1 :]]
-    return None, argv
-
-
-def _refuse_scalar(given: dict[str, Any], key: str, path: str | None) -> None:
+def _reject_scalar(given: dict[str, Any], key: str, where: str) -> None:
     """`dls: false` or `adapter: 5`; an empty `adapter:` means its defaults."""
     if key == "adapter" and given.get(key, {}) is None:
         del given[key]
     value = given.get(key)
     if value is not None and not isinstance(value, dict):
         cure = " or null to turn it off" if key == "dls" else ""
-        raise RosaError(f"{path}: `{key}` must hold keys of its own{cure}, not {value!r}")
+        raise RosaError(f"{where}: `{key}` must hold keys of its own{cure}, not {value!r}")
 
 
 def _option(argv: list[str], name: str) -> str | None:

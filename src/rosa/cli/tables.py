@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rosa.cli.folders import check_folder
 from rosa.cli.parser import Parser
+from rosa.common.files import check_writable
 from rosa.errors import RosaError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def run(args: Any) -> None:
         _print([*(_tables(args) if args.study else []), *printed], args.format or "terminal")
         return
     formats = [args.format] if args.format else list(FORMATS)
-    check_folder(Path(args.out))
+    check_writable(Path(args.out))
     if args.study and args.averages:
         printed = [*_tables(args), *printed]
     files = save(printed, Path(args.out), formats)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from rosa.train.recipe import Recipe
 
 FLAGS = {
-    "resume": "go on from the last checkpoint of this run's output_dir",
-    "dry_run": "print the resolved recipe and stop",
+    "resume": "resume from the last checkpoint in the recipe's output_dir",
+    "dry_run": "print the resolved recipe and exit",
 }
 
 
@@ -27,7 +27,7 @@ def run(args: tuple[Recipe, dict[str, bool]]) -> int:
     from rosa.train.recipe import dump_recipe
 
     recipe, flags = args
-    # Of several processes the first one speaks.
+    # Only the main process prints.
     console = Console(markup=False, highlight=False, soft_wrap=True, quiet=not is_main_process())
     console.print(dump_recipe(recipe), end="")
     if flags["dry_run"]:
@@ -39,8 +39,8 @@ def run(args: tuple[Recipe, dict[str, bool]]) -> int:
     if not result.finished:
         console.print(
             f"stopped after step {result.steps} of {result.total_steps}, saved; "
-            "the same command with --resume goes on"
+            "rerun with --resume to continue"
         )
         return EXIT_INTERRUPTED
-    console.print(f"adapter, metrics and pictures are in {result.folder}")
+    console.print(f"adapter, metrics and plots are in {result.folder}")
     return 0

@@ -77,6 +77,16 @@ def unwritable_reason(folder: Path) -> str | None:
     return None if os.access(existing, os.W_OK, **as_user) else f"{existing} cannot be written"
 
 
+def check_writable(folder: Path, option: str = "--out") -> None:
+    """Whether a folder exists or can be created, and written to; creates nothing.
+
+    Raises:
+        RosaError: it cannot; names the option that it came from.
+    """
+    if why := unwritable_reason(folder):
+        raise RosaError(f"{option} {folder}: {why}; use another folder")
+
+
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Create the folder if it is missing, and lock it for as long as this process lives.

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from rosa.common.files import LOCK_FILE, PARTIAL_SUFFIX, atomic_write, fsync_tree, unwritable_reason
+from rosa.common.files import LOCK_FILE, PARTIAL_SUFFIX, atomic_write, check_writable, fsync_tree
 from rosa.errors import RosaError
 from rosa.train.recipe import Recipe, dump_recipe
 from rosa.train.sharded_checkpoint import MOMENTS, SHARDS, is_sharded
@@ -154,8 +154,7 @@ class RunFolder:
             raise RosaError(
                 f"output_dir '{self.path}' is not empty and holds no run; use another folder"
             )
-        if why := unwritable_reason(self.path):
-            raise RosaError(f"output_dir '{self.path}': {why}; use another folder")
+        check_writable(self.path, "output_dir")
 
     def _check_resume(self, recipe: Recipe) -> None:
         if not self.recipe.is_file():

@@ -112,7 +112,7 @@ class GuardedTrainer(SFTTrainer):
         return loss
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
-        rows = self.train_dataset if train_dataset is None else train_dataset
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
         lengths = [len(ids) for ids in rows["input_ids"]]
         processes, steps = self.accelerator.num_processes, self.args.gradient_accumulation_steps
         rows_per_step = self.args.per_device_train_batch_size * steps * processes
