@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 
 from rosa import RosaConfig
+from rosa.models.loading import load_base_model, load_tokenizer
 from rosa.train.loss import score_supervised_positions
+from rosa.train.recipe import Recipe
+from rosa.train.run import load_tokenized_rows, train
 from tests.support.architectures import ARCHITECTURES, Architecture
 from tests.support.tiny_models import tiny_model
 
@@ -70,9 +74,7 @@ def check(model: Any, base: Any, inputs: dict[str, torch.Tensor], *, rtol: float
 
 @pytest.mark.parametrize("architecture", EACH_ARCHITECTURE)
 def test_loss_and_gradients_are_those_of_the_full_computation(architecture: Architecture) -> None:
-    model = architecture.build().train()
-    for dropout in (m for m in model.modules() if isinstance(m, torch.nn.Dropout)):
-        dropout.p = 0.0
+    model = architecture.build()
     check(model, model, batch(), rtol=max(1e-5, architecture.tolerance))
 
 
@@ -140,3 +142,43 @@ def test_without_the_key_the_forward_is_the_models_own(tmp_path: Path) -> None:
     assert torch.equal(model(**batch()).loss, expected)
     generated = model.generate(batch()["input_ids"][:1], max_new_tokens=3, do_sample=False)
     assert generated.shape == (1, 15)
+
+
+def test_validation_loss_is_that_of_all_response_tokens_for_any_batch_size(tmp_path: Path) -> None:
+    """Rows whose responses differ much in length, in batches of 1, 3 and 8."""
+    rows = [
+        {"prompt": "Ann visits Rome. " * (1 + i % 4), "completion": "Ann " * (30 if i % 3 else 1)}
+        for i in range(24)
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    losses = []
+    for batch_size in (1, 3, 8):
+        recipe = Recipe(
+            model="rosa-tiny",
+            data=str(tmp_path / "rows.json"),
+            output_dir=str(tmp_path / f"run-{batch_size}"),
+            adapter={"r": 2},
+            dls=None,
+            validation=16,
+            learning_rate=1e-12,
+            max_steps=1,
+            save_steps=1,
+            batch_size=batch_size,
+            gradient_accumulation=1,
+            report_to=[],
+        )
+        train(recipe)
+        lines = (tmp_path / f"run-{batch_size}/metrics.jsonl").read_text().splitlines()
+        losses += [
+            record["eval_loss"] for record in map(json.loads, lines) if "eval_loss" in record
+        ]
+    tokenizer = load_tokenizer("rosa-tiny")
+    _, validation = load_tokenized_rows(recipe, tokenizer)
+    total, tokens = 0.0, 0
+    model = load_base_model("rosa-tiny", device="cpu").eval()
+    with torch.no_grad():
+        for row in validation.rows:
+            inputs = {key: torch.tensor(row[key])[None] for key in ("input_ids", "labels")}
+            total += from_all_logits(model, inputs).item()
+            tokens += int((inputs["labels"][:, 1:] != -100).sum())
+    assert losses == pytest.approx([total / tokens] * 3, rel=1e-5)

@@ -130,7 +130,7 @@ def _load(file: Path, dtype: str) -> tuple[Any, Any]:
     try:
         with quiet(), redirect_stderr(StringIO()):  # the reader's progress bar cannot be turned off
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent,
                 gguf_file=file.name,
                 dtype=getattr(torch, dtype),

@@ -20,6 +20,8 @@ from rosa.methods.registry import load_method
 from rosa.models.quantization import Quantization, check_quantization
 
 DEFAULT_METHOD = "rosa"
+# What runs did before a key existed; a run's own recipe.yaml lacks the keys that are newer.
+LEGACY_VALUES: dict[str, Any] = {"group_by_length": False}
 
 
 class UseMethodDefault:
@@ -55,6 +57,8 @@ class Recipe:
         epochs: passes over the data; `max_steps` has precedence.
         max_steps: optimizer steps; `null` leaves it to `epochs`.
         batch_size: rows per micro-step; several processes share the rows of a step.
+        group_by_length: put rows of similar length in a step, in a seeded order, which saves the
+            computation of padding; `false` shuffles without regard to length.
         gradient_accumulation: micro-steps per optimizer step.
         learning_rate: peak of the schedule (AdamW).
         schedule: shape of the learning rate after warm-up.
@@ -88,6 +92,7 @@ class Recipe:
     epochs: float = 1.0
     max_steps: int | None = None
     batch_size: int = 2
+    group_by_length: bool = True
     gradient_accumulation: int = 2
     learning_rate: float = 1e-3
     schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"

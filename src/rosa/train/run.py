@@ -90,6 +90,8 @@ def train(recipe: Recipe, *, resume: bool = False, log: Log = print) -> TrainRes
         log = _discard
     folder = RunFolder(Path(recipe.output_dir))
     run_on_main_process(lambda: folder.check(recipe, resume))
+    if resume:
+        recipe = folder.as_started(recipe)
     # Everything that may be wrong is read before anything is written.
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
     train_set, validation_set = load_tokenized_rows(recipe, tokenizer)

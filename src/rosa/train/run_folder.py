@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import yaml
 
 from rosa.common.files import LOCK_FILE, PARTIAL_SUFFIX, atomic_write, check_writable, fsync_tree
 from rosa.errors import RosaError
-from rosa.train.recipe import Recipe, dump_recipe
+from rosa.train.recipe import LEGACY_VALUES, Recipe, dump_recipe
 from rosa.train.sharded_checkpoint import MOMENTS, SHARDS, is_sharded
 
 WEIGHTS = "adapter_model.safetensors"
@@ -183,6 +183,11 @@ class RunFolder:
                 f"{self.path} to start again"
             ) from None
 
+    def as_started(self, recipe: Recipe) -> Recipe:
+        """`recipe`, where keys that are newer than the run have the value that it trained with."""
+        known = self.read_recipe()
+        return replace(recipe, **{k: v for k, v in LEGACY_VALUES.items() if k not in known})
+
 
 def step_of(checkpoint: Path) -> int:
     """The optimizer step in the name of a checkpoint."""
@@ -190,10 +195,13 @@ def step_of(checkpoint: Path) -> int:
 
 
 def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """The first recipe key whose value changed and matters, as `key (old, now new)`."""
+    """The first recipe key whose value changed and matters, as `key (old, now new)`.
+
+    A key that did not exist yet when `before` was written is no difference.
+    """
     for key, value in now.items():
-        if key not in FREE_KEYS and before.get(key) != value:
-            return _change(key, before.get(key), value)
+        if key not in FREE_KEYS and key in before and before[key] != value:
+            return _change(key, before[key], value)
     return None
 
 

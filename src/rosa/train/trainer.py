@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
+from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from rosa.common.distributed import split_step, world_size
@@ -112,6 +113,8 @@ class GuardedTrainer(SFTTrainer):
         return loss
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
         lengths = [len(ids) for ids in rows["input_ids"]]
         processes, steps = self.accelerator.num_processes, self.args.gradient_accumulation_steps
@@ -134,6 +137,32 @@ class GuardedTrainer(SFTTrainer):
         parts = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
         penalty = orthogonality_loss(tuner) / parts
         return (result[0] + penalty, result[1]) if return_outputs else result + penalty
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[torch.Tensor, None, None]:
+        """The loss of a validation batch; keeps what its rows add to that of the whole set."""
+        inputs = {**self._prepare_inputs(inputs), "use_cache": False}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            scores = model(**inputs, fused_lm_head=True)
+        per_token = (-scores.log_probs, scores.label_mask, scores.is_top1)
+        rows = torch.stack([values.sum(1).float() for values in per_token], dim=1)  # (b, 3)
+        # Without the rows that fill up the last batch where processes share them.
+        self._validated.append(self.accelerator.gather_for_metrics(rows).cpu())
+        return rows[:, 0].sum() / rows[:, 1].sum().clamp(min=1), None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """The validation loss is Σ -log p over all response tokens by their number.
+
+        The mean of the batches' losses, which the Trainer takes, depends on the batch size.
+        """
+        self._validated: list[torch.Tensor] = []
+        output = super().evaluation_loop(*args, **kwargs)
+        loss, tokens, correct = torch.cat(self._validated).double().sum(0).tolist()
+        means = {"loss": loss / max(tokens, 1), "mean_token_accuracy": correct / max(tokens, 1)}
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        of_tokens = {f"{prefix}_{name}": value for name, value in means.items()}
+        return output._replace(metrics={**(output.metrics or {}), **of_tokens})
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         with all_ranks(self.model):
@@ -231,7 +260,8 @@ def build_trainer(
     run: PreparedRun, meter: CostMeter, callbacks: list[TrainerCallback]
 ) -> GuardedTrainer:
     """The trainer with the run's callbacks; layer selection comes before those that report it."""
-    recipe, rows = run.recipe, run.validation_set.rows
+    recipe = run.recipe
+    rows = sorted(run.validation_set.rows, key=lambda row: len(row["input_ids"]))
     selection = [] if recipe.dls is None else [DlsCallback(recipe.dls)]
     allocation = [AdaLoraAllocation()] if adalora_of(run.model) else []
     trainer = GuardedTrainer(
@@ -263,6 +293,7 @@ def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) ->
         max_steps=recipe.max_steps or -1,
         per_device_train_batch_size=share.batch_size,
         per_device_eval_batch_size=recipe.batch_size,
+        train_sampling_strategy="group_by_length" if recipe.group_by_length else "random",
         gradient_accumulation_steps=share.gradient_accumulation,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=recipe.schedule,
