@@ -21,7 +21,6 @@ from rosa.evaluate.folder import EvaluationFolder
 from rosa.evaluate.forgetting import (
     TINY_TEXT,
     PlainText,
-    Window,
     load_text,
     mean_loss,
     measure_forgetting,
@@ -72,18 +71,18 @@ def test_windows_score_every_token_once(
 ) -> None:
     stride = min(stride, window - 1)
     found = windows(length, window, stride, from_first=from_first)
-    scored = [i for w in found for i in range(w.first, w.end)]
+    scored = [i for _, end, first in found for i in range(first, end)]
     assert scored == list(range(0 if from_first else 1, length))
-    assert all(w.end - w.start <= window for w in found)
-    assert all(w.first > w.start for w in found[1:])
+    assert all(end - start <= window for start, end, _ in found)
+    assert all(first > start for start, _, first in found[1:])
     # But for a document's beginning, context is never shorter than the windows' overlap.
-    assert all(w.first - w.start >= window - stride for w in found[1:])
+    assert all(first - start >= window - stride for start, _, first in found[1:])
 
 
 def test_windows_of_a_short_document() -> None:
-    assert windows(3, 512, 256) == [Window(0, 3, 1)]
+    assert windows(3, 512, 256) == [(0, 3, 1)]
     assert windows(1, 512, 256) == []
-    assert windows(1, 512, 256, from_first=True) == [Window(0, 1, 0)]
+    assert windows(1, 512, 256, from_first=True) == [(0, 1, 0)]
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from rosa.assets import ASSETS
 from rosa.data.json_rows import read_text
 from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError
-from rosa.evaluate.generation import longest_first_batches
+from rosa.evaluate.generation import eval_mode, longest_first_batches
 from rosa.models.loading import resolve_name
 
 TINY_TEXT = ASSETS / "tiny-data" / "held-out.txt"
@@ -62,29 +62,22 @@ class Forgetting:
         )
 
 
-@dataclass(frozen=True)
-class Window:
-    """Tokens `start` to `end` of a document, scored from token `first` on."""
-
-    start: int
-    end: int
-    first: int
-
-
-def windows(length: int, window: int, stride: int, *, from_first: bool = False) -> list[Window]:
-    """Windows over a document of `length` tokens that together score each token once.
+def windows(
+    length: int, window: int, stride: int, *, from_first: bool = False
+) -> list[tuple[int, int, int]]:
+    """(start, end, first scored token) of windows over `length` tokens that score each token once.
 
     The first token is scored only with `from_first`, where a special token precedes it.
 
     >>> windows(6, window=4, stride=2)
-    [Window(start=0, end=4, first=1), Window(start=2, end=6, first=4)]
+    [(0, 4, 1), (2, 6, 4)]
     """
-    found: list[Window] = []
+    found = []
     scored = 0 if from_first else 1
     for start in range(0, length, stride):
         end = min(start + window, length)
         if end > scored:
-            found.append(Window(start, end, scored))
+            found.append((start, end, scored))
             scored = end
         if end == length:
             break
@@ -142,76 +135,49 @@ def scored_pieces(
 
     Every window begins with the tokenizer's beginning-of-text token, if it adds one.
     """
-    begin = _bos(tokenizer)
+    begin = [tokenizer.bos_token_id]
+    if encode_prompts(tokenizer, ["a"])[0][:1] != begin:
+        begin = []
     pieces = []
-    for document in text.documents:
-        ids = encode_prompts(tokenizer, [document])[0][len(begin) :]
-        for part in windows(len(ids), window - len(begin), stride, from_first=bool(begin)):
-            pieces.append(
-                (begin + ids[part.start : part.end], len(begin) + part.first - part.start)
-            )
+    for ids in encode_prompts(tokenizer, text.documents):
+        ids = ids[len(begin) :]
+        for start, end, first in windows(
+            len(ids), window - len(begin), stride, from_first=bool(begin)
+        ):
+            pieces.append((begin + ids[start:end], len(begin) + first - start))
     if not pieces:
         raise RosaError(f"the text {text.name} has no document of two tokens; choose another text")
     return pieces
 
 
-def _bos(tokenizer: Any) -> list[int]:
-    """The beginning-of-text token, if the tokenizer adds one to every text."""
-    ids = encode_prompts(tokenizer, ["a"])[0]
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and ids[:1] == [bos] else []
-
-
 def mean_loss(model: Any, pieces: Sequence[tuple[list[int], int]], batch_size: int) -> float:
-    """Mean loss in nats over the scored tokens of all pieces, accumulated in float64."""
+    """Mean loss in nats over the scored tokens of all pieces, in float32, summed in float64."""
     import torch
+    from torch.nn.functional import cross_entropy
+    from torch.nn.utils.rnn import pad_sequence
 
     total, count = 0.0, 0
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for ids, mask, targets in padded_batches(pieces, batch_size):
-                losses = token_losses(model, ids, mask, targets)
-                total += losses.double().sum().item()
-                count += int((targets != -100).sum())
-    finally:
-        model.train(was_training)
+    for batch in longest_first_batches([len(ids) for ids, _ in pieces], batch_size):
+        rows = [torch.tensor(pieces[i][0]) for i in batch]
+        scored = [row.clone() for row in rows]
+        for row, i in zip(scored, batch, strict=True):
+            row[: pieces[i][1]] = -100
+        ids = pad_sequence(rows, batch_first=True).to(model.device)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(ids.device)
+        targets = pad_sequence(scored, batch_first=True, padding_value=-100)[:, 1:]
+        with eval_mode(model), torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=mask).logits
+        # Prompt tuning prepends virtual tokens to the text.
+        logits = logits[:, -ids.shape[1] :][:, :-1].flatten(0, 1).float()
+        losses = cross_entropy(logits, targets.flatten().to(logits.device), reduction="none")
+        total += losses.double().sum().item()
+        count += int((targets != -100).sum())
     if not math.isfinite(total):
         raise RosaError(
             "the model's loss on the text is not a finite number: its weights or the adapter's are "
             "damaged, or overflow in this precision (try --dtype float32)"
         )
     return total / count
-
-
-def padded_batches(
-    pieces: Sequence[tuple[list[int], int]], batch_size: int
-) -> Iterator[tuple[Any, Any, Any]]:
-    """Ids, attention mask and targets (-100 where not scored) of pieces of similar length."""
-    import torch
-
-    for batch in longest_first_batches([len(ids) for ids, _ in pieces], batch_size):
-        width = len(pieces[batch[0]][0])
-        ids = torch.zeros(len(batch), width, dtype=torch.long)
-        mask, targets = torch.zeros_like(ids), torch.full_like(ids, -100)
-        for row, i in enumerate(batch):
-            piece, first = torch.tensor(pieces[i][0]), pieces[i][1]
-            ids[row, : len(piece)], mask[row, : len(piece)] = piece, 1
-            targets[row, first : len(piece)] = piece[first:]
-        yield ids, mask, targets
-
-
-def token_losses(model: Any, ids: Any, mask: Any, targets: Any) -> Any:
-    """The loss of each target given the tokens before it, in float32; 0 where not scored."""
-    from torch.nn.functional import cross_entropy
-
-    output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
-    # Prompt tuning prepends virtual tokens to the text.
-    logits = output.logits[:, -ids.shape[1] :][:, :-1].float()
-    return cross_entropy(
-        logits.flatten(0, 1), targets[:, 1:].flatten().to(logits.device), reduction="none"
-    )
 
 
 def load_text(base: str, name: str | None = None) -> PlainText:

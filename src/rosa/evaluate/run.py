@@ -24,6 +24,7 @@ from rosa.evaluate.folder import EvaluationFolder
 from rosa.evaluate.forgetting import load_text, measure_forgetting
 from rosa.evaluate.generation import (
     Response,
+    eval_mode,
     generate,
     longest_first_batches,
     padding_share,
@@ -149,7 +150,7 @@ def evaluate(
         folder.claim(settings, {r.task.name: fingerprint(r.task, r.examples) for r in requests})
     scorer = _Scorer(model, tokenizer, options, folder)
     with folder.in_use() if folder else contextlib.nullcontext():
-        with quiet(), _evaluating(model), _progress_bar(requests, progress) as report:
+        with quiet(), eval_mode(model), _progress_bar(requests, progress) as report:
             scores = [scorer.score(r, report) for r in requests]
         settings |= {"batch_size": options.batch_size, **scorer.speed()}
         settings["padding_percent"] = scorer.padding
@@ -264,16 +265,6 @@ def _write_line(file: TextIO | None, record: dict[str, Any]) -> None:
     if file is not None:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
         file.flush()
-
-
-@contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 @contextlib.contextmanager
