@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rosa.common.files import LOCK_FILE, atomic_write, lock_folder, translate_disk_errors
 from rosa.errors import RosaError
@@ -53,7 +53,7 @@ class EvaluationFolder:
                     f"{self.path} holds answers to other questions of the task {name} (its data, "
                     "rules or sample changed); choose another folder with --out"
                 )
-        self._write_json("run.json", {**run, "tasks": {**known, **tasks}})
+        self.write_json("run.json", {**run, "tasks": {**known, **tasks}})
 
     def write_forgetting(self, result: Forgetting, run: Mapping[str, Any]) -> None:
         """Write `forgetting.json`; `run` is the model's identity (`rosa.models.identity`).
@@ -62,27 +62,43 @@ class EvaluationFolder:
         """
         before = self._read_run()
         self._compare({key: before[key] for key in run if key in before}, run if before else {})
-        self._write_json(FORGETTING, {**asdict(result), **run})
+        self.write_json(FORGETTING, {**asdict(result), **run})
 
-    def _read_run(self) -> dict[str, Any]:
-        file = self.path / "run.json"
-        if self.path.exists() and not self.path.is_dir():
-            raise RosaError(f"{self.path} is a file; choose a folder with --out")
-        if not file.is_file():
-            ours = (LOCK_FILE, FORGETTING)
-            if self.path.is_dir() and any(f.name not in ours for f in self.path.iterdir()):
-                raise RosaError(
-                    f"{self.path} is not empty and holds no evaluation; choose another folder with "
-                    "--out"
-                )
-            return {}
+    def read_json(self, name: str) -> dict[str, Any]:
+        """`run.json` or `results.json`."""
+        file = self.path / name
         try:
-            before = json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RosaError(
+                f"there is no {name} in {self.path}; give the folder of a finished evaluation"
+            ) from None
         except (OSError, ValueError) as error:
             raise RosaError(f"cannot read {file} ({error}); choose another folder") from None
-        if not isinstance(before, dict):
-            raise RosaError(f"{file} is not a JSON object; choose another folder with --out")
-        return before
+        if not isinstance(content, dict):
+            raise RosaError(f"{file} is not a JSON object; choose another folder")
+        return content
+
+    def write_json(self, name: str, content: Mapping[str, Any], default: Any = None) -> None:
+        """Write a JSON file, and the folder if it is missing; `default` is that of `json.dumps`."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(content, indent=2, ensure_ascii=False, default=default) + "\n"
+            atomic_write(self.path / name, text)
+        except OSError as error:
+            raise RosaError(f"cannot write to {self.path}: {error.strerror or error}") from None
+
+    def _read_run(self) -> dict[str, Any]:
+        if self.path.exists() and not self.path.is_dir():
+            raise RosaError(f"{self.path} is a file; choose a folder with --out")
+        if (self.path / "run.json").is_file():
+            return self.read_json("run.json")
+        if self.path.is_dir() and {f.name for f in self.path.iterdir()} - {LOCK_FILE, FORGETTING}:
+            raise RosaError(
+                f"{self.path} is not empty and holds no evaluation; choose another folder with "
+                "--out"
+            )
+        return {}
 
     def _compare(self, before: Mapping[str, Any], run: Mapping[str, Any]) -> None:
         for key in [*run, *before]:
@@ -93,45 +109,41 @@ class EvaluationFolder:
                     "another folder with --out"
                 )
 
-    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-            atomic_write(self.path / name, text)
-        except OSError as error:
-            raise RosaError(f"cannot write to {self.path}: {error.strerror or error}") from None
-
-    def read_lines(self, task: str) -> dict[int, dict[str, Any]]:
-        """The finished examples of `task`, by index; a partly written last line is removed."""
+    def read_answers(self, task: str) -> dict[int, dict[str, Any]]:
+        """The answered examples of `task`, by index; a partly written last line is removed."""
         file = self.path / f"{task}.jsonl"
         if not file.is_file():
             return {}
         content = file.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with file.open("r+b") as torn:
-                torn.truncate(len(whole))
-        done: dict[int, dict[str, Any]] = {}
-        for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], 1):
+        complete = content[: content.rfind(b"\n") + 1]
+        if len(complete) < len(content):
+            with file.open("r+b") as stream:
+                stream.truncate(len(complete))
+        answers: dict[int, dict[str, Any]] = {}
+        for number, line in enumerate(complete.decode("utf-8").split("\n")[:-1], 1):
             try:
                 record = json.loads(line)
-                done[record["index"]] = record
+                answers[record["index"]] = record
             except (ValueError, KeyError, TypeError):
                 raise RosaError(
                     f"{file}, row {number} is damaged; delete that line to ask its example again"
                 ) from None
-        return done
+        return answers
 
-    def open(self, task: str) -> TextIO:
-        """The task's file, to append lines to."""
-        return (self.path / f"{task}.jsonl").open("a", encoding="utf-8", newline="\n")
+    def append_answers(self, task: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Add lines to the task's file."""
+        with (self.path / f"{task}.jsonl").open("a", encoding="utf-8", newline="\n") as stream:
+            stream.write(_lines(records))
 
-    def write_lines(self, task: str, records: Iterable[Mapping[str, Any]]) -> None:
+    def write_answers(self, task: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Write the task's complete file."""
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        atomic_write(self.path / f"{task}.jsonl", "".join(lines))
+        atomic_write(self.path / f"{task}.jsonl", _lines(records))
 
     def write_results(self, results: Results) -> None:
         """Write `results.json` and `results.md`."""
-        self._write_json("results.json", results.to_json())
+        self.write_json("results.json", results.to_json())
         atomic_write(self.path / "results.md", results.markdown())
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

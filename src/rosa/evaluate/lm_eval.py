@@ -5,10 +5,8 @@ results = run_lm_eval(loaded, find_tasks(["arc_easy"]))
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 from rosa.common.tables.model import Block, Cell, Column, Row, Table
 from rosa.data.prompts import check_chat_template
 from rosa.errors import RosaError, did_you_mean
+from rosa.evaluate.folder import EvaluationFolder
 from rosa.models.loading import Loaded, quiet
 
 COLUMNS = (Column("shots"), Column("metric"), Column("value", 4))
@@ -86,7 +85,10 @@ def run_lm_eval(
 
     if chat:
         check_chat_template(loaded.tokenizer)
-    with quiet(), _quiet_lm_eval():
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    # It warns of every model that is not a name.
+    logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
+    with quiet():
         model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
         try:
             results = lm_eval.simple_evaluate(
@@ -106,35 +108,14 @@ def run_lm_eval(
     return dict(results)
 
 
-@contextmanager
-def _quiet_lm_eval() -> Iterator[None]:
-    """Hides lm-eval's info messages; warnings about a task stay."""
-    # The second one warns of every model that is not a name.
-    levels = {"lm_eval": logging.WARNING, "lm_eval.models.huggingface": logging.ERROR}
-    before = {name: logging.getLogger(name).level for name in levels}
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-    try:
-        yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
-
-
 def write_results(results: dict[str, Any], folder: Path, run: dict[str, Any]) -> Path:
     """Write lm-eval's JSON to `folder`, with `run` (the model's identity) under "rosa"."""
     from lm_eval.utils import handle_non_serializable
 
-    file = folder / f"results_{datetime.now():%Y-%m-%dT%H-%M-%S}.json"
-    content = json.dumps(
-        {**results, "rosa": run}, indent=2, ensure_ascii=False, default=handle_non_serializable
-    )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(content + "\n", encoding="utf-8")
-    except OSError as error:
-        raise RosaError(f"cannot write {file}: {error.strerror or error}") from None
-    return file
+    name = f"results_{datetime.now():%Y-%m-%dT%H-%M-%S}.json"
+    content = {**results, "rosa": run}
+    EvaluationFolder(folder).write_json(name, content, default=handle_non_serializable)
+    return folder / name
 
 
 def results_table(results: dict[str, Any]) -> Table:

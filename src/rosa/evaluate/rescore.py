@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,6 @@ from rosa.evaluate.folder import EvaluationFolder
 from rosa.evaluate.requests import protocol_note
 from rosa.evaluate.results import Results, TaskScore
 from rosa.evaluate.tasks import Task, built_in_tasks, resolve_tasks
-
-Record = dict[str, Any]
 
 
 def rescore(
@@ -33,11 +29,12 @@ def rescore(
     if protocol not in PROTOCOLS:
         raise RosaError(f"unknown protocol {protocol!r}; choose from {', '.join(PROTOCOLS)}")
     source, target = EvaluationFolder(Path(folder)), EvaluationFolder(Path(out))
-    run, before = (_read(source.path / name) for name in ("run.json", "results.json"))
+    run, before = map(source.read_json, ("run.json", "results.json"))
     if run.get("protocol") == protocol:
         raise RosaError(f"{folder} is already scored by the protocol {protocol}; choose another")
     known = built_in_tasks() | {task.name: task for task in (resolve_tasks(tasks) if tasks else ())}
-    rescored = {}
+    rescored: dict[str, list[dict[str, Any]]] = {}
+    scores = []
     for entry in before["tasks"]:
         if entry["name"] not in known:
             raise RosaError(
@@ -45,32 +42,22 @@ def rescore(
             )
         task = known[entry["name"]]
         _check_not_cut(task, run, source.path)
-        records = list(source.read_lines(task.name).values())
+        records = list(source.read_answers(task.name).values())
         if len(records) != entry["scored"]:
             raise RosaError(
                 f"{folder} has {len(records)} answers to {task.name} where its results count "
                 f"{entry['scored']}; run the same `rosa evaluate` again first"
             )
         rescored[task.name] = [task.judged(record, protocol) for record in records]
+        scores.append(task.score(rescored[task.name], entry["rows"]))
     hashes = {name: run["tasks"][name] for name in rescored}
     target.claim({**_without(run, "tasks"), "protocol": protocol, "full_responses": True}, hashes)
-    results = _results(before, rescored, protocol)
+    results = _results(before, scores, protocol)
     with target.in_use():
         for name, records in rescored.items():
-            target.write_lines(name, records)
+            target.write_answers(name, records)
         target.write_results(results)
     return results
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RosaError(
-            f"there is no {file.name} in {file.parent}; give the folder of a finished evaluation"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise RosaError(f"cannot read {file} ({error}); run `rosa evaluate` again") from None
 
 
 def _check_not_cut(task: Task, run: dict[str, Any], folder: Path) -> None:
@@ -82,26 +69,14 @@ def _check_not_cut(task: Task, run: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _results(before: dict[str, Any], rescored: dict[str, list[Record]], protocol: str) -> Results:
-    """The old results with new counts, without what they say about speed."""
-    scores = [_score(entry, rescored[entry["name"]]) for entry in before["tasks"]]
+def _results(before: dict[str, Any], scores: list[TaskScore], protocol: str) -> Results:
+    """The old settings and notes with new scores, without what they say about speed."""
     settings = _without(before["settings"], "tokens_per_second", "tokens_per_response")
     settings |= {"protocol": protocol, "full_responses": True}
     # Footnotes that follow from the scores are computed again; the others are kept.
     old = {protocol_note(before["settings"]["protocol"]), *Results(scores, settings).footnotes()}
     kept = [note for note in before["notes"] if note not in old]
     return Results(scores, settings, [protocol_note(protocol), *kept])
-
-
-def _score(entry: dict[str, Any], records: Sequence[Record]) -> TaskScore:
-    names = {field.name for field in fields(TaskScore)}
-    score = TaskScore(**{key: value for key, value in entry.items() if key in names})
-    return replace(
-        score,
-        seen_in_training=tuple(score.seen_in_training),
-        correct=sum(record["correct"] for record in records),
-        unparsable=sum(record["prediction"] is None for record in records),
-    )
 
 
 def _without(values: dict[str, Any], *keys: str) -> dict[str, Any]:

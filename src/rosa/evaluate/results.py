@@ -62,8 +62,13 @@ class Results:
     @property
     def averages(self) -> list[Average]:
         """One entry per suite, in the order of the scores."""
-        suites = dict.fromkeys(score.suite for score in self.scores)
-        return [_average(s, [x for x in self.scores if x.suite == s]) for s in suites]
+        averages = []
+        for suite in dict.fromkeys(score.suite for score in self.scores):
+            scores = [score for score in self.scores if score.suite == suite]
+            accuracies = [score.accuracy for score in scores]
+            micro = micro_average(accuracies, [score.scored for score in scores])
+            averages.append(Average(suite, micro, sum(accuracies) / len(accuracies)))
+        return averages
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `results.json`."""
@@ -123,9 +128,3 @@ class Results:
 def micro_average(accuracies: Sequence[float], sizes: Sequence[int]) -> float:
     """Accuracy over all examples: each task's accuracy weighted by its size."""
     return sum(a * n for a, n in zip(accuracies, sizes, strict=True)) / sum(sizes)
-
-
-def _average(suite: str, scores: Sequence[TaskScore]) -> Average:
-    accuracies = [score.accuracy for score in scores]
-    micro = micro_average(accuracies, [score.scored for score in scores])
-    return Average(suite, micro, sum(accuracies) / len(accuracies))

@@ -10,12 +10,11 @@ uninterrupted one: batches are formed from the whole task, never from the exampl
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rosa.data.prompts import NEXT_EXAMPLE
 from rosa.data.tokenization import encode_prompts
@@ -53,19 +52,19 @@ def run_evaluation(
 
     Args:
         model: hub id or folder of a model or adapter, or `rosa-tiny`.
-        tasks: names, groups, YAML files or `Task`s; may be empty if forgetting is measured.
+        tasks: as for `evaluate`; may be empty if forgetting is measured.
         options: how to ask and score.
-        out: folder for answers and results, resumed if it holds this run; None writes no files.
+        out: folder for all results; None writes no files.
         load_options: keyword arguments of `rosa.models.loading.load` (dtype, device, ...).
         log: called with each line of output.
-        progress: show a progress bar.
+        progress: show a progress bar with tokens per second.
 
     Returns:
         The scores; None without tasks.
 
     Raises:
-        RosaError: bad options, tasks or data, all found before the model is loaded; a model that
-            cannot be loaded; or a folder that holds another run.
+        RosaError: as `evaluate`, or a model that cannot be loaded. Options, tasks and data are
+            checked before it is.
     """
     options.check()
     if not (tasks or options.forgetting):
@@ -178,9 +177,9 @@ class _Scorer:
     padding: dict[str, float] = field(default_factory=dict)  # percent of each task's prompt tokens
 
     def score(self, requests: TaskRequests, report: Report) -> TaskScore:
-        task, examples = requests.task, requests.examples
-        done = self.folder.read_lines(task.name) if self.folder else {}
-        report(task.title, len(done), self.rate)
+        task, examples, folder = requests.task, requests.examples, self.folder
+        answers = folder.read_answers(task.name) if folder else {}
+        report(task.title, len(answers), self.rate)
         # A chat template contains the special tokens.
         prompts = encode_prompts(
             self.tokenizer, [e.prompt for e in examples], add_special_tokens=task.prompt != "chat"
@@ -189,20 +188,22 @@ class _Scorer:
         lengths = [len(prompt) for prompt in prompts]
         batches = longest_first_batches(lengths, self.options.batch_size)
         self.padding[task.name] = round(100 * padding_share(lengths, batches), 1)
-        with self.folder.open(task.name) if self.folder else contextlib.nullcontext() as file:
-            for batch in batches:
-                missing = [i for i in batch if examples[i].index not in done]
-                if not missing:
-                    continue
-                # The whole batch again: padding, and so rounding, is as in an uninterrupted run.
-                responses = self._generate([prompts[i] for i in batch], requests)
-                for i in missing:
-                    text = responses[batch.index(i)].text
-                    record = task.record(examples[i], text, self.options.protocol)
-                    done[record["index"]] = record
-                    _write_line(file, record)
-                report(task.title, len(missing), self.rate)
-        return task_score(requests, list(done.values()))
+        for batch in batches:
+            missing = [i for i in batch if examples[i].index not in answers]
+            if not missing:
+                continue
+            # The complete batch again: padding, and so rounding, is as in an uninterrupted run.
+            responses = self._generate([prompts[i] for i in batch], requests)
+            new = [
+                task.record(examples[i], response.text, self.options.protocol)
+                for i, response in zip(batch, responses, strict=True)
+                if i in missing
+            ]
+            if folder:
+                folder.append_answers(task.name, new)
+            answers |= {record["index"]: record for record in new}
+            report(task.title, len(missing), self.rate)
+        return task.score(list(answers.values()), requests.rows)
 
     def _generate(self, prompts: list[list[int]], requests: TaskRequests) -> list[Response]:
         task, options = requests.task, self.options
@@ -243,28 +244,6 @@ class _Scorer:
             return {}
         mean = self.tokens / self.responses
         return {"tokens_per_second": round(self.rate, 1), "tokens_per_response": round(mean, 2)}
-
-
-def task_score(requests: TaskRequests, records: Sequence[Mapping[str, Any]]) -> TaskScore:
-    """The score of one task from the records of its examples."""
-    task = requests.task
-    return TaskScore(
-        name=task.name,
-        title=task.title,
-        suite=task.suite,
-        correct=sum(record["correct"] for record in records),
-        scored=len(records),
-        unparsable=sum(record["prediction"] is None for record in records),
-        rows=requests.rows,
-        size=task.size,
-        seen_in_training=task.seen_in_training,
-    )
-
-
-def _write_line(file: TextIO | None, record: dict[str, Any]) -> None:
-    if file is not None:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        file.flush()
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ from rosa.data.json_rows import read_rows, text_field
 from rosa.data.prompts import PROMPTS, Question, chat_turns, render
 from rosa.errors import RosaError, did_you_mean
 from rosa.evaluate.answers import FILTERS, PROTOCOLS, PUBLISHED
+from rosa.evaluate.results import TaskScore
 
 TASKS = Path(__file__).resolve().parent / "task_files"
 PAPER_ORDER = (
     *("boolq", "piqa", "social_i_qa", "ARC-Challenge", "ARC-Easy", "openbookqa", "hellaswag"),
     *("winogrande", "MultiArith", "gsm8k", "AddSub", "AQuA", "SingleEq", "SVAMP", "mawps"),
 )
-SUITES = ("commonsense", "arithmetic", "toy")
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,20 @@ class Task:
         correct = self.is_correct(prediction, record["label"])
         return {**record, "prediction": prediction, "correct": correct}
 
+    def score(self, records: Sequence[Mapping[str, Any]], rows: int) -> TaskScore:
+        """The score of `records`, from a test set of `rows` rows."""
+        return TaskScore(
+            name=self.name,
+            title=self.title,
+            suite=self.suite,
+            correct=sum(record["correct"] for record in records),
+            scored=len(records),
+            unparsable=sum(record["prediction"] is None for record in records),
+            rows=rows,
+            size=self.size,
+            seen_in_training=self.seen_in_training,
+        )
+
     def is_correct(self, answer: str | None, label: str) -> bool:
         """Whether a parsed answer is the label; no answer never is."""
         return answer is not None and FILTERS[self.filter].equal(answer, label)
@@ -141,31 +155,26 @@ def resolve_tasks(names: Iterable[str | Task]) -> list[Task]:
             if found.setdefault(task.name, task) != task:
                 raise RosaError(f"two different tasks have the name {task.name!r}; rename one")
     if not found:
-        raise RosaError(f"no tasks given; choose from {_known()}")
+        raise RosaError(f"no tasks given; choose from {', '.join(built_in_tasks())}")
     return list(found.values())
 
 
 def _expand(name: str) -> list[Task]:
+    if name.endswith((".yaml", ".yml")):
+        return [read_task(Path(name))]
     tasks = built_in_tasks().values()
-    if name == "all":
-        return [t for t in tasks if t.suite != "toy"]
-    if name in SUITES:
-        return [t for t in tasks if t.suite == name]
-    return [load_task(name)]
-
-
-def _known() -> str:
-    return f"{', '.join(built_in_tasks())}; groups: {', '.join(SUITES)}, all"
+    found = [t for t in tasks if name in (t.name, t.suite) or (name == "all" and t.suite != "toy")]
+    if not found:
+        known = [*built_in_tasks(), *dict.fromkeys(t.suite for t in tasks), "all"]
+        hint = did_you_mean(name, known)
+        raise RosaError(f"there is no task {name!r}{hint}; choose from {', '.join(known)}")
+    return found
 
 
 def load_task(name: str) -> Task:
-    """The built-in benchmark `name`, or the one in the YAML file `name`."""
-    if name.endswith((".yaml", ".yml")):
-        return read_task(Path(name))
-    if name not in built_in_tasks():
-        hint = did_you_mean(name, [*built_in_tasks(), *SUITES, "all"])
-        raise RosaError(f"there is no task {name!r}{hint}; choose from {_known()}")
-    return built_in_tasks()[name]
+    """The built-in task `name`, or the one in the YAML file `name`."""
+    (task,) = resolve_tasks([name])
+    return task
 
 
 def read_task(path: Path) -> Task:
