@@ -93,7 +93,7 @@ def test_a_damaged_answer_is_named(tmp_path: Path) -> None:
     study = rich_study(tmp_path, train_sets={"commonsense": ["boolq"]}, seeds=[1], examples=4)
     file = study.folder / study.runs[0].folder / "evaluation" / "boolq.jsonl"
     file.write_text(file.read_text() + '{"index": 4}\n')
-    with pytest.raises(RosaError, match=r"boolq\.jsonl, row 5 is no answer"):
+    with pytest.raises(RosaError, match=r"boolq\.jsonl, row 5 is not an answer"):
         render(study)
 
 

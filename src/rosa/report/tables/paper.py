@@ -97,68 +97,60 @@ def _plain(model: str) -> str:
 def _scores_table(key: str, content: dict[str, Any]) -> Table:
     tasks = [built_in_tasks()[name] for name in content["tasks"]]
     sizes = [task.size for task in tasks]
-    columns = (
-        Column("# Param (%)", 3),
-        *(Column(task.title) for task in tasks),
-        Column("Micro avg. (%)"),
-        Column("Recomp. (%)"),
-    )
+    micro, again = Column("Micro avg. (%)"), Column("Recomp. (%)")
+    columns = [Column("# Param (%)", 3), *(Column(task.title) for task in tasks), micro, again]
     blocks, total, differing = [], 0, []
     for block in content["models"]:
         rows = []
         for row in block["rows"]:
-            micro = micro_average(row["accuracies"], sizes)
+            recomputed = micro_average(row["accuracies"], sizes)
             total += 1
-            if columns[-1].shown(micro) != columns[-1].shown(row["micro"]):
-                differing.append(f"{row['title']} ({block['model']}) {micro:.2f}")
+            if again.shown(recomputed) != micro.shown(row["micro"]):
+                differing.append(f"{row['title']} ({block['model']}) {recomputed:.2f}")
             cells = [Cell(row["percent"]), *map(Cell, row["accuracies"])]
-            cells += [Cell(row["micro"], star=row.get("star", False)), Cell(micro)]
+            cells += [Cell(row["micro"], star=row.get("star", False)), Cell(recomputed)]
             rows.append(Row(row["title"], tuple(cells)))
-        blocks.append(Block(block["model"], tuple(ranked(rows, columns, range(1, len(tasks) + 2)))))
-    return Table(
-        name=f"paper-{key}",
-        title=content["caption"],
-        head="Method",
-        columns=columns,
-        blocks=tuple(blocks),
-        notes=(
-            f"Trained on {content['trained_on']}. Accuracy in percent, as printed.",
-            _STAR_NOTE,
-            _recomputed(total, differing),
-        ),
-        ranking=RANKING,
-        names_models=len(blocks) > 1,
-    )
-
-
-def _recomputed(total: int, differing: Sequence[str]) -> str:
-    told = (
+        blocks.append((block["model"], rows))
+    notes = [
+        f"Trained on {content['trained_on']}. Accuracy in percent, as printed.",
+        _STAR_NOTE,
         "Recomp.: the mean over all examples, from the printed accuracies and the sizes of the "
-        f"tests. It prints as the paper's in {total - len(differing)} of {total} rows"
-    )
-    if not differing:
-        return told + "."
-    return f"{told}; accuracies rounded before printing explain {', '.join(differing)}."
+        f"tests. It prints as the paper's in {total - len(differing)} of {total} rows",
+    ]
+    rounding = "; accuracies rounded before printing explain " + ", ".join(differing)
+    notes[-1] += f"{rounding if differing else ''}."
+    return _table(key, content["caption"], "Method", columns, blocks, notes)
 
 
 def _sizes_table(content: dict[str, Any]) -> Table:
-    columns = tuple(map(Column, content["models"]))
+    columns = list(map(Column, content["models"]))
     rows = [Row(row["title"], tuple(map(Cell, row["micro"]))) for row in content["rows"]]
-    blocks = (Block("", tuple(ranked(rows, columns, range(len(columns))))),)
-    return Table(
-        "paper-table2", content["caption"], "Method", columns, blocks, (_PRINTED,), RANKING
-    )
+    return _table("table2", content["caption"], "Method", columns, [("", rows)], [_PRINTED])
 
 
 def _ablation_tables(content: dict[str, Any]) -> list[Table]:
-    columns = (Column("Micro avg. (%)"),)
     tables = []
     for kind, head in (("ablation", "Variant"), ("k_ratio", "k_ratio")):
-        rows = [
-            Row(row["title"] if "title" in row else f"{row[kind]:.2f}", (Cell(row["micro"]),))
-            for row in content[kind]
-        ]
-        blocks = (Block(content["model"], tuple(ranked(rows, columns, [0]))),)
-        name, title = f"paper-table4-{kind}", f"{content['caption']}: {kind}"
-        tables.append(Table(name, title, head, columns, blocks, (_PRINTED,), RANKING))
+        labels = [row["title"] if "title" in row else f"{row[kind]:.2f}" for row in content[kind]]
+        cells = [(Cell(row["micro"]),) for row in content[kind]]
+        blocks = [(content["model"], list(map(Row, labels, cells)))]
+        title, columns = f"{content['caption']}: {kind}", [Column("Micro avg. (%)")]
+        tables.append(_table(f"table4-{kind}", title, head, columns, blocks, [_PRINTED]))
     return tables
+
+
+def _table(
+    name: str,
+    title: str,
+    head: str,
+    columns: list[Column],
+    blocks: list[tuple[str, list[Row]]],
+    notes: list[str],
+) -> Table:
+    """A table of the paper, its best and second best marked; shares of parameters are no scores."""
+    scores = [i for i, c in enumerate(columns) if c.title not in ("# Param (%)", "Recomp. (%)")]
+    ready = tuple(Block(model, tuple(ranked(rows, columns, scores))) for model, rows in blocks)
+    names_models = len(blocks) > 1
+    return Table(
+        f"paper-{name}", title, head, tuple(columns), ready, tuple(notes), RANKING, names_models
+    )

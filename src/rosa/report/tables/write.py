@@ -9,6 +9,7 @@ from pathlib import Path
 from rosa.common.files import atomic_write
 from rosa.common.tables.model import Table
 from rosa.common.tables.render import FORMATS
+from rosa.compare.plan import folder_name
 from rosa.compare.results import StudyResults
 from rosa.report.tables import differences, paper
 from rosa.report.tables.build import average_table, difference_table, main_table
@@ -28,7 +29,7 @@ def write_tables(
     A study without a finished run has no tables. Files of earlier calls are replaced.
 
     Raises:
-        RosaError: the options name a method that the study has not, or a file is damaged.
+        RosaError: the options name a method that the study does not have, or a file is damaged.
     """
     options = options or TableOptions()
     found = sections(study, options)
@@ -61,16 +62,10 @@ def save(tables: Sequence[Table], folder: Path, formats: Iterable[str]) -> list[
     files = []
     for table in tables:
         for name in formats:
-            ending, render = FORMATS[name]
-            files.append(_replace(folder / (file_name(table.name) + ending), render(table)))
+            suffix, render = FORMATS[name]
+            file = folder / (folder_name(table.name.replace("/", "-")) + suffix)
+            files.append(_replace(file, render(table)))
     return files
-
-
-def file_name(name: str) -> str:
-    """A table's name as a file's; training sets may be called anything."""
-    from rosa.compare.plan import folder_name
-
-    return folder_name(name.replace("/", "-"))
 
 
 def _replace(file: Path, content: str) -> Path:
