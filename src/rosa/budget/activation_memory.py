@@ -116,7 +116,7 @@ class AdapterSpec:
 
     @property
     def peft_config(self) -> str:
-        """The class name of its PEFT config; empty without a method."""
+        """The class name of the method's PEFT config; empty without a method."""
         return load_method(self.method).peft_config if self.method else ""
 
     @property
@@ -138,23 +138,14 @@ class AdapterSpec:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What goes through the model at a time, and how.
-
-    Attributes:
-        rows: rows of the micro-batch.
-        length: its longest row, in tokens; the others are padded to it.
-        dtype_bytes: bytes per element of the model.
-        padded: whether rows differ in length.
-        eager: attention without a fused kernel.
-        gradient_checkpointing: layers are recomputed in the backward pass.
-    """
+    """What goes through the model at a time, and how."""
 
     rows: int
-    length: int
-    dtype_bytes: int = 2
-    padded: bool = True
-    eager: bool = False
-    gradient_checkpointing: bool = False
+    length: int  # of the longest row, in tokens; the others are padded to it
+    dtype_bytes: int = 2  # per element of the model
+    padded: bool = True  # rows differ in length
+    eager: bool = False  # attention without a fused kernel
+    gradient_checkpointing: bool = False  # layers are recomputed in the backward pass
 
     @property
     def tokens(self) -> int:
@@ -217,36 +208,25 @@ def _attention_bytes(shape: DecoderShape, batch: MicroBatch) -> int:
 
 def _adapter_bytes(shape: DecoderShape, adapter: AdapterSpec, batch: MicroBatch) -> float:
     """What the method keeps on top of the frozen layer, its norms left out."""
+    e, arguments = batch.dtype_bytes, adapter.arguments
     if adapter.method is None or adapter.peft_config == "LNTuningConfig":
         return 0.0
     if adapter.is_rosa:
-        return _roae_bytes(shape, adapter, batch)
-    inputs, arguments = _adapted_inputs(shape, adapter), adapter.arguments
-    kept = _input_width(inputs, shape, batch)
-    if adapter.peft_config != "LoraConfig" or arguments.get("use_dora"):
-        return batch.dtype_bytes * KEPT.get(load_method(adapter.method).name, 1.0) * kept
-    return batch.dtype_bytes * (kept + len(inputs) * arguments.get("r", 8))
-
-
-def _roae_bytes(shape: DecoderShape, adapter: AdapterSpec, batch: MicroBatch) -> int:
-    """Of RoAE in one layer, per token."""
-    low_rank = adapter.arguments.get("projection", "low_rank") == "low_rank"
-    rank = adapter.arguments.get("r", 128) if low_rank else 0
-    queries, keys = low_frequency_width(shape, adapter)
-    of_keys = keys if shape.kv_heads != shape.heads else 0
-    signal = shape.hidden + rank + queries + of_keys
-    return batch.dtype_bytes * (signal + queries + keys)
-
-
-def _adapted_inputs(shape: DecoderShape, adapter: AdapterSpec) -> dict[str, tuple[str, int]]:
-    """The linear layers that a method adapts: which tensor each reads, of how many elements."""
+        rank = arguments.get("r", 128) if arguments.get("projection") in (None, "low_rank") else 0
+        queries, keys = low_frequency_width(shape, adapter)
+        signal = shape.hidden + rank + queries + (keys if shape.kv_heads != shape.heads else 0)
+        return e * (signal + queries + keys)
     d, q, f = shape.hidden, shape.query_width, shape.intermediate
+    # The tensor that each linear layer reads, and its elements.
     inputs = {"q_proj": ("x", d), "k_proj": ("x", d), "v_proj": ("x", d), "o_proj": ("o", q)}
     inputs |= {"gate_proj": ("y", d), "up_proj": ("y", d), "down_proj": ("z", f)}
-    targets = adapter.arguments.get("target_modules") or ()
-    if targets == "all-linear":
-        return inputs
-    return {name: value for name, value in inputs.items() if name in targets}
+    targets = arguments.get("target_modules") or ()
+    if targets != "all-linear":
+        inputs = {name: value for name, value in inputs.items() if name in targets}
+    kept = _input_width(inputs, shape, batch)
+    if adapter.peft_config != "LoraConfig" or arguments.get("use_dora"):
+        return e * KEPT.get(load_method(adapter.method).name, 1.0) * kept
+    return e * (kept + len(inputs) * arguments.get("r", 8))
 
 
 def _input_width(inputs: dict[str, tuple[str, int]], shape: DecoderShape, batch: MicroBatch) -> int:

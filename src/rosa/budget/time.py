@@ -52,20 +52,13 @@ CPU_CORE = Device("CPU core in float32", 90e9, 10e9)
 
 @dataclass(frozen=True)
 class Workload:
-    """Rows to train on and questions to evaluate; lengths in tokens.
-
-    Attributes:
-        rows: training rows.
-        prompt, response: mean length of each part of a row; assumed of questions as well.
-        longest: the longest row; None where it is unknown, and as long as a recipe allows.
-        questions: test questions of all tasks.
-    """
+    """Rows to train on and questions to evaluate; lengths in tokens."""
 
     rows: int
-    prompt: float
+    prompt: float  # mean, of rows and questions
     response: float
-    longest: int | None
-    questions: int
+    longest: int | None  # row; None where unknown, and as long as a recipe allows
+    questions: int  # of all tasks
 
     @property
     def length(self) -> float:

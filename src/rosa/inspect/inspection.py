@@ -21,31 +21,18 @@ PAPER_R_LOW = 0.25
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one model, with or without an adapter, looks like inside.
+    """What one model, with or without an adapter, looks like inside; lists are by layer."""
 
-    Attributes:
-        model: the model or adapter as it was named.
-        base: the base model's name.
-        method: the adapter's PEFT type ("ROSA", "LORA", ...), None for a base model.
-        texts: what it was run on.
-        r_low: the share of the pairs that counts as low-frequency.
-        low: for each layer the low-frequency dimensions of a head.
-        states: per layer, of the model as it was named (with its adapter).
-        base_states: the same without the adapter; None for a base model.
-        effects: what RoAE does, per adapted layer; empty without a RoSA adapter.
-        norm_changes: per layer, the relative change of each norm's scale; empty without an adapter.
-    """
-
-    model: str
+    model: str  # the model or adapter as it was named
     base: str
-    method: str | None
+    method: str | None  # the adapter's PEFT type ("ROSA", "LORA", ...), None for a base model
     texts: TokenizedTexts
-    r_low: float
-    low: list[list[int]]
-    states: list[LayerStates]
-    base_states: list[LayerStates] | None = None
-    effects: list[LayerEffect] = field(default_factory=list)
-    norm_changes: list[dict[str, float]] = field(default_factory=list)
+    r_low: float  # the share of the pairs that counts as low-frequency
+    low: list[list[int]]  # low-frequency dimensions of a head
+    states: list[LayerStates]  # with the adapter
+    base_states: list[LayerStates] | None = None  # without it; None for a base model
+    effects: list[LayerEffect] = field(default_factory=list)  # of RoAE, in adapted layers alone
+    norm_changes: list[dict[str, float]] = field(default_factory=list)  # relative, by norm
 
     @property
     def layers(self) -> list[int]:
