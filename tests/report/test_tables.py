@@ -352,7 +352,7 @@ def test_the_command_prints_writes_and_explains(tmp_path, capsys):
     )
     assert [f.name for f in out.iterdir()] == ["toy-averages.tex"]
     assert main(["tables", str(tmp_path), "--out", str(out / "toy-averages.tex")]) == 2
-    assert "is a file; name another folder" in capsys.readouterr().err
+    assert "is a file; use another folder" in capsys.readouterr().err
     (tmp_path / RESULTS).write_text(json.dumps(to_json(dataclasses.replace(study, runs=()))))
     assert main(["tables", str(tmp_path)]) == 2
     assert "no finished run yet" in capsys.readouterr().err

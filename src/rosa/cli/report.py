@@ -17,16 +17,14 @@ def build_parser() -> Parser:
         description="Write a study's report.html: tables, plots, layer maps and every example, in "
         "one file that needs no network.",
     )
-    parser.add_argument("study", type=str, help="the folder that `rosa compare` wrote")
-    parser.add_argument(
-        "--out", type=str | None, default=None, help="file to write; report.html in the study"
-    )
+    parser.add_argument("study", help="the folder that `rosa compare` wrote")
+    parser.add_argument("--out", help="file to write (default: report.html in the study's folder)")
     parser.add_argument(
         "--max_mb",
         type=float,
         default=64.0,
-        help="megabytes of different responses up to which all are kept; above, those of each "
-        "method's first seed, and above again none",
+        help="keep all responses up to so many megabytes of different ones; above, only those of "
+        "each method's first seed, and if these are too many as well, none",
     )
     return parser
 
@@ -41,7 +39,7 @@ def run(args: Any) -> int:
     study = StudyResults.load(args.study)
     out = Path(args.out) if args.out is not None else study.folder / "report.html"
     if out.is_dir():
-        raise RosaError(f"--out {out} is a folder; name a file")
+        raise RosaError(f"--out {out} is a folder; give a file")
     path = write_report(study, out, limit_mb=args.max_mb)
     sys.stdout.write(f"{path}\n")
     return 0

@@ -13,6 +13,8 @@ from rosa.errors import RosaError
 if TYPE_CHECKING:
     from rosa.common.tables.model import Table
 
+STUDY_OPTIONS = ("averages", "std", "holm", "baseline", "methods", "star")
+
 
 def build_parser() -> Parser:
     """The options of `rosa tables`."""
@@ -23,98 +25,70 @@ def build_parser() -> Parser:
         "of the paper.",
     )
     parser.add_argument("study", nargs="?", help="a folder that `rosa compare` wrote")
-    parser.add_argument(
-        "--format",
-        type=Literal["terminal", "markdown", "latex", "csv"] | None,
-        default=None,
-        help="default: terminal; with --out all four",
-    )
+    formats = Literal["terminal", "markdown", "latex", "csv"] | None
+    parser.add_argument("--format", type=formats, help="default: terminal; with --out all four")
     parser.add_argument("--out", help="write the tables into this folder instead")
     parser.add_argument("--paper", help="add a table of the paper: table1, table2, table3, table4")
     parser.add_argument("--baseline", help="compare with this method, not with the best baseline")
-    parser.add_argument("--methods", default="", help="these methods only, separated by commas")
-    parser.add_argument(
-        "--averages", action="store_true", help="micro averages alone, methods by models"
-    )
+    parser.add_argument("--methods", help="these methods only, separated by commas")
+    only = "micro averages only, methods by models"
+    parser.add_argument("--averages", action="store_true", help=only)
     parser.add_argument("--std", action="store_true", help="standard deviations of every task")
-    parser.add_argument(
-        "--star",
-        type=Literal["t", "examples"],
-        default="t",
-        help="what gives the star: a t-test over seeds, or McNemar's test over examples",
-    )
-    parser.add_argument(
-        "--holm", action="store_true", help="correct p values for the number of methods"
-    )
+    star = "the test of the star: a t-test over seeds (t, the default), or McNemar's over examples"
+    parser.add_argument("--star", type=Literal["t", "examples"] | None, help=star)
+    correct = "correct p values for the number of methods (Holm)"
+    parser.add_argument("--holm", action="store_true", help=correct)
     return parser
 
 
 def run(args: Any) -> None:
     """Print or write; raises `RosaError` on bad input."""
     from rosa.common.tables.render import FORMATS
+    from rosa.compare.results import StudyResults
     from rosa.report.tables import paper
-    from rosa.report.tables.write import save, write_tables
+    from rosa.report.tables.build import average_table
+    from rosa.report.tables.sections import TableOptions, sections
+    from rosa.report.tables.write import save, tables_of, write_tables
 
     if not (args.study or args.paper):
         raise RosaError("name a study's folder, or a table of the paper with --paper table1")
-    of_a_study = ("averages", "std", "holm", "baseline", "methods")
-    if args.study is None and (args.star != "t" or any(getattr(args, x) for x in of_a_study)):
-        named = ", ".join(f"--{name}" for name in of_a_study)
-        raise RosaError(f"{named} and --star need a study's folder")
+    if not args.study and any(getattr(args, name) for name in STUDY_OPTIONS):
+        raise RosaError(f"{', '.join(f'--{name}' for name in STUDY_OPTIONS)} need a study's folder")
+    methods = tuple(filter(None, (name.strip() for name in (args.methods or "").split(","))))
+    options = TableOptions(args.star or "t", args.holm, args.std, args.baseline, methods)
     printed = paper.paper_tables(args.paper) if args.paper else []
-    if not args.out:
-        _print([*(_tables(args) if args.study else []), *printed], args.format or "terminal")
-        return
+    study = StudyResults.load(args.study) if args.study else None
+    if args.out:
+        check_writable(Path(args.out))
     formats = [args.format] if args.format else list(FORMATS)
-    check_writable(Path(args.out))
-    if args.study and args.averages:
-        printed = [*_tables(args), *printed]
-    files = save(printed, Path(args.out), formats)
-    if args.study and not args.averages:
-        study, options = _study(args)
-        files += write_tables(study, args.out, options, formats)
-    sys.stdout.write("".join(f"{file}\n" for file in files))
+    if args.out and study and not args.averages:
+        files = write_tables(study, args.out, options, formats)
+    elif study:
+        files, found = [], sections(study, options)
+        if not found:
+            raise RosaError(f"{args.study} has no finished run yet; rerun `rosa compare` to resume")
+        tables = [[average_table(s)] if args.averages else tables_of(s) for s in found]
+        printed = [table for group in tables for table in group] + printed
+    else:
+        files = []
+    if args.out:
+        files = save(printed, Path(args.out), formats) + files
+        sys.stdout.write("".join(f"{file}\n" for file in files))
+    else:
+        _print(printed, args.format or "terminal")
 
 
 def _print(tables: list[Table], name: str) -> None:
-    """To standard output; where that is a terminal, in bold and as wide as it is."""
+    """To standard output; to a terminal in bold and as wide as it is."""
+    from rich.console import Console
+
     from rosa.common.tables.render import FORMATS, print_table
 
     _, render = FORMATS[name]
     if name != "terminal" or not sys.stdout.isatty():
         sys.stdout.write("\n".join(map(render, tables)))
         return
-    from rich.console import Console
-
     console = Console()
     for table in tables:
         print_table(table, console)
         console.print()
-
-
-def _study(args: Any) -> tuple[Any, Any]:
-    """The study's results and what to show of them."""
-    from rosa.compare.results import StudyResults
-    from rosa.report.tables.sections import TableOptions
-
-    options = TableOptions(
-        star=args.star,
-        holm=args.holm,
-        std=args.std,
-        baseline=args.baseline,
-        methods=tuple(name.strip() for name in args.methods.split(",") if name.strip()),
-    )
-    return StudyResults.load(args.study), options
-
-
-def _tables(args: Any) -> list[Table]:
-    from rosa.report.tables.build import average_table
-    from rosa.report.tables.sections import sections
-    from rosa.report.tables.write import tables_of
-
-    found = sections(*_study(args))
-    if not found:
-        raise RosaError(f"{args.study} has no finished run yet; `rosa compare` goes on with it")
-    if args.averages:
-        return [average_table(section) for section in found]
-    return [table for section in found for table in tables_of(section)]
