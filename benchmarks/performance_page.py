@@ -19,7 +19,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 RESULTS, PAGE = DOCS / "results", DOCS / "notes/performance.md"
 PICTURE = DOCS / "images" / "performance.png"
 Row = dict[str, Any]
-COLOURS = {"lora": "#b4530a", "rosa": "#0f6ba8", "rosa_dls": "#3a8f5c", "rosa_pre": "#7a5ca8"}
+COLORS = {"lora": "#b4530a", "rosa": "#0f6ba8", "rosa_dls": "#3a8f5c", "rosa_pre": "#7a5ca8"}
 
 
 def render() -> None:
@@ -153,7 +153,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     below = "one sequence; 1 is the frozen model with gradients down to its embeddings"
     with canvas(8.6, 3.6, title, below) as figure:
         for axes, what in zip(figure.subplots(1, 2), (STEP, SAVED), strict=True):
-            for name, colour in COLOURS.items():
+            for name, color in COLORS.items():
                 own = [row for row in rows if row["contender"] == name]
                 if what == STEP:
                     values = [row["ratio"] for row in own]
@@ -161,7 +161,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                     values = [r["saved_bytes"] / floors[r["length"]]["saved_bytes"] for r in own]
                 lengths_ = [row["length"] for row in own]
                 label = own[0]["title"].replace("`", "")
-                axes.plot(lengths_, values, marker="o", ms=4, color=colour, label=label)
+                axes.plot(lengths_, values, marker="o", ms=4, color=color, label=label)
             axes.axhline(1, color="#5b6b7a", lw=0.8, ls=":")
             axes.set_xscale("log", base=2)
             axes.set_xticks(list(floors), [f"{length:,}" for length in floors])

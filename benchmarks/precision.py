@@ -233,7 +233,7 @@ def outcome(
 
 
 def toy_rows() -> tuple[list[dict[str, list[int]]], Any]:
-    """The task's tokenised training rows, and the tokenizer."""
+    """The task's tokenized training rows, and the tokenizer."""
     recipe = Recipe(model="rosa-tiny", data=TASK, output_dir="unused", validation=0)
     tokenizer = load_tokenizer("rosa-tiny")
     return load_tokenized_rows(recipe, tokenizer)[0].rows, tokenizer

@@ -147,7 +147,7 @@ LABEL_FORMS = ("{} ({})", "{}: {}", "{}: {}", "{} is {}")
 
 @dataclass(frozen=True)
 class Options:
-    """A labelled list."""
+    """A labeled list."""
 
     labels: dict[str, str]
     form: str
@@ -180,7 +180,7 @@ def options(rng: random.Random, words: Sequence[str]) -> Options:
 
 
 def lettered(rng: random.Random, size: int, queries: int, part: str = "pretraining") -> Document:
-    """A labelled list alone: which label has which word."""
+    """A labeled list alone: which label has which word."""
     words = rng.sample((*world.NAMES, *world.PLACES, *world.THINGS), rng.randint(2, 5))
     listed = options(rng, words)
     document: Document = [(f"The choices are {listed}.\n", False)]
@@ -211,7 +211,7 @@ def distractors(rng: random.Random, kind: str, word: str, group: Sequence[Person
 
 
 def choice(rng: random.Random, size: int, queries: int, part: str = "pretraining") -> Document:
-    """Questions about the facts with labelled options; the answer is the word, then its label."""
+    """Questions about the facts with labeled options; the answer is the word, then its label."""
     group = world.people(rng, size, part)
     kind = rng.choice(questions(group))[0]
     asked = [person for other, person in questions(group) if other == kind]

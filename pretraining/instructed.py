@@ -58,7 +58,7 @@ def tell(rng: random.Random, size: int, part: str = "pretraining") -> Document:
 
 
 def label(rng: random.Random, size: int, part: str = "pretraining") -> Document:
-    """The same with a labelled list, and told to pick: after the sentence comes the label."""
+    """The same with a labeled list, and told to pick: after the sentence comes the label."""
     group, story = _story(rng, size, part)
     kind, person = rng.choice(questions(group))
     ask, word, sentence = question(kind, person)

@@ -52,7 +52,7 @@ MAIN = {
     "sums": "sums and differences up to 20",
     "problem": "word problems about two people, the calculation written down",
     "lettered": "the label of a word in a list of up to five",
-    "choice": "a question about three people with labelled options: the word, then its label",
+    "choice": "a question about three people with labeled options: the word, then its label",
     "tell": "the same questions in the instruction template, answered in a sentence",
     "label": "tell, then the label from a list",
     "topic": "what a word problem is about, in the template",

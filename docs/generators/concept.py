@@ -22,9 +22,9 @@ def canvas(width: float, height: float):
     return figure, axes
 
 
-def box(axes, x, y, w, h, text, colour=FROZEN, size=9):
+def box(axes, x, y, w, h, text, color=FROZEN, size=9):
     axes.add_patch(
-        FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0,rounding_size=0.08", fc=colour, ec=INK)
+        FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0,rounding_size=0.08", fc=color, ec=INK)
     )
     axes.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=size, color=INK)
 

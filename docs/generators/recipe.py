@@ -42,10 +42,10 @@ The first is set in the suite's instruction template. `train_on_prompt: true` pu
 prompt too, as the published suite does. Rows longer than `max_length` tokens are cut, and dropped
 where nothing of the response would be left; the run prints how many.
 
-## Tokenised rows are kept
+## Tokenized rows are kept
 
 The token ids of a training or validation set of 1,000 rows or more are kept, and a later run with
-the same rows reads them instead of tokenising again. Smaller sets are tokenised each time, which is
+the same rows reads them instead of tokenizing again. Smaller sets are tokenized each time, which is
 as quick, and so are those of a tokenizer without the fast backend.
 
 - **Where:** in the folder `ROSA_CACHE`, else in `rosa` inside `HF_DATASETS_CACHE`, else in
@@ -58,8 +58,8 @@ as quick, and so are those of a tokenizer without the fast backend.
 - **When it is made again:** where any of these changed, the file is missing, or its checksum is not
   that of its content. Files of earlier settings stay and are never read.
 - **Clearing it:** delete the folder, at any time; nothing in it is needed by a run or a checkpoint.
-- **How many tokenise:** each process that trains, for itself. Where a launcher starts several, or
-  `rosa compare` several runs, and the file is not there yet, all of them tokenise the same rows at
+- **How many tokenize:** each process that trains, for itself. Where a launcher starts several, or
+  `rosa compare` several runs, and the file is not there yet, all of them tokenize the same rows at
   the same time, and each puts a whole file in its place. Inside a process the tokenizer takes 1,000
   rows at a time in threads, as many as there are cores (`RAYON_NUM_THREADS` says otherwise,
   `TOKENIZERS_PARALLELISM=false` is one).

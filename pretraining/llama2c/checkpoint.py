@@ -1,6 +1,6 @@
 """llama2.c's legacy (v0) checkpoint: a header of seven int32 and float32 tensors without names.
 
-The order of the tensors is the format; `_layout` is that order. llama2.c rotates neighbouring
+The order of the tensors is the format; `_layout` is that order. llama2.c rotates neighboring
 dimensions (2i, 2i+1), Hugging Face's Llama rotates (i, i + head_dim/2), so the rows of the query
 and key projections change places within each head: `_halves_from_pairs`.
 """

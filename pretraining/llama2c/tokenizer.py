@@ -1,7 +1,7 @@
 """llama2.c's tokenizer.bin as a Hugging Face tokenizer that encodes and decodes alike.
 
 llama2.c prepends a space, looks every character up (its UTF-8 bytes where it is unknown), then
-keeps joining the neighbours whose union is the piece of highest score. That is byte-pair encoding
+keeps joining the neighbors whose union is the piece of highest score. That is byte-pair encoding
 with one merge rule per way to split a piece, ordered by the score of the piece.
 
 One difference is left, as with every Hugging Face tokenizer: a text that spells out `<s>`, `</s>`

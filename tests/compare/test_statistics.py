@@ -41,7 +41,7 @@ def test_welch_by_hand():
 
 
 @given(values, values)
-def test_welch_has_a_number_or_a_reason_and_no_favourite(a, b):
+def test_welch_has_a_number_or_a_reason_and_no_favorite(a, b):
     one, other = welch(a, b), welch(b, a)
     assert (one.p is None) == (one.reason is not None)
     if one.p is not None:
@@ -80,7 +80,7 @@ def test_mcnemar_counts_an_example_once_however_many_seeds_answered_it():
 
 
 @given(shares)
-def test_mcnemar_and_the_interval_have_no_favourite(pairs):
+def test_mcnemar_and_the_interval_have_no_favorite(pairs):
     a, b = zip(*pairs, strict=True)
     one, other = mcnemar(a, b), mcnemar(b, a)
     assert one.p == other.p

@@ -1,4 +1,4 @@
-"""Tokenising many rows at once is tokenising them one by one; what is kept is what was made."""
+"""Tokenizing many rows at once is tokenizing them one by one; what is kept is what was made."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ ROWS = located(
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows whenever rows are tokenised rather than read."""
+    """Grows whenever rows are tokenized rather than read."""
     calls: list[int] = []
 
     def spy(rows: Any, *args: Any, **options: Any) -> TokenizedRows:

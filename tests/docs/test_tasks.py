@@ -16,15 +16,15 @@ PAGE = (Path(__file__).parents[2] / "docs" / "guides/evaluating.md").read_text(e
 
 
 def test_the_example_task_can_be_added_and_run(tmp_path, capsys):
-    (task,) = re.findall(r"```yaml\n(# colours\.yaml\n.*?)```", PAGE, re.DOTALL)
+    (task,) = re.findall(r"```yaml\n(# colors\.yaml\n.*?)```", PAGE, re.DOTALL)
     rows = re.findall(r'^\{"instruction".*$', PAGE, re.MULTILINE)
-    (tmp_path / "colours.yaml").write_text(task)
-    (tmp_path / "colours.jsonl").write_text("\n".join(rows))
+    (tmp_path / "colors.yaml").write_text(task)
+    (tmp_path / "colors.jsonl").write_text("\n".join(rows))
     model = str(write_model_folder(tmp_path / "model"))
-    words = ["--tasks", str(tmp_path / "colours.yaml"), "--out", str(tmp_path / "out")]
+    words = ["--tasks", str(tmp_path / "colors.yaml"), "--out", str(tmp_path / "out")]
     assert main(["evaluate", model, *words]) == 0
-    assert "Colours" in capsys.readouterr().out
-    assert len((tmp_path / "out" / "colours.jsonl").read_text().splitlines()) == len(rows) == 2
+    assert "Colors" in capsys.readouterr().out
+    assert len((tmp_path / "out" / "colors.jsonl").read_text().splitlines()) == len(rows) == 2
 
 
 def test_the_page_names_every_task_and_those_without_a_hub_source():

@@ -151,7 +151,7 @@ def test_numbers_as_the_published_rule_reads_them(response, number):
 any_text = st.one_of(
     st.text(max_size=60),
     number_like,
-    # What statements, labels and their neighbours are made of.
+    # What statements, labels and their neighbors are made of.
     st.lists(
         st.sampled_from(
             [

@@ -71,7 +71,7 @@ def test_no_example_is_a_row_of_the_test_set_not_even_of_those_not_asked(data):
         shots_of(data=data, num_fewshot=11)
 
 
-def test_only_rows_that_are_labelled_as_the_task_are_drawn(tmp_path):
+def test_only_rows_that_are_labeled_as_the_task_are_drawn(tmp_path):
     answers = ["true", "answer1", "false", "ending2", "7", None, True]
     rows = [
         {"instruction": f"q{i}", "output": f"it is {a}", "answer": a} for i, a in enumerate(answers)

@@ -15,7 +15,7 @@ import rosa
 from rosa.cli.main import main
 from rosa.errors import RosaError
 from rosa.models import loading as models
-from tests.support.adapters import randomise
+from tests.support.adapters import randomize
 from tests.support.pages import read_page
 
 pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
@@ -38,7 +38,7 @@ def adapter(tmp_path_factory):
     model = models.load("rosa-tiny").model
     model.name_or_path = rosa.tiny_model_path()
     adapted = get_peft_model(model, rosa.RosaConfig(r=4, alpha=1.0, task_type="CAUSAL_LM"))
-    randomise(adapted)
+    randomize(adapted)
     folder = tmp_path_factory.mktemp("adapters") / "places"
     adapted.save_pretrained(folder)
     return folder

@@ -116,8 +116,8 @@ HUB_ROWS = {
         "answer3",
     ),
     "ARC-Easy": (
-        {"question": "Which is a colour of grass?", "choices": FOUR, "answerKey": "C"},
-        "Please choose the correct answer to the question: Which is a colour of grass?\n\n"
+        {"question": "Which is a color of grass?", "choices": FOUR, "answerKey": "C"},
+        "Please choose the correct answer to the question: Which is a color of grass?\n\n"
         "Answer1: red Answer2: blue Answer3: green Answer4: grey\n\n"
         "Answer format: answer1/answer2/answer3/answer4",
         "answer3",
@@ -262,21 +262,21 @@ def test_an_unknown_task_names_the_nearest():
 
 
 OWN = {
-    **{"name": "colours", "title": "Colours", "suite": "mine", "size": 0},
-    **{"file": "colours.jsonl", "filter": "first_label", "answers": ["red", "blue"]},
+    **{"name": "colors", "title": "Colors", "suite": "mine", "size": 0},
+    **{"file": "colors.jsonl", "filter": "first_label", "answers": ["red", "blue"]},
     **{"max_new_tokens": 4, "prompt": "plain"},
 }
 
 
 def write_own(folder, **changes):
     values = {k: v for k, v in {**OWN, **changes}.items() if v is not None}
-    file = folder / "colours.yaml"
+    file = folder / "colors.yaml"
     file.write_text(yaml.safe_dump(values))
     return str(file)
 
 
 def test_a_users_yaml_is_a_task_with_its_data_beside_it(tmp_path):
-    (tmp_path / "colours.jsonl").write_text('{"instruction": "Sky?", "answer": "blue"}\n')
+    (tmp_path / "colors.jsonl").write_text('{"instruction": "Sky?", "answer": "blue"}\n')
     (task,) = resolve_tasks([write_own(tmp_path)])
     (example,) = load_examples(task)
     assert (example.prompt, example.label) == ("Sky?", "blue")
@@ -293,7 +293,7 @@ def test_a_users_yaml_is_a_task_with_its_data_beside_it(tmp_path):
         ({"filter": "last_number"}, "no other takes them"),
         ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1"),
         ({"name": "../up"}, "the name '../up' must be"),
-        ({"colour": "red"}, "unknown key 'colour'"),
+        ({"color": "red"}, "unknown key 'color'"),
         ({"file": None}, "the key 'file' is missing"),
         ({"hub": {"path": "x"}}, "the key 'split' is missing"),
         ({"hub": "x"}, "expected keys and values, found str"),
@@ -302,7 +302,7 @@ def test_a_users_yaml_is_a_task_with_its_data_beside_it(tmp_path):
 def test_a_bad_task_file_names_file_and_key(tmp_path, changes, complaint):
     with pytest.raises(RosaError, match=re.escape(complaint)) as caught:
         load_task(write_own(tmp_path, **changes))
-    assert "colours.yaml" in str(caught.value)
+    assert "colors.yaml" in str(caught.value)
 
 
 def test_a_task_file_that_is_no_yaml_or_not_there(tmp_path):

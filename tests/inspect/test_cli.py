@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from rosa import RosaConfig
 from rosa.cli.main import main
 from rosa.inspect import draw_figure1, inspect_model
-from tests.support.adapters import randomise
+from tests.support.adapters import randomize
 from tests.support.tiny_folder import tiny_llama, word_tokenizer, write_model_folder
 
 
@@ -37,7 +37,7 @@ def adapter(folder: Path, base: str, config) -> str:
     network = tiny_llama()
     network.name_or_path = base
     network = get_peft_model(network, config)
-    randomise(network)
+    randomize(network)
     network.save_pretrained(folder)
     return str(folder)
 

@@ -21,7 +21,7 @@ from rosa.inspect.adapter_effect import PERCENTILES, LogHistogram, norm_scales
 from rosa.inspect.capture import query_key_recorders, run_recorded
 from rosa.rope import HookPoint, RopeLayout
 from rosa.rope import layout_of as known_layout
-from tests.support.adapters import adapted, randomise
+from tests.support.adapters import adapted, randomize
 from tests.support.architectures import BY_NAME
 from tests.support.inspect_models import TEXTS, loaded, recording, strengths
 from tests.support.tiny_models import VARIANTS, tiny_model
@@ -245,7 +245,7 @@ def test_half_precision(name: str) -> None:
 def test_norms_that_another_method_trains() -> None:
     config = LNTuningConfig(target_modules=["input_layernorm"])
     model = get_peft_model(tiny_model("llama-gqa"), config).eval()
-    randomise(model)
+    randomize(model)
     found = inspect_model(loaded(model), TEXTS)
     assert all(layer["input_layernorm"] > 0.05 for layer in found.norm_changes)
     assert all(layer["post_attention_layernorm"] == 0 for layer in found.norm_changes)

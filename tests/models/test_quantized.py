@@ -14,7 +14,7 @@ from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 from rosa.errors import RosaError
 from rosa.rope import layout_of
 from rosa.rope.probe import probe_layouts
-from tests.support.adapters import adapter_state, randomise
+from tests.support.adapters import adapter_state, randomize
 from tests.support.architectures import BY_NAME
 from tests.support.quantized import (
     SMALL,
@@ -54,7 +54,7 @@ def losses(model: nn.Module, steps: int = 20) -> list[float]:
 @each_quantizer
 @each_dtype
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "phi3", "gpt_neox", "glm"])
-def test_the_quantised_base_bit_for_bit_at_first_disabled_and_unloaded(
+def test_the_quantized_base_bit_for_bit_at_first_disabled_and_unloaded(
     name: str, dtype: torch.dtype, bits: str, tmp_path: Path
 ) -> None:
     folder = write_folder(tmp_path, name)
@@ -62,7 +62,7 @@ def test_the_quantised_base_bit_for_bit_at_first_disabled_and_unloaded(
     model = adapted(folder, bits, dtype)
     assert torch.equal(logits(model), base)
     assert {parameter.dtype for parameter in trainable(model).values()} == {torch.float32}
-    randomise(model)
+    randomize(model)
     assert not torch.equal(logits(model), base)
     with model.disable_adapter():
         assert torch.equal(logits(model), base)
@@ -71,7 +71,7 @@ def test_the_quantised_base_bit_for_bit_at_first_disabled_and_unloaded(
 
 @each_quantizer
 @pytest.mark.parametrize("name", ["llama", "qwen3", "phi3", "gpt_neox", "glm", "gptj"])
-def test_an_unknown_architecture_is_measured_on_quantised_weights(
+def test_an_unknown_architecture_is_measured_on_quantized_weights(
     name: str, bits: str, tmp_path: Path
 ) -> None:
     model = quantized(write_folder(tmp_path, name), bits)
@@ -116,12 +116,12 @@ def test_only_the_adapter_learns(
     if checkpointing is not None:
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
     model = get_peft_model(model, RosaConfig(**SMALL))
-    quantised = stored(model)
+    weights_before = stored(model)
     others = {n: p.clone() for n, p in model.named_parameters() if type(p.data) is Tensor}
-    assert quantised
+    assert weights_before
     found = losses(model)
     assert found[-1] < 0.9 * found[0]
-    assert all(torch.equal(stored(model)[name], tensor) for name, tensor in quantised.items())
+    assert all(torch.equal(stored(model)[name], tensor) for name, tensor in weights_before.items())
     now = dict(model.named_parameters())
     changed = {name for name, before in others.items() if not torch.equal(now[name], before)}
     assert changed == set(trainable(model))
@@ -142,7 +142,7 @@ def test_gradient_checkpointing_gives_equal_gradients(
         )
         torch.manual_seed(0)
         model = get_peft_model(model, RosaConfig(**SMALL)).train()
-        randomise(model)
+        randomize(model)
         model(input_ids=TOKENS, labels=TOKENS).loss.backward()
         found.append({name: parameter.grad for name, parameter in trainable(model).items()})
     for name, gradient in found[0].items():
@@ -183,7 +183,7 @@ def test_generation_with_a_cache_equals_recomputation(
     folder: Path, bits: str, dtype: torch.dtype
 ) -> None:
     model = adapted(folder, bits, dtype).eval()
-    randomise(model)
+    randomize(model)
     options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "output_logits": True,
                                "return_dict_in_generate": True}  # fmt: skip
     cached = model.generate(input_ids=TOKENS[:, :4], **options)
@@ -198,7 +198,7 @@ def test_generation_with_a_cache_equals_recomputation(
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 def test_saved_and_loaded(folder: Path, bits: str, low_cpu_mem_usage: bool, tmp_path: Path) -> None:
     model = adapted(folder, bits)
-    randomise(model)
+    randomize(model)
     model.save_pretrained(tmp_path)
     options = {"low_cpu_mem_usage": low_cpu_mem_usage}
     fresh = PeftModel.from_pretrained(quantized(folder, bits), tmp_path, **options)

@@ -321,7 +321,7 @@ def test_no_width_makes_the_page_scroll_sideways(
     assert page.evaluate(CONTRAST) == {}
 
 
-def test_the_button_changes_the_colours_and_is_remembered(browser: Browser, written: Path) -> None:
+def test_the_button_changes_the_colors_and_is_remembered(browser: Browser, written: Path) -> None:
     page = browser.open(written)
     ground = "getComputedStyle(document.body).backgroundColor"
     assert page.evaluate(ground) == "rgb(253, 253, 252)"

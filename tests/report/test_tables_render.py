@@ -60,7 +60,7 @@ def tables(draw, label=harmless) -> Table:
     return Table("t", draw(label), "Method", tuple(columns), tuple(blocks), notes, "", models)
 
 
-def labelled(label: str) -> Table:
+def labeled(label: str) -> Table:
     """A table in which `label` stands wherever a person's words may."""
     rows = (Row(label, (Cell(1.0, style="best"), Cell(label))), Row("other", (Cell(), Cell(2.0))))
     columns = (Column(label, mark="†"), Column("x"))
@@ -92,7 +92,7 @@ def parsed_markdown(text: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("label", NASTY)
 def test_markdown_shows_a_label_as_it_is(label):
-    rows = parsed_markdown(markdown(labelled(label)))
+    rows = parsed_markdown(markdown(labeled(label)))
     assert rows[0][2] == f"{flat(label)} †"
     assert rows[1][:2] == [flat(label), flat(label)]
     assert rows[1][3] == flat(label)
@@ -100,7 +100,7 @@ def test_markdown_shows_a_label_as_it_is(label):
 
 @given(labels)
 def test_markdown_shows_any_label_as_it_is(label):
-    rows = parsed_markdown(markdown(labelled(label)))
+    rows = parsed_markdown(markdown(labeled(label)))
     assert [len(row) for row in rows] == [4] * 5
     assert flat(rows[1][1]) == flat(label)
 
@@ -122,7 +122,7 @@ def test_markdown_holds_every_number_once(table):
 
 @given(labels.filter(lambda label: "\r" not in label))
 def test_csv_brings_any_label_back(label):
-    head, first, *_ = csv.reader(io.StringIO(to_csv(labelled(label)), newline=""))
+    head, first, *_ = csv.reader(io.StringIO(to_csv(labeled(label)), newline=""))
     assert head == ["Model", "Method", label, "x"]
     assert first == [label, label, "1", label]
 
@@ -220,7 +220,7 @@ def test_latex_shows_every_number(table):
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_latex_compiles(tmp_path):
     """The paper's tables and one with every character that means something to LaTeX."""
-    every = [*(t for name in paper.NAMES for t in paper.paper_tables(name)), *map(labelled, NASTY)]
+    every = [*(t for name in paper.NAMES for t in paper.paper_tables(name)), *map(labeled, NASTY)]
     document = [r"\documentclass{article}", r"\usepackage{booktabs}", r"\begin{document}"]
     for table in every:
         document += [latex(table), r"\clearpage"]
@@ -260,8 +260,8 @@ def test_a_narrow_terminal_loses_nothing(width):
 def test_the_terminal_shows_a_label_as_it_is(label):
     """Brackets are no markup: they would vanish, or stop the study that writes its tables."""
     in_a_terminal = Console(width=200, file=io.StringIO(), force_terminal=True, color_system=None)
-    print_table(labelled(label), in_a_terminal)
-    for text in (terminal(labelled(label)), in_a_terminal.file.getvalue()):
+    print_table(labeled(label), in_a_terminal)
+    for text in (terminal(labeled(label)), in_a_terminal.file.getvalue()):
         rows = [line for line in text.splitlines() if " 1.0 " in line or "[1.0]" in line]
         assert [row.count(label) for row in rows] == [3, 2]  # model, method and cell; no model
 

@@ -32,7 +32,7 @@ NEW = 12  # of prompts of 12 tokens: sliding windows are 8
 NAMES = ("llama-gqa", "qwen3", "mistral", "gemma3")
 QUANTISED: dict[str, dict[str, Any]] = {
     "fp8": {},
-    # By default the 128 latest tokens are not quantised, which is all of these.
+    # By default the 128 latest tokens are not quantized, which is all of these.
     "hqq": {"nbits": 8, "residual_length": 3, "q_group_size": 16, "axis_key": 1, "axis_value": 1},
 }
 slow = pytest.mark.slow
@@ -85,7 +85,7 @@ def test_a_cache_equals_recomputation(name: str, stage: str, options: dict[str, 
 @each_stage
 @pytest.mark.parametrize("name", ["llama-gqa", "qwen3"])
 @torch.no_grad()
-def test_a_quantised_cache_holds_the_modulated_keys(name: str, stage: str, backend: str) -> None:
+def test_a_quantized_cache_holds_the_modulated_keys(name: str, stage: str, backend: str) -> None:
     model = adapted(name, rope_stage=stage)
     tokens = random_tokens()
     options = {

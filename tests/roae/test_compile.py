@@ -20,7 +20,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 
 from rosa import RosaConfig
 from rosa.roae.hooks import _BY_THREAD, _PENDING
-from tests.support.adapters import SMALL, randomise
+from tests.support.adapters import SMALL, randomize
 from tests.support.architectures import BY_NAME
 from tests.support.reference import relative_error
 from tests.support.tiny_models import random_tokens
@@ -76,7 +76,7 @@ def bare(name: str, **changes: int) -> PreTrainedModel:
 
 def adapted(name: str, stage: str = "post", **changes: int) -> PeftModel:
     model = get_peft_model(bare(name, **changes), RosaConfig(**SMALL, rope_stage=stage)).eval()
-    randomise(model)
+    randomize(model)
     return model
 
 
@@ -219,7 +219,7 @@ def test_switching_adapters_is_seen_and_each_is_compiled_once() -> None:
     for seed, (name, config) in enumerate(more.items(), start=7):
         model.add_adapter(name, config)
         model.set_adapter(name)
-        randomise(model, seed=seed)
+        randomize(model, seed=seed)
     tokens, backend = random_tokens(), counting("eager")
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     without = logits(bare("llama", **ONE_LAYER), tokens)
@@ -260,7 +260,7 @@ def test_a_model_compiled_and_run_before_it_is_adapted(way: Callable) -> None:
     compiled = way(bare("llama", **ONE_LAYER), backend)
     without = logits(compiled, tokens)
     model = get_peft_model(compiled, RosaConfig(**SMALL)).eval()
-    randomise(model)
+    randomize(model)
     expected = logits(adapted("llama", **ONE_LAYER), tokens)
     assert relative_error(logits(model, tokens), expected) <= EXACT
     assert relative_error(expected, without) > 1e-3
@@ -344,7 +344,7 @@ def test_an_exception_in_a_compiled_model_leaves_nothing_behind() -> None:
 @torch.no_grad()
 def test_a_half_precision_base_with_a_float32_adapter() -> None:
     model = get_peft_model(bare("qwen3", **ONE_LAYER).bfloat16(), RosaConfig(**SMALL)).eval()
-    randomise(model)
+    randomize(model)
     tokens = random_tokens()
     expected = logits(model, tokens)
     model.compile(backend="aot_eager", fullgraph=True)

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import (
 from rosa import RosaConfig
 from rosa.errors import RosaError
 from rosa.ops import use
-from tests.support.adapters import SMALL, adapted, randomise
+from tests.support.adapters import SMALL, adapted, randomize
 from tests.support.architectures import BY_NAME
 from tests.support.op_variants import each_variant
 from tests.support.reference import relative_error
@@ -170,7 +170,7 @@ def test_outputs_that_others_keep_stay_as_they_were(how: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "phi3"])  # two modules, one fused module
 def test_several_threads_with_one_model(name: str) -> None:
     model = get_peft_model(BY_NAME[name].build(), RosaConfig(**SMALL)).eval()
-    randomise(model)
+    randomize(model)
     rows = [TOKENS[:, : 2 + index % 5] for index in range(8)] * 4
 
     @torch.no_grad()

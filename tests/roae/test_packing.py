@@ -23,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from rosa import RosaConfig, tiny_model_path
-from tests.support.adapters import SMALL, randomise
+from tests.support.adapters import SMALL, randomize
 from tests.support.architectures import BY_NAME
 from tests.support.op_variants import each_variant, each_variant_nightly
 from tests.support.reference import relative_error
@@ -67,7 +67,7 @@ def varlen() -> str:
 
 def adapted(name: str, stage: str) -> PeftModel:
     model = get_peft_model(BY_NAME[name].build(), RosaConfig(**SMALL, rope_stage=stage)).train()
-    randomise(model)
+    randomize(model)
     return model
 
 
@@ -176,7 +176,7 @@ def test_trl_trains_as_with_padding(options: dict[str, Any], tmp_path: Path) -> 
             train_dataset=Dataset.from_dict({"text": text}),
             peft_config=RosaConfig(**SMALL),
         )
-        randomise(trainer.model)
+        randomize(trainer.model)
         trainer.train()
         losses.append(trainer.state.log_history[0]["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)

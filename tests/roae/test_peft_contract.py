@@ -45,7 +45,7 @@ from transformers.models.qwen2 import Qwen2Config
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 from rosa.errors import RosaError
 from rosa.roae import RosaLayer
-from tests.support.adapters import adapter_state, randomise
+from tests.support.adapters import adapter_state, randomize
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -90,7 +90,7 @@ def config(**changes: Any) -> RosaConfig:
 def wrapped(kind: str, *, dtype: torch.dtype = torch.float32, **changes: Any) -> PeftModel:
     """The tiny model with an adapter whose every weight is random."""
     model = get_peft_model(base(kind, dtype), config(**changes)).eval()
-    randomise(model)
+    randomize(model)
     return model
 
 
@@ -136,7 +136,7 @@ def test_names_that_contain_one_another(kind: str, tmp_path: Path) -> None:
         model.set_adapter(name)
         assert model.active_adapters == [name]
         assert trainable(model) == of(name, model)
-        randomise(model, seed=seed)
+        randomize(model, seed=seed)
         expected[name] = logits(model)
     model.save_pretrained(tmp_path)
     again = base(kind)
@@ -208,7 +208,7 @@ def test_an_adapter_can_be_added_when_the_last_was_deleted(kind: str) -> None:
     assert trainable(model) == set()
     model.set_adapter("new")
     assert trainable(model) == of("new", model) != set()
-    randomise(model)
+    randomize(model)
     assert torch.equal(logits(model), logits(wrapped(kind)))
 
 
@@ -348,7 +348,7 @@ def test_a_classifiers_head_is_trained_too(kind: str, tmp_path: Path) -> None:
         return AutoModelForSequenceClassification.from_config(settings).eval()
 
     model = get_peft_model(classifier(), config(task_type="SEQ_CLS")).eval()
-    randomise(model)
+    randomize(model)
     assert any("score" in name for name in trainable(model))
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(classifier(), tmp_path)
@@ -440,7 +440,7 @@ def test_transformers_switches_norms_with_the_rest(kind: str, tmp_path: Path) ->
     expected = {}
     for seed, name in enumerate(("one", "two")):
         model = get_peft_model(base(kind), config(r=seed + 2), adapter_name=name).eval()
-        randomise(model, seed=seed)
+        randomize(model, seed=seed)
         model.save_pretrained(tmp_path)
         expected[name] = logits(model)
     plain = base(kind)
@@ -534,7 +534,7 @@ def test_an_adapter_is_loaded_where_the_base_is(kind: str, tmp_path: Path) -> No
 def test_prepared_for_training_on_few_bits(kind: str) -> None:
     prepared = prepare_model_for_kbit_training(base(kind, torch.bfloat16))
     model = get_peft_model(prepared, config()).train()
-    randomise(model)
+    randomize(model)
     assert backward(model).keys() == trainable(model) == of("default", model)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rosa import RosaConfig
 from rosa.roae.norms import NormWrapper
-from tests.support.adapters import SMALL, randomise
+from tests.support.adapters import SMALL, randomize
 from tests.support.op_variants import each_variant, each_variant_nightly
 from tests.support.reference import relative_error
 from tests.support.tiny_models import VARIANTS, random_tokens, tiny_model
@@ -40,7 +40,7 @@ def build(name: str, adapter: bool, precision: Any, rope_stage: Any = "post") ->
     if adapter:
         config = RosaConfig(**{**SMALL, "alpha": 0.1}, rope_stage=rope_stage)
         model = get_peft_model(model, config, autocast_adapter_dtype=in_float32)
-        randomise(model)
+        randomize(model)
         with torch.no_grad():
             for copy, original in norms(model):
                 copy.copy_(original + (copy - original) / 3)

@@ -1,4 +1,4 @@
-"""Parametrisations of W_proj: `full`, one's own, and what a wrong one is told."""
+"""Parametrizations of W_proj: `full`, one's own, and what a wrong one is told."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rosa import RosaConfig, register_projection
 from rosa.budget.parameters import count_parameters, load_model_config
 from rosa.errors import RosaError
 from rosa.roae import load_adapter_checked, projection
-from tests.support.adapters import SMALL, adapted, adapter_state, randomise
+from tests.support.adapters import SMALL, adapted, adapter_state, randomize
 from tests.support.op_variants import each_variant
 from tests.support.pages import ROOT, blocks
 from tests.support.reference import Reference, relative_error
@@ -153,7 +153,7 @@ def test_adapters_of_every_projection_in_one_model(tmp_path: Path) -> None:
     alone = {}
     for name in SHAPES:
         model.set_adapter(name)
-        randomise(model)
+        randomize(model)
         model.save_pretrained(tmp_path, selected_adapters=[name])
         single = PeftModel.from_pretrained(tiny_model("llama-gqa"), tmp_path / name)
         alone[name] = logits(single)
@@ -274,7 +274,7 @@ def _transient() -> nn.Module:
         (lambda i, o: {"A": nn.Linear(i, o)}, "fails: TypeError"),
     ],
 )
-def test_a_wrong_parametrisation_is_told_before_the_model_is_changed(
+def test_a_wrong_parametrization_is_told_before_the_model_is_changed(
     factory: Any, sentence: str
 ) -> None:
     register_projection("wrong", factory)
@@ -301,7 +301,7 @@ def test_the_page_on_projections_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     exec(code, names)
     state = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {key.rpartition("rosa_kron.")[2] for key in state if "rosa_kron" in key} == {"U", "V"}
-    randomise(names["model"])
+    randomize(names["model"])
     names["model"].save_pretrained("adapter")
     exec(code[code.index("again =") :], names)
     assert torch.equal(logits(names["again"].eval()), logits(names["model"].eval()))

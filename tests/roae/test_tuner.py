@@ -17,7 +17,7 @@ from transformers.models.olmo import OlmoConfig, OlmoForCausalLM
 from rosa import RosaConfig, RosaModel
 from rosa.errors import RosaError
 from rosa.roae import RosaLayer
-from tests.support.adapters import SMALL, adapted, adapter_state, randomise
+from tests.support.adapters import SMALL, adapted, adapter_state, randomize
 from tests.support.op_variants import each_variant
 from tests.support.reference import relative_error
 from tests.support.tiny_models import VARIANTS, random_tokens, tiny_model
@@ -49,7 +49,7 @@ def test_the_base_model_bit_for_bit_at_first_when_disabled_and_unloaded(
     base = logits_of(tiny_model(name, dtype=dtype))
     model = adapted(name, dtype=dtype, random=False)
     assert torch.equal(logits_of(model), base)
-    randomise(model)
+    randomize(model)
     assert not torch.equal(logits_of(model), base)
     with model.disable_adapter():
         assert torch.equal(logits_of(model), base)
@@ -159,7 +159,7 @@ def test_a_copy_is_equal_and_independent(copied: Any) -> None:
     expected = logits_of(model)
     twin = copied(model)
     assert torch.equal(logits_of(twin), expected)
-    randomise(twin, seed=5)
+    randomize(twin, seed=5)
     assert not torch.equal(logits_of(twin), expected)
     assert torch.equal(logits_of(model), expected)
     assert torch.equal(logits_of(twin.unload()), logits_of(tiny_model("qwen3")))
@@ -179,9 +179,9 @@ def test_adapters_of_different_shape_are_switched_and_deleted() -> None:
     alone: dict[str, torch.Tensor] = {}
     for seed, name in enumerate(configs):
         model.set_adapter(name)
-        randomise(model, seed=seed)
+        randomize(model, seed=seed)
         single = get_peft_model(tiny_model("llama-gqa"), configs[name]).eval()
-        randomise(single, seed=seed)
+        randomize(single, seed=seed)
         alone[name] = logits_of(single)
         assert {key.replace(f".{name}.", ".default.") for key in trainable(model)} == trainable(
             single
@@ -233,7 +233,7 @@ def test_layers_are_found_in_a_model_without_a_head() -> None:
 def test_an_unloaded_model_can_be_adapted_again() -> None:
     plain = adapted("gemma3").unload()
     again = get_peft_model(plain, RosaConfig(**SMALL)).eval()
-    randomise(again)
+    randomize(again)
     assert torch.equal(logits_of(again), logits_of(adapted("gemma3")))
 
 

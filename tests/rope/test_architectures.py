@@ -19,7 +19,7 @@ from rosa.errors import RosaError
 from rosa.roae import RosaLayer, load_adapter_checked
 from rosa.rope import KNOWN_MODEL_TYPES, RopeLayout, detect, layout_of
 from rosa.rope.probe import probe_layouts
-from tests.support.adapters import SMALL, adapter_state, randomise
+from tests.support.adapters import SMALL, adapter_state, randomize
 from tests.support.architecture_reference import AnyReference
 from tests.support.architecture_table import PAGE, REFUSED, counts, refusal, row
 from tests.support.architecture_types import (
@@ -54,7 +54,7 @@ class Case:
         """Random weights everywhere, B included."""
         if stage not in self._adapted:
             self._adapted[stage] = self.fresh(rope_stage=stage)
-            randomise(self._adapted[stage])
+            randomize(self._adapted[stage])
         return self._adapted[stage]
 
     def layouts(self) -> dict[str, RopeLayout]:

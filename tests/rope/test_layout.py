@@ -140,7 +140,7 @@ def test_the_pairs_are_those_the_model_turns_slowest() -> None:
     assert angles == sorted(angles, reverse=True)
 
 
-def test_a_model_without_rotation_is_recognised() -> None:
+def test_a_model_without_rotation_is_recognized() -> None:
     gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=16, n_head=2, n_layer=1, vocab_size=32))
     assert not has_rope(gpt2)
     assert has_rope(tiny_model("llama-gqa"))

@@ -20,11 +20,11 @@ def adapted(
     """A tiny model with a small RoSA adapter whose every parameter is far from its start."""
     model = get_peft_model(tiny_model(name, dtype=dtype), RosaConfig(**{**SMALL, **config})).eval()
     if random:
-        randomise(model)
+        randomize(model)
     return model
 
 
-def randomise(model: PeftModel, *, seed: int = 1) -> None:
+def randomize(model: PeftModel, *, seed: int = 1) -> None:
     """Draws every trainable weight of RoAE, so that B is not zero, and adds noise to the norms."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Tiny quantised bases through the path that users take: a saved folder and `from_pretrained`."""
+"""Tiny quantized bases through the path that users take: a saved folder and `from_pretrained`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _config(quantizer: str, dtype: torch.dtype) -> Any:
 
 
 def stored(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of what is stored of the quantised layers' weights, by name: numbers and scales."""
+    """Copies of what is stored of the quantized layers' weights, by name: numbers and scales."""
     parts = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)

@@ -28,7 +28,7 @@ from rosa.models.loading import load, load_base_model
 from rosa.roae.norms import NormWrapper
 from rosa.train.recipe import Recipe, dump_recipe
 from rosa.train.run import train
-from tests.support.adapters import adapter_state, randomise
+from tests.support.adapters import adapter_state, randomize
 from tests.support.pages import blocks
 from tests.support.quantized import (
     SMALL,
@@ -176,7 +176,7 @@ def recipe(folder: Path, tmp_path: Path) -> Recipe:
 
 @each_of_bitsandbytes
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_a_recipe_trains_and_evaluates_on_a_quantised_base(
+def test_a_recipe_trains_and_evaluates_on_a_quantized_base(
     recipe: Recipe, bits: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()  # the machine's own kernels: what is evaluated in between is trained on
@@ -209,13 +209,13 @@ def test_gradients_reach_the_first_layer_after_an_evaluation(
     monkeypatch.undo()
     model = load_base_model(str(folder), quantization="nf4")
     model = get_peft_model(model, RosaConfig(**SMALL))
-    randomise(model)
+    randomize(model)
     logits(model)
     model.train()(input_ids=TOKENS, labels=TOKENS).loss.backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in trainable(model).values())
 
 
-def test_a_quantised_run_that_was_stopped_goes_on_to_the_same_adapter(
+def test_a_quantized_run_that_was_stopped_goes_on_to_the_same_adapter(
     recipe: Recipe, tmp_path: Path
 ) -> None:
     recipe = replace(recipe, quantization="nf4", keep_checkpoints=3)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # What a recipe cannot train, as it has rows of text and nothing else.
 REFUSED = {
-    "cpt": "it takes the loss on labelled parts of its own prompt",
+    "cpt": "it takes the loss on labeled parts of its own prompt",
     "multitask_prompt_tuning": "every row would have to name its task",
     "poly": "every row would have to name its task",
     "xlora": "it mixes LoRA adapters that are trained already",

@@ -30,7 +30,7 @@ def check_quantization(name: str | None) -> None:
 def loading_options(name: str | None, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """What `from_pretrained` must be told; nothing for a base in full.
 
-    `nf4` is QLoRA's: 4-bit NormalFloat, its scales quantised once more, computing in `dtype`.
+    `nf4` is QLoRA's: 4-bit NormalFloat, its scales quantized once more, computing in `dtype`.
     """
     if name is None:
         return {}

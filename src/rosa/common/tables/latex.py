@@ -43,7 +43,7 @@ def latex(table: Table) -> str:
     body: list[str] = []
     for block in table.blocks:
         body += [r"\midrule"] if body else []
-        for labels, row in table.labelled(block):
+        for labels, row in table.labeled(block):
             cells = [_cell(row, i, table) for i in range(table.width)]
             body.append(_line([*map(escape, labels[:-1]), _marked(row.label, row.mark), *cells]))
     head = [*map(escape, table.heads), *map(_heading, table.columns)]

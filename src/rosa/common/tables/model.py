@@ -141,7 +141,7 @@ class Table:
         """Headings of the columns of labels."""
         return ["Model", self.head] if self.names_models else [self.head]
 
-    def labelled(self, block: Block) -> Iterator[tuple[list[str], Row]]:
+    def labeled(self, block: Block) -> Iterator[tuple[list[str], Row]]:
         """Each row of a block with its labels; the block's title stands in the first row alone."""
         for i, row in enumerate(block.rows):
             yield [*[block.title * (i == 0)] * self.names_models, row.label], row

@@ -80,7 +80,7 @@ def _rich_table(table: Table, columns: list[tuple[str, list[Text]]]) -> RichTabl
         made.add_column(Text(title), justify="right", no_wrap=True)
     cells = iter(zip(*(texts for _, texts in columns), strict=True))
     for block in table.blocks:
-        for labels, row in table.labelled(block):
+        for labels, row in table.labeled(block):
             labels[-1] = marked(labels[-1], row.mark)
             end = row is block.rows[-1]
             made.add_row(*map(Text, labels), *next(cells), end_section=end)  # a str is markup
@@ -107,7 +107,7 @@ def markdown(table: Table) -> str:
     lines = [_line(map(escape_markdown, [*table.heads, *titles]))]
     lines.append(_line(["---"] * len(table.heads) + ["---:"] * table.width))
     for block in table.blocks:
-        for labels, row in table.labelled(block):
+        for labels, row in table.labeled(block):
             labels[-1] = marked(labels[-1], row.mark)
             cells = map(_markdown, row.cells, table.columns)
             lines.append(_line([*map(escape_markdown, labels), *cells]))

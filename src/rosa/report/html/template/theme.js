@@ -12,7 +12,7 @@
     const isDark = () => (root.dataset.theme || (system.matches ? "dark" : "light")) === "dark";
     const show = () => {
       button.textContent = isDark() ? "Light" : "Dark";
-      button.setAttribute("aria-label", `Change to ${isDark() ? "light" : "dark"} colours`);
+      button.setAttribute("aria-label", `Change to ${isDark() ? "light" : "dark"} colors`);
     };
     button.addEventListener("click", () => {
       root.dataset.theme = isDark() ? "light" : "dark";
