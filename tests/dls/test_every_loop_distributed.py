@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import distributed
 
 from tests.dls.test_every_loop import LOOPS, PARTS, loader, made, plain
-from tests.support.dls_processes import meet, start, told
+from tests.support.dls_processes import meet, report_done, start
 
 METHODS = ("full fine-tuning", "RoSA", "LoRA")
 
@@ -89,7 +89,7 @@ def main(folder: Path) -> None:
                 weights = {key: p.detach().clone() for key, p in model.named_parameters()}
                 save_file(weights, folder / f"{name}.safetensors")
             (folder / f"{rank}.json").write_text(json.dumps(results))
-            told(name)
+            report_done(name)
     distributed.destroy_process_group()
 
 

@@ -26,13 +26,13 @@ from tests.dls.test_methods import METHODS
 from tests.support.dls_models import EVERY_THIRD, batch, decoder_layers, same
 from tests.support.dls_processes import (
     CLIP,
+    full_tensor,
     local,
     meet,
     my_part,
+    report_done,
     start,
-    told,
     unwrapped,
-    whole,
     wrap,
 )
 
@@ -50,7 +50,7 @@ def double(method: str) -> torch.nn.Module:
 
 
 def train(method: str, folder: Path, engine: str) -> list[dict[str, Any]]:
-    """One process's part; checks that frozen layers stand still, and saves the whole weights."""
+    """One process's part; checks that frozen layers stand still, and saves the full_tensor weights."""
     inner = double(method)
     model = wrap(inner, engine)
     optimizer = optimizer_of(inner)
@@ -69,7 +69,7 @@ def train(method: str, folder: Path, engine: str) -> list[dict[str, Any]]:
             # AdaLoRA takes ranks from frozen layers too: `lora_E` is its own.
             own = [(b, p) for b, (name, p) in named if p not in shared and "lora_E" not in name]
             assert same([b for b, _ in own], [local(p) for _, p in own]), (t, i)
-    weights = {name: whole(p).detach() for name, p in unwrapped(model).named_parameters()}
+    weights = {name: full_tensor(p).detach() for name, p in unwrapped(model).named_parameters()}
     if distributed.get_rank() == 0:
         save_file({k: v.contiguous().clone() for k, v in weights.items()}, folder / file(method))
     dls.detach()
@@ -157,7 +157,7 @@ def main(folder: Path, engine: str, methods: list[str]) -> None:
         except Exception:
             results[method] = {"raised": traceback.format_exc()}
         (folder / f"{distributed.get_rank()}.json").write_text(json.dumps(results))
-        told(method)
+        report_done(method)
     distributed.destroy_process_group()
 
 

@@ -21,8 +21,8 @@ from tests.support.architecture_types import (
     WITHOUT_ROTATION,
     WRAPPERS,
     accounts,
+    attach_error,
     causal_types,
-    sentence,
 )
 from tests.support.architectures import ARCHITECTURES, MLA, MOE, SIZES, Architecture
 
@@ -149,7 +149,7 @@ def _layers(architecture: Architecture) -> str:
 def refusal(name: str) -> str:
     """What RoSA says about a model type that it cannot adapt."""
     values = REFUSED[name] or {key: SIZES[key] for key in _SMALL}
-    return sentence(AutoModelForCausalLM.from_config(CONFIG_MAPPING[name](**values)))
+    return attach_error(AutoModelForCausalLM.from_config(CONFIG_MAPPING[name](**values)))
 
 
 def counts() -> str:

@@ -1,7 +1,7 @@
 """Accounts for every type of causal language model that the installed Transformers has.
 
-A type is tested (`tests/architectures.py`), refused in a tested sentence, a multimodal wrapper of a
-tested text model, or it was not tested, and a line here says why. What a new Transformers brings
+A type is tested (`tests/architectures.py`), refused with a tested error, a multimodal wrapper of a
+tested text model, or not tested, for a reason given here. What a new Transformers brings
 without any of that is `unaccounted`, and a test fails.
 """
 
@@ -25,7 +25,7 @@ _NO_ROTATION = (
     "mvp nemotron_h openai-gpt pegasus plbart prophetnet rembert roberta roberta-prelayernorm "
     "roc_bert rwkv trocr whisper xglm xlm xlm-roberta xlm-roberta-xl xlnet xlstm xmod zamba"
 )
-# Refused, because they turn nothing, with what their configs need beside the defaults.
+# Refused, as they rotate nothing; with what their configs need in addition to the defaults.
 WITHOUT_ROTATION: dict[str, dict[str, Any]] = {
     **{name: {} for name in _NO_ROTATION.split()},
     "reformer": {"is_decoder": True},
@@ -80,8 +80,8 @@ def without_weights(model_type: str, **config: Any) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**config))
 
 
-def sentence(model: PreTrainedModel) -> str:
-    """What RoSA says about a model that it refuses."""
+def attach_error(model: PreTrainedModel) -> str:
+    """The error that RoSA raises for a model."""
     try:
         get_peft_model(model, RosaConfig())
     except RosaError as error:

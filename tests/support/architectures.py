@@ -300,7 +300,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             axes="length_first"),
     _normed("gemma4_unified_text", config=_GEMMA4, rotated_of_span={1: (8, 32)},
             axes="length_first"),
-    # Slow: Mamba layers beside or before attention.
+    # Slow: Mamba layers parallel to or before attention.
     Architecture("bamba", {"attn_layer_indices": [1]}, (), rotary_dim=8, layers=(1,), slow=True),
     Architecture("falcon_h1", {"key_multiplier": 0.5, "attention_in_multiplier": 0.7}, slow=True),
 )  # fmt: skip

@@ -43,7 +43,7 @@ from tests.support.dls_models import (
 from tests.support.processes import PATIENCE, running, wait_for
 
 STEPS = 10
-SAVED, RESUMED = 5, 7  # where one process stops and two go on, and the other way round
+SAVED, RESUMED = 5, 7  # steps: one process saves and two resume, then two save and one resumes
 CLIP = 0.01
 ENGINES = ("ddp", "ddp-unused", "fsdp2")
 SCENARIOS: dict[str, Callable[[Path], Any]] = {}
@@ -74,7 +74,7 @@ def my_part(t: int, parts: int = 2, part: int | None = None) -> dict[str, torch.
     return {key: value.chunk(parts)[part] for key, value in batch(t).items()}
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -103,10 +103,10 @@ def trains(
     """Ten steps; after each, frozen layers and their optimizer state are what they were."""
     model = wrap(getattr(dls_models, method)(), engine)
     optimizer = adamw(model)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
-    said = ["saves no time" in str(warning.message) for warning in told]
+    said = ["saves no time" in str(warning.message) for warning in caught]
     assert any(said) == (engine == "ddp" and distributed.get_rank() == 0)
     computed = []
     for t in range(1, STEPS + 1):
@@ -125,13 +125,15 @@ def trains(
         "history": dls.history,
         "computed": computed,
         "weights": keep(folder, name, model),
-        "sums": [whole(p).sum().item() for p in model.parameters()],
+        "sums": [full_tensor(p).sum().item() for p in model.parameters()],
     }
 
 
 def keep(folder: Path, name: str, model: nn.Module) -> str:
-    """Writes the whole weights, under the names of the unwrapped model; returns the file's."""
-    weights = {key: whole(p).detach().clone() for key, p in unwrapped(model).named_parameters()}
+    """Writes the full weights, under the names of the unwrapped model; returns the file's."""
+    weights = {
+        key: full_tensor(p).detach().clone() for key, p in unwrapped(model).named_parameters()
+    }
     if distributed.get_rank() == 0:
         save_file(weights, folder / f"{name}.safetensors")
     return f"{name}.safetensors"
@@ -188,8 +190,8 @@ def attaches_before_ddp(folder: Path) -> list[Any]:
     return dls.history
 
 
-def refuses(folder: Path) -> dict[str, str]:
-    """What it says where it cannot work."""
+def raises_errors(folder: Path) -> dict[str, str]:
+    """The errors where DLS cannot work."""
     said = {}
 
     def attempt(
@@ -261,7 +263,7 @@ def load(
 
 
 def resumes_from_one_process(folder: Path, method: str) -> dict[str, Any]:
-    """The test saved after five steps in one process; two go on from there, and save in turn."""
+    """The test saved after five steps in one process; two resume from there, and save in turn."""
     model = wrap(getattr(dls_models, method)(), "fsdp2")
     optimizer = adamw(model)
     dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
@@ -277,7 +279,7 @@ FAST = [
     *(scenario(trains, *pair) for pair in (("ddp", "full"), ("ddp-unused", "lora"))),
     *(scenario(trains, "fsdp2", method) for method in ("lora", "rosa")),
     scenario(trains, "ddp", "lora", selects=False),
-    scenario(refuses),
+    scenario(raises_errors),
     scenario(attaches_before_ddp),
     scenario(computes_in_half),
     scenario(resumes_from_one_process, "lora"),
@@ -303,8 +305,8 @@ def meet() -> None:
     distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=PATIENCE / 2))
 
 
-def told(name: str) -> None:
-    """Says that a scenario is over: a sign of life."""
+def report_done(name: str) -> None:
+    """Prints that a scenario has finished, so that the tests see progress."""
     sys.stdout.write(f"{name}\n")
 
 
@@ -319,7 +321,7 @@ def main(folder: Path, names: list[str]) -> None:
         except BaseException:  # as torch.distributed.checkpoint raises
             results[name] = {"raised": traceback.format_exc()}
         (folder / f"{rank}.json").write_text(json.dumps(results))
-        told(name)
+        report_done(name)
     distributed.destroy_process_group()
 
 

@@ -37,7 +37,7 @@ HEAD = """# DLS: tested combinations
 
 Each cell names the engines under which tests train this method in this loop: **1** one process,
 **D** DistributedDataParallel, **F** FSDP2, the last two in two processes over gloo. Each test
-compares a whole run with an independent one (Algorithm 1 written plainly, a loop by hand, or one
+compares a complete run with an independent one (a plain Algorithm 1, a loop by hand, or one
 process). It checks that the selections are the same, and in one process the weights bit for bit;
 that frozen layers and their optimizer state do not change by a bit; that norms are scored whether
 they are trained or not; and that parameters outside the layers always train.

@@ -1,7 +1,7 @@
 """`python -m tests.support.fsdp_on_cpu train ...` is `rosa train ...` under FSDP2, on a CPU.
 
 Accelerate shards on accelerators only, and takes several processes on a CPU for DDP whatever they
-ask for; told that they are GPUs it does everything else as it would there.
+ask for; here the processes are declared GPUs, and the rest is as it would be there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ENVIRONMENT = {
 
 
 def pretend() -> None:
-    """From now on, the Trainer's processes pass for GPUs."""
+    """From now on, Accelerate takes the Trainer's processes for GPUs."""
     finds_out = TrainingArguments.__post_init__
 
     def finds_out_and_pretends(self: TrainingArguments, *args: Any, **kwargs: Any) -> None:

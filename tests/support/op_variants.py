@@ -1,7 +1,7 @@
 """Tests that run over every variant of the modulation: which do, and with which models at once.
 
 A test asks for it with `@each_variant`, or with `@each_variant_nightly` where it is long and a
-shorter one looks at the same. On a CPU `autograd` is what runs unless told. With the others,
+shorter one looks at the same. On a CPU `autograd` is the default. With the others,
 `make test` takes the models of `AT_ONCE`; `make nightly` takes all.
 """
 
@@ -31,7 +31,7 @@ def each_variant(test: _Test) -> _Test:
 
 
 def each_variant_nightly(test: _Test) -> _Test:
-    """The same, but in `make test` with none but that which runs on a CPU unless told."""
+    """The same, but in `make test` only with the default of a CPU."""
     slow = pytest.mark.slow
     variants = (v if v == ON_A_CPU else pytest.param(v, marks=slow) for v in VARIANTS)
     over = pytest.mark.parametrize("ops_variant", list(variants), indirect=True)

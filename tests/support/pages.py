@@ -1,6 +1,6 @@
 """Pages of the docs as tests read them: their code blocks and the commands in them.
 
-A block runs unless `<!-- no-run -->` stands above it. A `bash` block holds commands that a test
+A block is run unless `<!-- no-run -->` precedes it. A `bash` block holds commands that a test
 runs, a `console` block (`$ rosa ...`) a session that needs data or hardware of the reader's.
 """
 
@@ -23,7 +23,7 @@ def read_page(name: str) -> str:
 
 
 def section(text: str, heading: str) -> str:
-    """What stands under a heading, up to the next of its level or above."""
+    """The text under a heading, up to the next heading of its level or above."""
     level = heading.split()[0]
     _, found, rest = f"\n{text}".partition(f"\n{heading}\n")
     assert found, f"no heading {heading!r}"

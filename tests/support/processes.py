@@ -1,4 +1,4 @@
-"""Commands that tests start: waited for as long as they go on, and ended whatever happens.
+"""Commands that tests start: awaited while they make progress, and always terminated.
 
 A launcher puts its processes into sessions of their own, where no signal to its group reaches
 them. So whatever descends from a command is known by a mark in its environment, and is killed at

@@ -27,8 +27,8 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 @pytest.fixture(autouse=True)
 def portable_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on every machine: where a CPU computes in bfloat16, 4-bit layers are otherwise packed anew
-    at their first evaluation, and pass no gradients from there on."""
+    """As on every machine: where a CPU computes in bfloat16, 4-bit layers are otherwise repacked at
+    their first evaluation, and pass no gradients from there on."""
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
 
 

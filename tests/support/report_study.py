@@ -73,7 +73,7 @@ def rich_study(folder: Path, *, layers: int = 6, choices: int = 20, **options: A
 
 
 def spoil(study: StudyResults, texts: Sequence[str] = NASTY) -> StudyResults:
-    """The same study with nasty texts wherever text comes from a model, a file or a person."""
+    """The same study with nasty texts wherever text comes from a model, a file or a user."""
     for run in study.runs:
         for score in run.scores:
             file = study.folder / run.folder / "evaluation" / f"{score.name}.jsonl"

@@ -1,4 +1,4 @@
-"""Studies that nobody ran: results with answers on disk, for tests of tables, tests and reports.
+"""Synthetic studies: results with answers on disk, for tests of tables, statistics and reports.
 
 study = synthetic_study(tmp_path)                         # two suites, four methods, three seeds
 study = synthetic_study(tmp_path, skills={"lora": 0.6, "rosa": 0.6}, seeds=range(5))
@@ -28,7 +28,7 @@ from rosa.methods.registry import load_method
 SKILLS = {"lora": 0.6, "ln_tuning": 0.35, "rosa": 0.7, "roae_only": 0.65}
 TRAIN_SETS = {"commonsense": ("boolq", "piqa"), "math": ("MultiArith", "gsm8k", "AQuA")}
 TOTAL = 3_000_000
-NOISE = 0.3  # a run's own luck with an example, beside the example's difficulty
+NOISE = 0.3  # of a run on an example, added to the example's difficulty
 
 
 def synthetic_study(

@@ -114,7 +114,7 @@ def _add_weights(writer, model, name, kind) -> None:
 
 
 def _permuted(values: np.ndarray, config, key: str) -> np.ndarray:
-    """llama.cpp's order of rotary dimensions: pairs beside each other."""
+    """llama.cpp's order of rotary dimensions: the two dimensions of a pair are adjacent."""
     heads = config.num_attention_heads if "q_proj" in key else config.num_key_value_heads
     halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
     return halves.swapaxes(1, 2).reshape(values.shape)

@@ -240,7 +240,7 @@ def _failures(columns: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Runs the tests against several versions.")
     parser.add_argument("combinations", nargs="*", choices=[*COMBINATIONS, []], default=[])
-    parser.add_argument("--render", action="store_true", help="only write the page anew")
+    parser.add_argument("--render", action="store_true", help="only rewrite the page")
     parser.add_argument("--environments", type=Path, help="keep them in, or take them from, here")
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
