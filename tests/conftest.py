@@ -23,7 +23,7 @@ from tests.support.op_variants import waits
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder with the real benchmark data: $ROSA_TEST_DATA, or `../shared/data` next to the repository."""
+    """The folder of the real benchmark data, $ROSA_TEST_DATA or `../shared/data`."""
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("ROSA_TEST_DATA", default))
     if not folder.is_dir():

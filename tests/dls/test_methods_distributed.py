@@ -50,7 +50,7 @@ def double(method: str) -> torch.nn.Module:
 
 
 def train(method: str, folder: Path, engine: str) -> list[dict[str, Any]]:
-    """One process's part; checks that frozen layers stand still, and saves the full_tensor weights."""
+    """One process's part; checks that frozen layers do not change, and saves the weights."""
     inner = double(method)
     model = wrap(inner, engine)
     optimizer = optimizer_of(inner)

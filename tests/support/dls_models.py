@@ -147,6 +147,6 @@ def norm_gradients(model: nn.Module) -> list[list[torch.Tensor]]:
 
 
 def held_outside(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters that have a name outside the layers, alone or in addition to one in a layer."""
+    """The parameters with a name outside the layers, alone or in addition to one in a layer."""
     names = model.named_parameters(remove_duplicate=False)
     return {p for name, p in names if ".layers." not in name}
