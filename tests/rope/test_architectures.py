@@ -26,8 +26,8 @@ from tests.support.architecture_types import (
     WITHOUT_ROTATION,
     WRAPPERS,
     accounts,
+    attach_error,
     causal_types,
-    sentence,
     without_weights,
 )
 from tests.support.architectures import ARCHITECTURES, BY_NAME, Architecture
@@ -269,7 +269,7 @@ def test_the_page_counts_them() -> None:
 @pytest.mark.parametrize("name", WITHOUT_ROTATION)
 def test_a_type_without_rotation_is_refused(name: str) -> None:
     model = without_weights(name, **WITHOUT_ROTATION[name])
-    assert "has no rotary position embeddings (RoPE)" in sentence(model)
+    assert "has no rotary position embeddings (RoPE)" in attach_error(model)
 
 
 @pytest.mark.slow
