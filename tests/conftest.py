@@ -34,7 +34,7 @@ def shared_data() -> Path:
 @pytest.fixture(autouse=True)
 def float32_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """`precision: auto` is float32 here, on machines that compute in bfloat16 too."""
-    monkeypatch.setattr("rosa.models.loading.computes_in_bf16", lambda device: False)
+    monkeypatch.setattr("rosa.models.devices.computes_in_bf16", lambda device: False)
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class RosaError(ValueError):
@@ -18,3 +19,19 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the closest of `known`, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The message of a library's exception without line breaks, truncated; else its type."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+@contextmanager
+def errors_as(what: str) -> Iterator[None]:
+    """Raises a library's exception as `RosaError("WHAT: its message")`."""
+    try:
+        yield
+    except RosaError:
+        raise
+    except Exception as error:
+        raise RosaError(f"{what}: {one_line(error)}") from error

@@ -106,7 +106,7 @@ def test_a_schedule_without_room_for_cutting_ranks_is_refused():
 
 
 def test_adalora_without_a_number_of_steps_is_refused_in_one_sentence():
-    with pytest.raises(RosaError, match=r"'adalora' can't be set up: .*total_step"):
+    with pytest.raises(RosaError, match=r"'adalora' cannot be configured: .*total_step"):
         method_config("adalora")
 
 

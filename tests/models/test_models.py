@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from rosa import RosaConfig
 from rosa.errors import RosaError
 from rosa.models import identity as provenance
+from rosa.models.devices import pick_device, pick_dtype
 from rosa.models.loading import (
     check_vocabulary,
     find_adapter_config,
@@ -20,8 +21,6 @@ from rosa.models.loading import (
     load_adapter,
     load_base_model,
     load_tokenizer,
-    pick_device,
-    pick_dtype,
     short_name,
 )
 from tests.support.tiny_folder import tiny_llama, write_model_folder
@@ -106,7 +105,7 @@ def test_an_adapter_of_another_base_model_names_the_key(adapter, shape, complain
 
 def test_a_base_model_that_is_gone_names_the_file_to_correct(adapter):
     edit(adapter / "adapter_config.json", base_model_name_or_path="/nowhere/model")
-    with pytest.raises(RosaError, match=r"/nowhere/model .* is not there.*adapter_config\.json"):
+    with pytest.raises(RosaError, match=r"/nowhere/model .* does not exist.*adapter_config\.json"):
         load(str(adapter))
     edit(adapter / "adapter_config.json", base_model_name_or_path=None)
     with pytest.raises(RosaError, match="names no base_model_name_or_path"):

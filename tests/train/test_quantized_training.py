@@ -234,7 +234,7 @@ def test_a_quantized_run_that_was_stopped_goes_on_to_the_same_adapter(
 def test_what_cannot_be_is_told_in_a_sentence(
     recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(RosaError, match="unknown quantization 'int4'; say nf4 or int8"):
+    with pytest.raises(RosaError, match="unknown quantization 'int4'; choose from nf4, int8"):
         load_base_model(str(folder), quantization="int4")
     monkeypatch.setattr("rosa.models.quantization.find_spec", lambda name: None)
     with pytest.raises(RosaError, match=r"bitsandbytes, which is not installed; `pip install"):

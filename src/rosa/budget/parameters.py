@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from rosa.assets import ASSETS
-from rosa.errors import RosaError, did_you_mean
+from rosa.errors import RosaError, did_you_mean, one_line
 from rosa.methods.peft_methods import set_targets
-from rosa.methods.registry import Method, load_method, method_config, one_line
+from rosa.methods.registry import Method, load_method, method_config
 from rosa.models.loading import BUILT_IN, resolve_name
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _empty_model(config: PretrainedConfig) -> nn.Module:
     try:
         return AutoModelForCausalLM.from_config(config)
     except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
-        reason = one_line(error)[:200]
+        reason = one_line(error)
         raise RosaError(
             f"no causal language model can be built from this {config.model_type} configuration: "
             f"{reason}"

@@ -14,7 +14,7 @@ import sys
 import warnings
 from typing import Any
 
-from rosa.errors import RosaError, did_you_mean
+from rosa.errors import RosaError, did_you_mean, one_line
 
 COMMANDS = {
     "demo": "fine-tune the embedded model with RoSA and score it before and after",
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
-        reason = " ".join(str(error).split())[:400]
+        reason = one_line(error)
         _complain(
             f"rosa {command}: unexpected {type(error).__name__}: {reason} "
             f"({TRACEBACK}=1 shows the traceback; if your input is right, please report it)"

@@ -12,7 +12,7 @@ import yaml
 
 from rosa.cli.parser import Parser
 from rosa.dls.config import DlsConfig
-from rosa.errors import RosaError, did_you_mean
+from rosa.errors import RosaError, did_you_mean, one_line
 from rosa.methods.registry import Method, load_method
 from rosa.train.recipe import DEFAULT_METHOD, Recipe
 
@@ -128,9 +128,7 @@ def read_recipe_file(path: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise RosaError(f"the recipe '{path}' cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise RosaError(
-            f"the recipe '{path}' is not YAML: {' '.join(str(error).split())}"
-        ) from None
+        raise RosaError(f"the recipe '{path}' is not YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise RosaError(f"the recipe '{path}' must hold `key: value` lines")
     return content

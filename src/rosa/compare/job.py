@@ -23,7 +23,7 @@ from typing import Any
 
 from rosa.common.files import atomic_write
 from rosa.compare.plan import Job
-from rosa.errors import DivergedError, RosaError
+from rosa.errors import DivergedError, RosaError, one_line
 from rosa.train.run_folder import RunFolder
 
 
@@ -58,7 +58,7 @@ def run_job(study: Path, job: Job) -> None:
             )
         except BaseException as error:  # the study continues without this run
             traceback.print_exc()
-            kind, reason = type(error).__name__, " ".join(str(error).split())[:300]
+            kind, reason = type(error).__name__, one_line(error)
             _write_status(study, job, "failed", started, error=f"{kind}: {reason}")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rosa.errors import RosaError
+from rosa.errors import RosaError, one_line
 
 PROMPTS = ("alpaca", "plain", "chat")
 # Text that begins the next example: a model that invents one has ended its response.
@@ -109,8 +109,7 @@ def chat_text(
         )
     except Exception as error:  # a template may raise anything
         raise RosaError(
-            f"the tokenizer's chat template cannot take {len(turns)} turns "
-            f"({' '.join(str(error).split())[:200]})"
+            f"the tokenizer's chat template cannot take {len(turns)} turns ({one_line(error)})"
         ) from error
 
 

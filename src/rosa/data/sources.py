@@ -7,7 +7,7 @@ from typing import Any
 
 from rosa.assets import ASSETS
 from rosa.data.json_rows import read_rows
-from rosa.errors import RosaError
+from rosa.errors import RosaError, one_line
 
 TOY_DATA = ASSETS / "tiny-data"
 
@@ -34,7 +34,7 @@ def load_training_rows(source: str) -> list[dict[str, Any]]:
     try:
         rows = load_dataset(source, split="train").to_list()
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise RosaError(
             f"the data '{source}' is neither a local file nor one of {', '.join(toy_tasks())}, "
             f"and it cannot be loaded from the hub: {reason}"

@@ -19,7 +19,7 @@ from typing import Any
 from rosa.assets import ASSETS
 from rosa.data.json_rows import read_text
 from rosa.data.tokenization import encode_prompts
-from rosa.errors import RosaError
+from rosa.errors import RosaError, one_line
 from rosa.evaluate.generation import eval_mode, longest_first_batches
 from rosa.models.loading import resolve_name
 
@@ -208,7 +208,7 @@ def _wikitext() -> PlainText:
     try:
         rows = load_dataset(*WIKITEXT, split="test")["text"]
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise RosaError(
             f"cannot load the text {WIKITEXT[0]} from the hub ({reason}); give a file: "
             "--forgetting FILE"

@@ -14,7 +14,7 @@ from typing import Any
 
 from rosa.common.tables.model import Block, Cell, Column, Row, Table
 from rosa.data.prompts import check_chat_template
-from rosa.errors import RosaError, did_you_mean
+from rosa.errors import RosaError, did_you_mean, one_line
 from rosa.evaluate.folder import EvaluationFolder
 from rosa.models.loading import Loaded, quiet
 
@@ -102,7 +102,7 @@ def run_lm_eval(
             )
         except (OSError, ValueError, KeyError) as error:
             raise RosaError(
-                f"lm-eval cannot run {', '.join(tasks.names)}: {' '.join(str(error).split())[:300]}"
+                f"lm-eval cannot run {', '.join(tasks.names)}: {one_line(error)}"
             ) from error
     assert results is not None, "one process has all the results"
     return dict(results)

@@ -22,7 +22,7 @@ import yaml
 from rosa.assets import ASSETS
 from rosa.data.json_rows import read_rows, text_field
 from rosa.data.prompts import PROMPTS, Question, chat_turns, render
-from rosa.errors import RosaError, did_you_mean
+from rosa.errors import RosaError, did_you_mean, one_line
 from rosa.evaluate.answers import FILTERS, PROTOCOLS, PUBLISHED
 from rosa.evaluate.results import TaskScore
 
@@ -184,9 +184,7 @@ def read_task(path: Path) -> Task:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RosaError(
-            f"{path}: cannot be read as YAML ({' '.join(str(error).split())})"
-        ) from None
+        raise RosaError(f"{path}: cannot be read as YAML ({one_line(error)})") from None
     return _checked(_build(Task, values, path, folder=path.resolve().parent), path)
 
 
@@ -295,7 +293,7 @@ def _hub_rows(task: Task) -> tuple[list[dict[str, Any]], str]:
     except Exception as error:
         raise RosaError(
             f"cannot load {source} from the hub for the task {task.name} "
-            f"({' '.join(str(error).split())[:200]}); without a connection give --data FOLDER"
+            f"({one_line(error)}); without a connection give --data FOLDER"
         ) from error
     return suite_rows(hub, raw, source), source
 

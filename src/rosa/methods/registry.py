@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from rosa.assets.paper import paper_percent
-from rosa.errors import RosaError, did_you_mean
+from rosa.errors import RosaError, did_you_mean, one_line
 from rosa.methods import peft_methods as other_methods
 
 if TYPE_CHECKING:
@@ -157,8 +157,9 @@ def method_config(
     try:
         config = method.config_class(task_type="CAUSAL_LM", **{**method.kwargs, **overrides})
     except (TypeError, ValueError) as error:
-        reason = one_line(error)
-        raise RosaError(f"the method '{method.name}' can't be set up: {reason}") from error
+        raise RosaError(
+            f"the method '{method.name}' cannot be configured: {one_line(error)}"
+        ) from error
     first, last = (getattr(config, key, None) for key in ("init_r", "target_r"))
     if first is not None and last is not None and first <= last:
         raise RosaError(
@@ -166,8 +167,3 @@ def method_config(
             f"target_r {last}; set both"
         )
     return config
-
-
-def one_line(error: Exception) -> str:
-    """The message of a library's exception without its line breaks."""
-    return " ".join(str(error).split())

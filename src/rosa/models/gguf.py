@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rosa.common.files import translate_disk_errors
-from rosa.errors import RosaError
+from rosa.errors import RosaError, one_line
 from rosa.models.loading import quiet
 
 NOTE = "converted_from.json"
@@ -137,14 +137,13 @@ def _load(file: Path, dtype: str) -> tuple[Any, Any]:
                 quantization_config=GgufConfig(dequantize=True),  # kernels could keep its blocks
             )
     except Exception as error:
-        raise RosaError(
-            f"Transformers cannot read {file}: {' '.join(str(error).split())}"
-        ) from error
+        raise RosaError(f"Transformers cannot read {file}: {one_line(error)}") from error
     for name, weight in model.named_parameters():
         if weight.device.type == "meta" or not torch.isfinite(weight).all():
             raise RosaError(f"{file} is damaged: {name} is missing or holds values not finite")
     # What is saved is no longer quantized; `save_pretrained` would refuse otherwise.
-    model.hf_quantizer, model.is_quantized = None, False
+    model.hf_quantizer = None  # type: ignore[assignment]
+    model.is_quantized = False  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return model, tokenizer

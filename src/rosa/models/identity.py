@@ -1,4 +1,4 @@
-"""Which model a result belongs to, and what it was trained on, as far as its folder tells."""
+"""The identity of a model in results: names, weights fingerprint, and its training data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SAMPLED_BYTES = 4 << 20  # a whole adapter or toy model; the ends of a large ch
 
 
 def identity(loaded: Loaded) -> dict[str, Any]:
-    """What tells this model from another: names, and a fingerprint of local weights."""
+    """Names, and a fingerprint of local weights."""
     source = loaded.adapter or loaded.base
     quantization = {"quantization": loaded.quantization} if loaded.quantization else {}
     return {
@@ -40,12 +40,12 @@ def weights_fingerprint(folder: str) -> str | None:
 
 
 def trained_on(name: str) -> list[str]:
-    """The training data that the recipe beside a local adapter names; empty where there is none."""
+    """The training data that the recipe beside a local adapter names; empty if there is none."""
     recipe = Path(name) / "recipe.yaml"
     if not recipe.is_file():
         return []
     try:
         data = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data", [])
     except (OSError, ValueError, AttributeError, yaml.YAMLError):
-        return []  # a hand-made file of that name is no reason not to evaluate
+        return []  # another file of that name must not stop an evaluation
     return [str(d) for d in (data if isinstance(data, list) else [data])]

@@ -1,8 +1,7 @@
 """Loading a model or an adapter, and its tokenizer, from a hub id, a folder or a built-in name.
 
-Everything goes through Transformers and PEFT. What this file adds is strictness: weights are
-safetensors only, no tensor is ever left at random values in silence, and what does not fit is
-answered with the file and the key.
+Transformers and PEFT load them. This file adds checks: weights are safetensors only, and a tensor
+that is missing or of another shape is an error with its file and key, never left at random values.
 """
 
 from __future__ import annotations
@@ -16,16 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rosa.assets import ASSETS
-from rosa.errors import RosaError
+from rosa.errors import RosaError, errors_as, one_line
+from rosa.models.devices import pick_device, pick_dtype
 from rosa.models.quantization import check_quantization, keep_gradients, loading_options
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BUILT_IN = ("rosa-tiny",)
-DTYPES = ("auto", "bf16", "fp16", "float32")
 
 
 @dataclass(frozen=True)
@@ -62,58 +60,6 @@ def short_name(name: str) -> str:
     return Path(name).resolve().name if Path(name).exists() else name.rstrip("/").split("/")[-1]
 
 
-def pick_device(device: str = "auto") -> torch.device:
-    """`auto` takes CUDA, then Apple's MPS, then the CPU."""
-    import torch
-
-    if device == "auto":
-        if torch.cuda.is_available():
-            device = "cuda"
-        else:
-            device = "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        picked = torch.device(device)
-    except RuntimeError:
-        raise RosaError(f"unknown device {device!r}; say auto, cpu, cuda, cuda:1 or mps") from None
-    if picked.type == "cuda" and not torch.cuda.is_available():
-        raise RosaError(f"device {device!r} was asked for but PyTorch sees no CUDA device")
-    return picked
-
-
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the device computes in it (`computes_in_bf16`), else float32.
-
-    Raises:
-        RosaError: the name is unknown.
-    """
-    import torch
-
-    if dtype not in DTYPES:
-        raise RosaError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
-    if dtype == "auto":
-        dtype = "bf16" if computes_in_bf16(device) else "float32"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}[dtype]
-
-
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether products of bfloat16 matrices run in hardware, not by emulation.
-
-    Emulated, they are slower than float32: about twice on CUDA devices before Ampere, 44 to 499
-    times on CPUs with AVX2 alone (pytorch issue 146508).
-    """
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        units = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        has_unit = any(getattr(torch.cpu, unit, lambda: False)() for unit in units)
-        return has_unit and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if device.type == "mps":
-        return torch.backends.mps.is_macos_or_newer(14, 0)
-    return False
-
-
 def load_base_model(
     name: str,
     *,
@@ -124,9 +70,9 @@ def load_base_model(
 ) -> PreTrainedModel:
     """The causal language model `name`: a hub id, a local folder or a built-in name.
 
-    `quantization` puts its linear layers into 4 bits ("nf4") or 8 ("int8").
+    `quantization` loads its linear layers in 4 bits ("nf4") or 8 ("int8").
 
-    Raises RosaError where the folder has no `config.json`, the weights are missing, damaged or of
+    Raises RosaError if the folder has no `config.json`, the weights are missing, damaged or of
     other shapes than the configuration says, or the hub cannot be reached.
     """
     from transformers import AutoModelForCausalLM
@@ -140,23 +86,18 @@ def load_base_model(
         for file in weights:
             read_shapes(file)
     where = pick_device(device)
-    computing = pick_dtype(dtype, where)
-    try:
-        with quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=computing,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # reported below, with the key
-                output_loading_info=True,
-                **loading_options(quantization, computing, where),
-            )
-    except RosaError:
-        raise
-    except Exception as error:
-        where_from = "" if Path(path).is_dir() else " (no folder of that name, so from the hub)"
-        raise RosaError(f"cannot load the model {name!r}{where_from}: {_gist(error)}") from error
+    compute_dtype = pick_dtype(dtype, where)
+    origin = "" if Path(path).is_dir() else " (no folder of that name, so from the hub)"
+    with errors_as(f"cannot load the model {name!r}{origin}"), quiet():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=compute_dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # raised below, with the key
+            output_loading_info=True,
+            **loading_options(quantization, compute_dtype, where),
+        )
     model, info = loaded
     for key, in_file, expected in sorted(info["mismatched_keys"]):
         raise RosaError(
@@ -168,22 +109,20 @@ def load_base_model(
             f"the weights of {name!r} lack {key}; the file is incomplete or belongs to another "
             "architecture"
         )
-    if getattr(model, "is_quantized", False):  # it lies where it was loaded to
+    if getattr(model, "is_quantized", False):  # already on its device
         keep_gradients(model)
         return model
     return model.to(where)
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of `name`, with a padding token (its end-of-text token where it has none)."""
+    """The tokenizer of `name`, with a padding token (its end-of-text token if it has none)."""
     from transformers import AutoTokenizer
 
     path = resolve_name(name)
     _check_exists(name, path)
-    try:
+    with errors_as(f"cannot load the tokenizer of {name!r}"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise RosaError(f"cannot load the tokenizer of {name!r}: {_gist(error)}") from error
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
         raise RosaError(
             f"the tokenizer of {name!r} has no words: its tokenizer.json is missing or empty"
@@ -208,24 +147,28 @@ def load(
     A folder or hub repository with an `adapter_config.json` is an adapter; its base model is the
     one that file names.
     """
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    for_base = {"dtype": dtype, "device": device, "quantization": quantization, **options}
     config_file = find_adapter_config(name)
-    if config_file is None:
-        model: Any = load_base_model(name, **for_base)
-        tokenizer = load_tokenizer(name, **options)
-        check_vocabulary(model, tokenizer, name)
-        return Loaded(model.eval(), tokenizer, name, name, None, quantization)
-    base = adapter_base(name, config_file)
-    model = load_adapter(load_base_model(base, **for_base), name)
-    has_own_tokenizer = (config_file.parent / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(name if has_own_tokenizer else base, **options)
+    base = adapter_base(name, config_file) if config_file else name
+    model: Any = load_base_model(
+        base,
+        dtype=dtype,
+        device=device,
+        quantization=quantization,
+        trust_remote_code=trust_remote_code,
+    )
+    tokenizer_source = base
+    if config_file:
+        model = load_adapter(model, name)
+        if (config_file.parent / "tokenizer_config.json").is_file():
+            tokenizer_source = name
+    tokenizer = load_tokenizer(tokenizer_source, trust_remote_code=trust_remote_code)
     check_vocabulary(model, tokenizer, name)
-    return Loaded(model.eval(), tokenizer, name, base, name, quantization)
+    adapter = name if config_file else None
+    return Loaded(model.eval(), tokenizer, name, base, adapter, quantization)
 
 
 def find_adapter_config(name: str) -> Path | None:
-    """The `adapter_config.json` of `name`, local or on the hub; None where it is no adapter."""
+    """The `adapter_config.json` of `name`, local or on the hub; None if it is not an adapter."""
     path = resolve_name(name)
     if name in BUILT_IN or Path(path).is_dir():
         file = Path(path) / "adapter_config.json"
@@ -233,10 +176,8 @@ def find_adapter_config(name: str) -> Path | None:
     from transformers.utils.peft_utils import find_adapter_config_file
 
     _check_exists(name, path)
-    try:
+    with errors_as(f"cannot look up {name!r}"):
         found = find_adapter_config_file(name)
-    except Exception as error:
-        raise RosaError(f"cannot look up {name!r}: {_gist(error)}") from error
     return Path(found) if found else None
 
 
@@ -245,15 +186,15 @@ def adapter_base(name: str, config_file: Path) -> str:
     try:
         base = json.loads(config_file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError) as error:
-        raise RosaError(f"cannot read {config_file}: {_gist(error)}") from error
+        raise RosaError(f"cannot read {config_file}: {one_line(error)}") from error
     if not base:
         raise RosaError(f"{config_file} names no base_model_name_or_path; add the base model there")
     base = resolve_name(base, relative_to=Path(name)) if base not in BUILT_IN else base
     if _looks_local(base) and not Path(base).is_dir():
-        if Path(base).name in BUILT_IN:  # trained on another machine, where the package lay there
+        if Path(base).name in BUILT_IN:  # trained on another machine
             return Path(base).name
         raise RosaError(
-            f"the base model {base} of the adapter {name!r} is not there; correct "
+            f"the base model {base} of the adapter {name!r} does not exist; correct "
             f"base_model_name_or_path in {config_file}"
         )
     return base
@@ -263,29 +204,22 @@ def load_adapter(model: PreTrainedModel, name: str, *, is_trainable: bool = Fals
     """`model` with the adapter `name` attached; every tensor of its file must fit the model."""
     from rosa.roae import load_adapter_checked
 
-    try:
-        with quiet():
-            return load_adapter_checked(model, _adapter_folder(name), is_trainable=is_trainable)
-    except RosaError:
-        raise
-    except Exception as error:
-        raise RosaError(f"cannot attach the adapter {name!r}: {_gist(error)}") from error
+    with errors_as(f"cannot attach the adapter {name!r}"), quiet():
+        return load_adapter_checked(model, _adapter_folder(name), is_trainable=is_trainable)
 
 
 def _adapter_folder(name: str) -> Path:
-    """The local folder of an adapter; one on the hub is fetched, safetensors only."""
+    """The local folder of an adapter; one on the hub is downloaded, safetensors only."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
 
-    try:
+    with errors_as(f"cannot download the adapter {name!r}"):
         return Path(snapshot_download(name, allow_patterns=["adapter_*.json", "*.safetensors"]))
-    except Exception as error:
-        raise RosaError(f"cannot fetch the adapter {name!r}: {_gist(error)}") from error
 
 
 def _check_exists(name: str, path: str) -> None:
-    """A name that looks like a path must exist: the hub would only give a confusing answer."""
+    """A name that looks like a path must exist; the hub's error for it would be confusing."""
     if path.endswith(".gguf"):
         raise RosaError(
             f"{path} is a GGUF file; convert it first, with `rosa convert {path} FOLDER`, and give "
@@ -330,7 +264,7 @@ def _check_folder(name: str, path: str) -> list[Path]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' progress bars and reports: what matters in them is raised here."""
+    """Turns off the libraries' progress bars and warnings; this file raises what matters."""
     from transformers.utils import logging
 
     level, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -355,11 +289,6 @@ def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
     rows, tokens = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
     if tokens >= rows:
         raise RosaError(
-            f"the tokenizer of {name!r} has a token number {tokens}, but its model has only {rows} "
+            f"the tokenizer of {name!r} has the token id {tokens}, but its model has only {rows} "
             "embeddings; use the tokenizer that belongs to the model"
         )
-
-
-def _gist(error: BaseException) -> str:
-    """A library's error on one line, cut where it goes on for long."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""A frozen base model in 4 or 8 bits, through bitsandbytes: adapters are trained on it (QLoRA)."""
+"""Frozen base models in 4 or 8 bits with bitsandbytes, for adapters on top (QLoRA)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ NAMES = ("nf4", "int8")
 
 
 def check_quantization(name: str | None) -> None:
-    """Raises RosaError for a name that is none, and where bitsandbytes is not installed."""
+    """Raises RosaError for an unknown name, and if bitsandbytes is not installed."""
     if name is None:
         return
     if name not in NAMES:
-        raise RosaError(f"unknown quantization {name!r}; say {' or '.join(NAMES)}, or leave it out")
+        raise RosaError(f"unknown quantization {name!r}; choose from {', '.join(NAMES)}")
     if find_spec("bitsandbytes") is None:
         raise RosaError(
             f"quantization {name} needs bitsandbytes, which is not installed; "
@@ -28,9 +28,9 @@ def check_quantization(name: str | None) -> None:
 
 
 def loading_options(name: str | None, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What `from_pretrained` must be told; nothing for a base in full.
+    """Arguments of `from_pretrained`; none without quantization.
 
-    `nf4` is QLoRA's: 4-bit NormalFloat, its scales quantized once more, computing in `dtype`.
+    `nf4` is QLoRA's: 4-bit NormalFloat with double quantization, computing in `dtype`.
     """
     if name is None:
         return {}
@@ -50,10 +50,10 @@ def loading_options(name: str | None, dtype: torch.dtype, device: torch.device) 
 
 
 def keep_gradients(model: Any) -> None:
-    """Lets the 4-bit layers of a model on the CPU be trained through after an evaluation.
+    """Keeps gradients flowing through 4-bit layers on the CPU after an evaluation.
 
-    On a CPU that computes in bfloat16, bitsandbytes lays the weights out anew when they are first
-    evaluated, and gradients end there from then on, in silence.
+    On CPUs with bfloat16 instructions, bitsandbytes repacks the weights at the first evaluation,
+    and from then on no gradient passes, without an error.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -21,7 +21,7 @@ import yaml
 from rosa.assets import ASSETS
 from rosa.compare.grid import STUDY_OPTIONS, Grid, TrainingSet, merge_keys
 from rosa.compare.training_files import check_training_files
-from rosa.errors import RosaError, did_you_mean
+from rosa.errors import RosaError, did_you_mean, one_line
 from rosa.evaluate.tasks import resolve_tasks
 
 GRIDS = ASSETS / "grids"
@@ -223,7 +223,7 @@ def _download(name: str, dataset: str) -> str:
     try:
         return hf_hub_download(dataset, name, repo_type="dataset")
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise RosaError(
             f"--data: there is no folder {dataset}, and {name} cannot be downloaded from a data "
             f"set of that name: {reason}"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rosa.errors import RosaError, did_you_mean
+from rosa.errors import RosaError, did_you_mean, one_line
 
 PREFIX = "rosa_"
 GQA_MODULES = ("gqa_A", "gqa_B")
@@ -144,7 +144,7 @@ def check_projection(in_features: int, out_features: int, config: Any) -> None:
         except RosaError as error:
             raise RosaError(f"{where} {error}") from None
         except Exception as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise RosaError(f"{where} fails: {type(error).__name__}: {reason}") from error
 
 

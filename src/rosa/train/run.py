@@ -27,10 +27,11 @@ from rosa.data.sampling import hold_out, sample
 from rosa.data.sources import load_training_rows
 from rosa.data.token_cache import tokenize_rows_cached
 from rosa.data.tokenization import TokenizedRows, fingerprint_of
-from rosa.errors import RosaError
+from rosa.errors import RosaError, one_line
 from rosa.methods.peft_methods import ATTACHING_FAILED, set_targets
-from rosa.methods.registry import method_config, one_line
-from rosa.models.loading import check_vocabulary, load_base_model, load_tokenizer, pick_device
+from rosa.methods.registry import method_config
+from rosa.models.devices import pick_device
+from rosa.models.loading import check_vocabulary, load_base_model, load_tokenizer
 from rosa.train.callbacks import MetricsWriter, Progress, StopOnSignal
 from rosa.train.costs import CostMeter, Costs, run_costs, write_costs
 from rosa.train.model_card import write_model_card

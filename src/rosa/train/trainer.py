@@ -27,7 +27,7 @@ from rosa.data.row_order import LengthGroupedSampler
 from rosa.data.tokenization import TokenizedRows
 from rosa.dls import DlsCallback, DynamicLayerSelection
 from rosa.errors import DivergedError
-from rosa.models.loading import pick_device, pick_dtype
+from rosa.models.devices import pick_device, pick_dtype
 from rosa.train.adalora import (
     AdaLoraAllocation,
     adalora_of,
