@@ -34,7 +34,10 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "docs" / "results" / "versions.json", ROOT / "docs" / "reference/versions.md"
 COMBINATIONS = ("oldest", "pinned", "newest")
 SHOWN = ("transformers", "peft", "trl", "accelerate", "torch")
-ARCHITECTURES, CONTRACT = "tests/test_architectures.py", "tests/test_peft_contract.py"
+ARCHITECTURES = "tests/rope/test_architectures.py"
+CONTRACT = [
+    f"tests/roae/test_peft_{what}.py" for what in ("adapters", "targets", "training", "files")
+]
 CORE = "layout_is or logits_equal or cached_decoding or saved_adapter or cannot_be_adapted"
 _TYPES = "import json; from transformers import CONFIG_MAPPING as C; print(json.dumps(list(C)))"
 
@@ -89,7 +92,7 @@ def examine(python: Path) -> dict[str, Any]:
     return {
         "versions": dict(zip(SHOWN, json.loads(_output(python, "-c", versions)), strict=True)),
         **_architectures(_run(python, ARCHITECTURES, "-k", CORE), set(types)),
-        "contract": _counted(_run(python, CONTRACT)),
+        "contract": _counted(_run(python, *CONTRACT, "-m", "slow or not slow")),
     }
 
 
@@ -111,12 +114,12 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def _run(python: Path, path: str, *selection: str) -> dict[str, str | None]:
+def _run(python: Path, *selection: str) -> dict[str, str | None]:
     """{test: None where it passed, else the first line of its problem}; without skipped ones."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         options = ["-q", "-n", "2", "-p", "no:cacheprovider", f"--junit-xml={report}"]
-        command = [str(python), "-m", "pytest", path, *options, *selection]
+        command = [str(python), "-m", "pytest", *options, *selection]
         subprocess.run(command, env=_environment(), cwd=ROOT, check=False)
         cases = ElementTree.parse(report).getroot().iter("testcase")
         return {

@@ -88,7 +88,9 @@ class RosaConfig(PeftConfig):
         if self.dls is not None and not dataclasses.is_dataclass(self.dls):
             raise RosaError(f"dls must be a rosa.DlsConfig or None, not {self.dls!r}")
         if isinstance(self.modules_to_save, str):
-            raise RosaError(f"modules_to_save must be a list, not {self.modules_to_save!r}")
+            raise RosaError(
+                f"modules_to_save must be a list of names, not {self.modules_to_save!r}"
+            )
         for name in ("train_norms", "init_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise RosaError(f"{name} must be True or False, not {getattr(self, name)!r}")
