@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 from rosa.cli.parser import Parser
 from rosa.dls.config import DlsConfig
 from rosa.errors import RosaError, did_you_mean, one_line
-from rosa.methods.registry import Method, load_method
+from rosa.methods.registry import load_method
 from rosa.train.recipe import DEFAULT_METHOD, Recipe
 
 
@@ -54,7 +55,7 @@ class RecipeParser:
         for key in ("adapter", "dls"):
             _reject_scalar(given, key, where)
         method = _option(options, "method") or given.get("method") or DEFAULT_METHOD
-        parser = self._parser(load_method(str(method)))
+        parser = _parser(self._prog, tuple(self._flags.items()), load_method(str(method)).name)
         for key in _flatten(given):
             if key not in parser.option_names:
                 hint = did_you_mean(key, parser.option_names)
@@ -68,27 +69,6 @@ class RecipeParser:
         explicit = {word.split("=")[0] for word in words} | set(given.get("adapter", {}))
         return _recipe(namespace, explicit), switches
 
-    def _parser(self, method: Method) -> Parser:
-        from peft import PeftConfig
-
-        # PEFT's own fields (which base model, which task), and `dls`, a recipe key itself.
-        skip = {field.name for field in fields(PeftConfig)} | {"dls"}
-        skip &= {field.name for field in fields(method.config_class) if field.init}
-        parser = Parser(
-            nested_keys=[f"dls.{field.name}" for field in fields(DlsConfig)],
-            prog=self._prog,
-            usage=f"{self._prog} RECIPE.yaml [--key value ...]",
-            description="Fine-tune a model from a recipe.",
-        )
-        parser.add_argument("--config", action="config", help="the recipe file (the first word)")
-        for name, text in self._flags.items():
-            parser.add_argument(f"--{name}", action="store_true", help=text)
-        parser.add_class_arguments(Recipe, skip={"adapter"})
-        parser.add_class_arguments(method.config_class, "adapter", skip=skip, fail_untyped=False)
-        parser.set_defaults({f"adapter.{key}": value for key, value in method.kwargs.items()})
-        parser.set_defaults({"dls": DlsConfig() if method.dls else None})
-        return parser
-
     def _split_path(self, argv: list[str]) -> tuple[str | None, list[str]]:
         """The recipe's path, first or else the first word that ends like one, and the rest."""
         if argv and not argv[0].startswith("-"):
@@ -99,6 +79,31 @@ class RecipeParser:
             if word.endswith((".yaml", ".yml")) and not is_value:
                 return word, [*argv[:i], *argv[i + 1 :]]
         return None, argv
+
+
+@cache
+def _parser(prog: str, flags: tuple[tuple[str, str], ...], method_name: str) -> Parser:
+    """The parser of a method's recipes; cached, since a grid's plan needs it for every run."""
+    from peft import PeftConfig
+
+    method = load_method(method_name)
+    # PEFT's own fields (which base model, which task), and `dls`, a recipe key itself.
+    skip = {field.name for field in fields(PeftConfig)} | {"dls"}
+    skip &= {field.name for field in fields(method.config_class) if field.init}
+    parser = Parser(
+        nested_keys=[f"dls.{field.name}" for field in fields(DlsConfig)],
+        prog=prog,
+        usage=f"{prog} RECIPE.yaml [--key value ...]",
+        description="Fine-tune a model from a recipe.",
+    )
+    parser.add_argument("--config", action="config", help="the recipe file (the first word)")
+    for name, text in flags:
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+    parser.add_class_arguments(Recipe, skip={"adapter"})
+    parser.add_class_arguments(method.config_class, "adapter", skip=skip, fail_untyped=False)
+    parser.set_defaults({f"adapter.{key}": value for key, value in method.kwargs.items()})
+    parser.set_defaults({"dls": DlsConfig() if method.dls else None})
+    return parser
 
 
 def _recipe(namespace: Any, explicit: set[str]) -> Recipe:
