@@ -7,34 +7,13 @@ import unicodedata
 
 from rosa.common.tables.model import Column, Row, Table
 
-_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "[": "{[}",  # a row that begins with [ or * would be an argument of the \\ before it
-    "*": "{*}",
-    "`": r"\`{}",
-    '"': r"\char34{}",
-    "–": "{--}",
-    "…": r"\dots{}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "≥": r"$\geq$",
-    "≤": r"$\leq$",
-    "→": r"$\to$",
-    "†": r"$\dagger$",
-    "‡": r"$\ddagger$",
-}
+_SPECIAL = {c: f"\\{c}" for c in "{}&%$#_"}
+_SPECIAL |= {c: f"{{{c}}}" for c in "[*"}  # after a row's \\ they would be its argument
+_SPECIAL |= {"`": r"\`{}", '"': r"\char34{}", "–": "{--}", "…": r"\dots{}"}
+_MATH = "±pm ×times ≥geq ≤leq →to †dagger ‡ddagger"
+_SPECIAL |= {word[0]: rf"$\{word[1:]}$" for word in _MATH.split()}
+_TEXT = r"\backslash ~asciitilde ^asciicircum <less >greater |bar"
+_SPECIAL |= {word[0]: rf"\text{word[1:]}{{}}" for word in _TEXT.split()}
 HEADING = 8  # characters of a line of a column's title
 
 
@@ -47,9 +26,8 @@ def latex(table: Table) -> str:
             cells = [_cell(row, i, table) for i in range(table.width)]
             body.append(_line([*map(escape, labels[:-1]), _marked(row.label, row.mark), *cells]))
     head = [*map(escape, table.heads), *map(_heading, table.columns)]
-    notes = table.all_notes("Bold", "underlined")
     label = re.sub(r"[^A-Za-z0-9-]+", "-", table.name)
-    caption = " ".join([f"{escape(table.title)}.", *map(escape, notes)])
+    caption = " ".join(map(escape, [f"{table.title}.", *table.all_notes("Bold", "underlined")]))
     return "\n".join(
         [
             r"% \usepackage{booktabs}",

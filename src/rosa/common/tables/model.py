@@ -73,11 +73,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A method's numbers.
+    """A method's numbers, one cell per column.
 
     Attributes:
-        label: what the row is about.
-        cells: one per column.
         mark: of a footnote, after the label; `note` is its text.
         group: `ours`, `baseline` or `variant`, which HTML shows by a shape and a color.
     """
@@ -103,10 +101,8 @@ class Table:
 
     Attributes:
         name: stem of its files.
-        title: one line above it.
         head: heading of the labels ("Method").
-        columns, blocks: its body; every row has one cell per column.
-        notes: sentences below it, in the order they are read.
+        notes: sentences below it.
         ranking: what best and second best are among ("the methods of a model"); empty where no
             cell is styled. Each format says how it shows them.
         names_models: whether a first column names the block of each row.
@@ -144,10 +140,11 @@ class Table:
     def labeled(self, block: Block) -> Iterator[tuple[list[str], Row]]:
         """Each row of a block with its labels; the block's title stands in the first row alone."""
         for i, row in enumerate(block.rows):
-            yield [*[block.title * (i == 0)] * self.names_models, row.label], row
+            model = [block.title * (i == 0)] * self.names_models
+            yield [*model, marked(row.label, row.mark)], row
 
     def any(self, column: int, test: Callable[[Cell], bool]) -> bool:
-        """Whether any cell of a column passes."""
+        """Whether any cell of a column passes the test."""
         return any(test(row.cells[column]) for row in self.rows)
 
 
@@ -162,17 +159,13 @@ def ranked(rows: Sequence[Row], columns: Sequence[Column], which: Collection[int
     Values that print the same are tied. A column with a single value, or with nothing but equal
     ones, has no best.
     """
-    styled = list(rows)
+    styled = [list(row.cells) for row in rows]
     for i in which:
-        numbers = [row.cells[i].value for row in rows]
-        digits = columns[i].digits
+        numbers, digits = [row.cells[i].value for row in rows], columns[i].digits
         printed = [round(v, digits) if isinstance(v, (int, float)) else None for v in numbers]
         places = sorted({value for value in printed if value is not None}, reverse=True)
-        if len(places) < 2:
-            continue
-        styles: dict[float | None, Style] = {places[0]: "best", places[1]: "second", None: ""}
-        for at, value in enumerate(printed):
-            cells = list(styled[at].cells)
-            cells[i] = replace(cells[i], style=styles.get(value, ""))
-            styled[at] = replace(styled[at], cells=tuple(cells))
-    return styled
+        if len(places) > 1:
+            styles: dict[float | None, Style] = {places[0]: "best", places[1]: "second", None: ""}
+            for cells, value in zip(styled, printed, strict=True):
+                cells[i] = replace(cells[i], style=styles.get(value, ""))
+    return [replace(row, cells=tuple(cells)) for row, cells in zip(rows, styled, strict=True)]

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&])")
 STYLES = {"": "", "best": "bold", "second": "underline"}
 BRACKETS = {"": (" ", " "), "best": ("[", "]"), "second": ("(", ")")}
-GAP = 2  # characters between two columns on a terminal
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -32,8 +31,8 @@ def print_table(table: Table, console: Console) -> None:
 
     plain = not console.is_terminal
     console.print(Text(table.title, style="bold"))
-    for piece in _pieces(table, plain, console.width):
-        console.print(piece)
+    for columns in _pieces(table, plain, console):
+        console.print(_rich_table(table, columns, plain))
     signs = ("[ ]", "( )") if plain else ("Bold", "underlined")
     for note in table.all_notes(*signs):
         console.print(Text(note))
@@ -48,27 +47,19 @@ def terminal(table: Table) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
-def _pieces(table: Table, plain: bool, width: int) -> list[RichTable]:
-    """Tables of as many columns as fit into `width`, each with the labels."""
-    taken = 2 + max(map(len, [table.head, *(marked(row.label, row.mark) for row in table.rows)]))
-    if table.names_models:
-        taken += GAP + max(len(block.title) for block in table.blocks)
-    pieces: list[list[tuple[str, list[Text]]]] = [[]]
-    left = width - taken
-    for i, column in enumerate(table.columns):
-        texts = [_rich(row, i, table, plain) for row in table.rows]
-        title = replace(column, title=marked(column.title, column.mark))
-        lines = title.lines(max(map(len, texts), default=0))
-        wide = max(*map(len, lines), *map(len, texts))
-        if pieces[-1] and wide + GAP > left:
+def _pieces(table: Table, plain: bool, console: Console) -> list[list[int]]:
+    """The columns, in groups that fit into the width of the console beside the labels."""
+    unlimited = console.options.update(width=10_000)
+    pieces: list[list[int]] = [[]]
+    for i in range(table.width):
+        longer = _rich_table(table, [*pieces[-1], i], plain)
+        if pieces[-1] and console.measure(longer, options=unlimited).maximum > console.width:
             pieces.append([])
-            left = width - taken
-        pieces[-1].append(("\n".join(lines), texts))
-        left -= wide + GAP
-    return [_rich_table(table, piece) for piece in pieces]
+        pieces[-1].append(i)
+    return pieces
 
 
-def _rich_table(table: Table, columns: list[tuple[str, list[Text]]]) -> RichTable:
+def _rich_table(table: Table, columns: list[int], plain: bool) -> RichTable:
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -76,14 +67,16 @@ def _rich_table(table: Table, columns: list[tuple[str, list[Text]]]) -> RichTabl
     made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for head in table.heads:
         made.add_column(head, no_wrap=True)
-    for title, _ in columns:
-        made.add_column(Text(title), justify="right", no_wrap=True)
-    cells = iter(zip(*(texts for _, texts in columns), strict=True))
+    cells = [[_rich(row, i, table, plain) for row in table.rows] for i in columns]
+    for i, texts in zip(columns, cells, strict=True):
+        column = table.columns[i]
+        title = replace(column, title=marked(column.title, column.mark))
+        lines = title.lines(max(map(len, texts), default=0))
+        made.add_column(Text("\n".join(lines)), justify="right", no_wrap=True)
+    rows = iter(zip(*cells, strict=True))
     for block in table.blocks:
-        for labels, row in table.labeled(block):
-            labels[-1] = marked(labels[-1], row.mark)
-            end = row is block.rows[-1]
-            made.add_row(*map(Text, labels), *next(cells), end_section=end)  # a str is markup
+        for labels, row in table.labeled(block):  # as Text, since a str would be read as markup
+            made.add_row(*map(Text, labels), *next(rows), end_section=row is block.rows[-1])
     return made
 
 
@@ -108,7 +101,6 @@ def markdown(table: Table) -> str:
     lines.append(_line(["---"] * len(table.heads) + ["---:"] * table.width))
     for block in table.blocks:
         for labels, row in table.labeled(block):
-            labels[-1] = marked(labels[-1], row.mark)
             cells = map(_markdown, row.cells, table.columns)
             lines.append(_line([*map(escape_markdown, labels), *cells]))
     notes = [f"- {escape_markdown(n)}" for n in table.all_notes("Bold", "underlined")]

@@ -23,7 +23,7 @@ LIMIT_MB = 64.0  # of different response texts; browsers page through this much 
 class Question(NamedTuple):
     """What a row of a test set asks."""
 
-    index: int
+    row: int  # of the test set: its `index`
     prompt: str
     label: str
 
@@ -110,7 +110,7 @@ def pack(
     ]
     packed_tasks = []
     for i, (name, task) in enumerate(tasks.items()):
-        questions = sorted(task.questions, key=lambda question: question.index)
+        questions = sorted(task.questions, key=lambda question: question.row)
         places = {question: place for place, question in enumerate(questions)}
         texts: dict[str, int] = {}
         for number, answers in task.runs.items():
@@ -176,7 +176,7 @@ def _questions(questions: Sequence[Question]) -> dict[str, Any]:
     return {
         "prefix": prefix,
         "suffix": suffix,
-        "index": [question.index for question in questions],
+        "index": [question.row for question in questions],
         "prompt": [prompt[len(prefix) : len(prompt) - len(suffix)] for prompt in prompts],
         "label": [question.label for question in questions],
     }

@@ -20,7 +20,7 @@ from rosa.models.loading import short_name
 from rosa.report.plots.cost_plot import STYLES, CostPoint, draw_costs
 from rosa.report.tables.costs import mean_cost
 
-MAX_LABELLED = 16  # methods that a plot of costs has room to name
+MAX_LABELED = 16  # methods that a plot of costs has room to name
 MAX_NAME = 32  # characters of a name in a plot
 GROUPS = {"ours": "RoSA", "baseline": "baselines", "variant": "variants"}
 
@@ -105,7 +105,7 @@ def draw_methods(axes: Any, rows: MethodRows, value: Callable[[RunResult], float
 
 def cost_points(rows: MethodRows, suite: str) -> list[CostPoint]:
     """One point per method, means over its seeds; without variants where there are too many."""
-    if len(rows) > MAX_LABELLED:
+    if len(rows) > MAX_LABELED:
         main = {name: runs for name, runs in rows.items() if runs[0].group != "variant"}
         rows = main or rows
     return [
