@@ -19,7 +19,7 @@ from benchmarks.contenders import CONTENDERS, MANY_STEPS, Contender, Training
 from benchmarks.measure import Timing
 from benchmarks.pages import table
 from rosa import DlsConfig, DynamicLayerSelection
-from rosa.dls.foreign_steps import UnseenUpdates
+from rosa.dls.foreign_steps import ForeignSteps
 from rosa.dls.freezing import LayerParameters
 
 INTERVAL = 2  # so that every other step scores and chooses
@@ -29,7 +29,7 @@ ENTRIES: Sequence[tuple[type, str]] = (
     (DynamicLayerSelection, "_after_step"),
     (DynamicLayerSelection, "_note_gradient"),
     (LayerParameters, "drop_only_scored"),
-    (UnseenUpdates, "_look"),
+    (ForeignSteps, "_on_gradient"),
 )
 ADAPTED = {
     "rosa": CONTENDERS["rosa"],

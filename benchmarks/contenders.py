@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
-from rosa.dls import choice as policy
+from rosa.dls.choice import choose, num_selected
 
 ATTENTION = ["q_proj", "k_proj", "v_proj"]
 LINEARS = [*ATTENTION, "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -91,9 +91,7 @@ def drawn(share: float, round_: int) -> Choose:
     """What DLS draws where it explores: the same for all who ask, another in each round."""
     step = DlsConfig().interval * (round_ + 1)
     return lambda count: (
-        policy.choose(
-            [0.0] * count, range(count), policy.how_many(share, count), 0.0, DRAWS, step
-        ).selected
+        choose([0.0] * count, range(count), num_selected(share, count), 0.0, DRAWS, step).selected
     )
 
 

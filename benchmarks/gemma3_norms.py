@@ -34,8 +34,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from benchmarks.pages import filled, table
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
-from rosa.dls.choice import best, how_many
-from rosa.dls.layers import active_copy, counted_norms, find_decoder_layers
+from rosa.dls.choice import num_selected, top_k
+from rosa.dls.layers import active_copy, find_decoder_layers, scored_norms
 from rosa.dls.scores import layer_scores
 from rosa.rope import low_pair_count
 
@@ -121,7 +121,7 @@ def rescale(model: PreTrainedModel, factors: Sequence[float]) -> PreTrainedModel
     The weights that read their outputs are divided by it.
     """
     for layer, factor in zip(model.model.layers, factors, strict=True):
-        for name, norm in counted_norms(layer).items():
+        for name, norm in scored_norms(layer).items():
             norm.weight.copy_(factor * scale(norm) - offset(norm))
             for reader in READERS[name]:
                 layer.get_submodule(reader).weight.div_(factor)
@@ -256,7 +256,7 @@ def turns() -> dict[str, dict[str, float]]:
 def measure() -> dict[str, Any]:
     results: dict[str, Any] = {"turns": turns(), "models": {}}
     spread = [10 ** (1 - 2 * i / (LAYERS - 1)) for i in (3, 0, 4, 1, 5, 2)]
-    k = how_many(0.5, LAYERS)
+    k = num_selected(0.5, LAYERS)
     for name in CONFIGS:
         weights = pretrained(name)
         found: dict[str, Any] = {"training": {}, "rescaled": {}, "steps": {}}
@@ -276,7 +276,7 @@ def measure() -> dict[str, Any]:
         found["scores_rescaled"] = scores(rescale(with_weights(name, weights), spread))
         for kind in ("layers", "relative"):
             choices = [
-                set(best(found[key][kind], range(LAYERS), k))
+                set(top_k(found[key][kind], range(LAYERS), k))
                 for key in ("scores", "scores_rescaled")
             ]
             found[f"kept_choices_{kind}"] = len(choices[0] & choices[1]) / k

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from rosa.dls.backward import at_end_of_backward
+from rosa.dls.backward import on_backward_end
 
 
 class TwoOutputs(nn.Module):
@@ -30,7 +30,7 @@ class TwoOutputs(nn.Module):
 def test_called_once_per_pass_with_all_gradients_there(use_reentrant: bool | None) -> None:
     model = TwoOutputs(use_reentrant)
     calls = []
-    handle = at_end_of_backward(
+    handle = on_backward_end(
         model, lambda: calls.append([p.grad is not None for p in model.parameters()])
     )
     x = torch.ones(2, 3, requires_grad=True)
@@ -46,7 +46,7 @@ def test_called_once_per_pass_with_all_gradients_there(use_reentrant: bool | Non
 def test_goes_on_after_a_pass_that_failed() -> None:
     model = TwoOutputs()
     calls = []
-    at_end_of_backward(model, lambda: calls.append(1))
+    on_backward_end(model, lambda: calls.append(1))
 
     def fail(_gradient: torch.Tensor) -> None:
         raise RuntimeError("no memory")
@@ -63,7 +63,7 @@ def test_goes_on_after_a_pass_that_failed() -> None:
 def test_an_evaluation_in_between_is_no_backward() -> None:
     model = TwoOutputs()
     calls = []
-    at_end_of_backward(model, lambda: calls.append(1))
+    on_backward_end(model, lambda: calls.append(1))
     with torch.no_grad():
         model(torch.ones(2, 3))
     assert calls == []

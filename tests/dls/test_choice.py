@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rosa import DlsConfig
-from rosa.dls.choice import best, choose, drawn, how_many
+from rosa.dls.choice import choose, num_selected, sample_k, top_k
 from rosa.errors import RosaError
 
 
@@ -55,7 +55,10 @@ def test_settings_from_a_file_s_keys() -> None:
     assert DlsConfig.of({"interval": 7}) == DlsConfig(interval=7)
     assert DlsConfig.of(DlsConfig(seed=3)) == DlsConfig(seed=3)
     assert DlsConfig.of(None) == DlsConfig()
-    with pytest.raises(RosaError, match="no key 'intervall'; its keys are k_ratio, interval"):
+    with pytest.raises(
+        RosaError,
+        match=r"no key 'intervall' \(did you mean 'interval'\?\); its keys are k_ratio",
+    ):
         DlsConfig.of({"intervall": 7})
 
 
@@ -80,16 +83,16 @@ def test_steps_that_choose() -> None:
 
 
 def test_k_is_rounded_as_python_rounds_and_at_least_one() -> None:
-    assert [how_many(0.5, layers) for layers in (1, 2, 3, 4, 5, 6, 7)] == [1, 1, 2, 2, 2, 3, 4]
-    assert how_many(0.01, 32) == 1
-    assert how_many(1, 28) == 28
-    assert how_many(0.25, 42) == 10
+    assert [num_selected(0.5, layers) for layers in (1, 2, 3, 4, 5, 6, 7)] == [1, 1, 2, 2, 2, 3, 4]
+    assert num_selected(0.01, 32) == 1
+    assert num_selected(1, 28) == 28
+    assert num_selected(0.25, 42) == 10
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=40), st.data())
 def test_the_best_are_no_worse_than_the_rest(scores: list[float], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(scores)))
-    chosen = best(scores, range(len(scores)), k)
+    chosen = top_k(scores, range(len(scores)), k)
     rest = [i for i in range(len(scores)) if i not in chosen]
     assert len(set(chosen)) == k
     assert chosen == sorted(chosen)
@@ -99,13 +102,13 @@ def test_the_best_are_no_worse_than_the_rest(scores: list[float], data: st.DataO
 
 
 def test_equal_scores_take_the_lower_layers() -> None:
-    assert best([1.0] * 6, range(6), 3) == [0, 1, 2]
-    assert best([1.0, 2.0, 1.0, 2.0, 1.0], range(5), 3) == [0, 1, 3]
+    assert top_k([1.0] * 6, range(6), 3) == [0, 1, 2]
+    assert top_k([1.0, 2.0, 1.0, 2.0, 1.0], range(5), 3) == [0, 1, 3]
 
 
 def test_only_candidates_are_chosen() -> None:
     scores = [9.0, 1.0, 8.0, 2.0]
-    assert best(scores, [1, 3], 1) == [3]
+    assert top_k(scores, [1, 3], 1) == [3]
     for step in range(50):
         assert set(choose(scores, [1, 3], 1, 0.5, 0, step).selected) <= {1, 3}
 
@@ -140,7 +143,7 @@ def test_exploring_draws_every_subset_alike() -> None:
 def test_a_draw_has_no_layer_twice() -> None:
     generator = random.Random(0)
     for k in range(1, 9):
-        assert len(set(drawn(range(8), k, generator))) == k
+        assert len(set(sample_k(range(8), k, generator))) == k
 
 
 def test_same_seed_same_choices_and_another_seed_others() -> None:

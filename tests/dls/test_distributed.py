@@ -118,7 +118,7 @@ def test_two_processes_further(name: str, slow: dict[str, Any]) -> None:
 
 def test_what_it_says_where_it_cannot_work(fast: dict[str, Any]) -> None:
     said = fast["raises_errors"][0]["returned"]
-    assert "2 processes train, and the model is in none of the wrappers" in said["in no wrapper"]
+    assert "2 processes train, and the model is in no wrapper" in said["in no wrapper"]
     assert "attach it after fully_shard()" in said["sharded afterwards"]
     assert "load the model in torch.float32" in said["norms of another dtype"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,14 @@ from tests.support.dls_models import (
 )
 
 __all__ = ["fresh_accelerate"]
-QUICK = ("RoSA", "LoRA")
+# An adapter that the trainer attaches and one that is there; activations recomputed in both.
+QUICK = (("RoSA", True, "non-reentrant"), ("LoRA", False, "reentrant"))
+CHECKPOINTED = (
+    ("RoSA", False, "non-reentrant"),
+    ("LoRA", True, "non-reentrant"),
+    ("LoRA", False, "non-reentrant"),
+    ("LN tuning", False, "non-reentrant"),
+)
 
 
 def pairs() -> Dataset:
@@ -64,9 +73,11 @@ def dpo_trainer(method: str, folder: Path, fresh: bool, **changes: Any) -> DPOTr
     return trainer
 
 
-def by_hand(method: str, folder: Path, fresh: bool) -> tuple[list[Any], list[torch.Tensor]]:
+@functools.cache
+def by_hand(method: str, fresh: bool) -> tuple[list[Any], list[torch.Tensor]]:
     """A plain loop over the trainer's batches with the trainer's loss."""
-    trainer = dpo_trainer(method, folder, fresh)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = dpo_trainer(method, Path(folder), fresh)
     model, optimizer = trainer.model, trainer.optimizer
     dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD, total_steps=STEPS)
     model.train()
@@ -83,25 +94,22 @@ def by_hand(method: str, folder: Path, fresh: bool) -> tuple[list[Any], list[tor
 
 def cases() -> Iterator[Any]:
     """The reference is the base model (`fresh`) or a frozen copy of the adapter."""
-    for method in ("AdaLoRA", *METHODS):
-        cell = pytest.mark.dls_cell(method=method, loop="DPOTrainer")
-        marks = [cell] if method in QUICK else [cell, pytest.mark.slow]
-        yield pytest.param(method, True, "plain", marks=marks, id=f"{method}-plain")
-    marks = [pytest.mark.dls_cell(method="full fine-tuning", loop="DPOTrainer"), pytest.mark.slow]
-    yield pytest.param("full fine-tuning", False, "plain", marks=marks, id="full fine-tuning")
-    for method in QUICK:
-        for fresh in (True, False):
-            name = "fresh" if fresh else "copy"
-            yield pytest.param(method, fresh, "non-reentrant", id=f"{method}-{name}-non-reentrant")
-    yield pytest.param("LoRA", False, "reentrant", id="LoRA-copy-reentrant")
-    yield pytest.param("LN tuning", False, "non-reentrant", id="LN tuning-copy-non-reentrant")
+    slow = pytest.mark.slow
+    for method in ("full fine-tuning", "AdaLoRA", *METHODS):
+        marks = [pytest.mark.dls_cell(method=method, loop="DPOTrainer"), slow]
+        fresh = method != "full fine-tuning"
+        yield pytest.param(method, fresh, "plain", marks=marks, id=f"{method}-plain")
+    for case in QUICK:
+        yield pytest.param(*case)
+    for case in CHECKPOINTED:
+        yield pytest.param(*case, marks=slow)
 
 
 @pytest.mark.parametrize(("method", "fresh", "checkpointing"), cases())
 def test_the_trainer_trains_as_a_plain_loop_with_its_loss(
     method: str, fresh: bool, checkpointing: str, tmp_path: Path
 ) -> None:
-    history, weights = by_hand(method, tmp_path / "by_hand", fresh)
+    history, weights = by_hand(method, fresh)
     changes: dict[str, Any] = {"callbacks": [DlsCallback(EVERY_THIRD)]}
     if checkpointing != "plain":
         changes["gradient_checkpointing"] = True

@@ -43,7 +43,7 @@ from tests.support.dls_models import (
 
 DOCS = Path(__file__).parents[2] / "docs" / "guides" / "dls.md"
 STEPS, PARTS, CLIP = 7, 2, 0.05  # chooses at steps 3 and 6
-QUICK = ("full fine-tuning", "RoSA", "LoRA", "VeRA")
+QUICK = ("RoSA",)
 TRAINER = {
     "max_steps": STEPS,
     "per_device_train_batch_size": 4,

@@ -8,7 +8,7 @@ from peft import LNTuningConfig, LoraConfig, get_peft_model
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from rosa.dls.layers import active_copy, counted_norms, counted_parameters, find_decoder_layers
+from rosa.dls.layers import active_copy, find_decoder_layers, scored_norms, scored_parameters
 from rosa.errors import RosaError
 from tests.support.dls_models import decoder_layers, tiny_llama
 from tests.support.tiny_models import VARIANTS, tiny_model
@@ -40,7 +40,7 @@ def test_layers_and_norms_of_the_supported_architectures(name: str) -> None:
     assert found.path.endswith("layers")
     assert "vision" not in found.path
     expected = GEMMA if name.startswith("gemma") else LLAMA
-    assert [list(counted_norms(layer)) for layer in found.layers] == [expected] * 2
+    assert [list(scored_norms(layer)) for layer in found.layers] == [expected] * 2
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,13 @@ def test_layers_and_norms_of_the_supported_architectures(name: str) -> None:
 def test_norms_of_other_kinds_of_layer(model_type: str, changes: dict, norms: list[str]) -> None:
     found = find_decoder_layers(from_config(model_type, **changes))
     assert len(found.layers) == 2
-    assert sorted(counted_norms(found.layers[0])) == sorted(norms)
+    assert sorted(scored_norms(found.layers[0])) == sorted(norms)
 
 
 def test_norms_without_weight_are_refused() -> None:
     found = find_decoder_layers(from_config("olmo"))
     with pytest.raises(RosaError, match=r"model\.layers\.0.*no weight.*without DLS"):
-        counted_parameters(found.layers[0], f"{found.path}.0")
+        scored_parameters(found.layers[0], f"{found.path}.0")
 
 
 def test_both_towers_trained_means_the_decoder() -> None:
@@ -79,7 +79,7 @@ def test_the_copy_that_peft_trains_is_the_one_that_counts() -> None:
     layer = decoder_layers(model)[3]
     wrapper = layer.input_layernorm
     assert active_copy(wrapper) is wrapper.modules_to_save["default"]
-    counted = counted_parameters(layer, "3")
+    counted = scored_parameters(layer, "3")
     assert [p.requires_grad for p in counted] == [True, True]
 
     model.add_adapter("second", config)
@@ -97,7 +97,7 @@ def test_ln_tuning_s_copy_counts() -> None:
 
 def test_bias_of_a_norm_counts_too() -> None:
     layer = find_decoder_layers(from_config("gpt_neox")).layers[0]
-    assert len(counted_parameters(layer, "0")) == 4
+    assert len(scored_parameters(layer, "0")) == 4
 
 
 class Block(nn.Module):

@@ -177,8 +177,7 @@ def test_norms_outside_the_optimizer_are_scored_without_the_loss_scale() -> None
     assert scores(1024.0) == scores(1.0)
 
 
-@pytest.mark.parametrize("set_to_none", [True, False])
-@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(("set_to_none", "wrapped"), [(True, True), (False, False)])
 def test_a_step_that_is_given_up_leaves_no_gradient_behind(
     set_to_none: bool, wrapped: bool
 ) -> None:
@@ -205,15 +204,15 @@ def test_a_step_that_is_given_up_leaves_no_gradient_behind(
     assert run(3).history == run(None).history
 
 
-@pytest.mark.parametrize("make", [lora, lora_and_norms, rosa])
+@pytest.mark.parametrize("make", [lora, rosa])
 def test_asking_the_base_model_in_between_thaws_nothing(make) -> None:
     """PEFT's `disable_adapter` leaves every adapter parameter with requires_grad=True."""
     reference = make()
-    expected = algorithm_1(reference, EVERY_THIRD, 9)
+    expected = algorithm_1(reference, EVERY_THIRD, 7)
     model = make()
     optimizer = adamw(model)
     dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
-    for t in range(1, 10):
+    for t in range(1, 8):
         with model.disable_adapter(), torch.no_grad():
             model(**batch(t))
         train_step(model, optimizer, t)
@@ -237,7 +236,7 @@ def test_asking_it_between_forward_and_backward_needs_freeze_again(again: bool) 
         with model.disable_adapter(), torch.no_grad():
             model(**batch(t))
         if again:
-            dls.freeze_again()
+            dls.refreeze()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -292,16 +291,17 @@ def test_in_an_accelerate_loop() -> None:
     assert same(snapshot(model), snapshot(other))
 
 
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing_changes_nothing(use_reentrant: bool) -> None:
-    def run(checkpointing: bool) -> tuple[nn.Module, list]:
+def test_gradient_checkpointing_changes_nothing() -> None:
+    def run(use_reentrant: bool | None) -> tuple[nn.Module, list]:
         model = lora_and_norms()
-        if checkpointing:
+        if use_reentrant is not None:
             model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
             model.enable_input_require_grads()
-        dls, _ = clipped_run(model, 6, EVERY_THIRD, clip=0.5)
+        dls, _ = clipped_run(model, 4, EVERY_THIRD, clip=0.5)
         return model, dls.history
 
-    (one, one_history), (two, two_history) = run(False), run(True)
-    assert one_history == two_history
-    assert same(snapshot(one), snapshot(two))
+    plain, history = run(None)
+    for use_reentrant in (True, False):
+        model, same_history = run(use_reentrant)
+        assert same_history == history
+        assert same(snapshot(model), snapshot(plain))

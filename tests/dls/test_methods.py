@@ -61,6 +61,17 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "FourierFT": ("fourierft", {"n_frequency": 20}),
     "WaveFT": ("waveft", {"n_frequency": 20}),
 }
+# One of each kind: norms trained or only scored, of either of PEFT's wrappers or none; parameters
+# outside the layers, in some of them, shared by all of them.
+QUICK = (
+    "full fine-tuning",
+    "RoSA",
+    "LoRA, some layers",
+    "LoRA and norms",
+    "LoRA and new tokens",
+    "LN tuning",
+    "VB-LoRA",
+)
 
 
 def adapted(method: str, architecture: str = "llama") -> nn.Module:
@@ -121,12 +132,14 @@ class Watcher:
 
 def every_method() -> Iterator[Any]:
     for method in ("full fine-tuning", *METHODS):
-        mark = pytest.mark.dls_cell(method=method, loop="plain PyTorch")
-        yield pytest.param(method, marks=mark)
+        cell = pytest.mark.dls_cell(method=method, loop="plain PyTorch")
+        for architecture in MODELS:
+            quick = architecture == "llama" and method in QUICK
+            marks = [cell] if quick else [cell, pytest.mark.slow]
+            yield pytest.param(method, architecture, marks=marks, id=f"{method}-{architecture}")
 
 
-@pytest.mark.parametrize("architecture", MODELS)
-@pytest.mark.parametrize("method", every_method())
+@pytest.mark.parametrize(("method", "architecture"), every_method())
 def test_a_method_under_dls(method: str, architecture: str) -> None:
     reference = adapted(method, architecture)
     expected = algorithm_1(reference, EVERY_THIRD, STEPS)
@@ -147,10 +160,9 @@ def test_a_method_under_dls(method: str, architecture: str) -> None:
     assert same(snapshot(model), snapshot(reference))
 
 
-@pytest.mark.parametrize("architecture", MODELS)
-def test_vera_s_shared_matrices_are_no_parameters(architecture: str) -> None:
+def test_vera_s_shared_matrices_are_no_parameters() -> None:
     """A and B are one pair of fixed random buffers: DLS governs each layer's scalings."""
-    model = adapted("VeRA", architecture)
+    model = adapted("VeRA")
     layers = decoder_layers(model)
     of_each = [{id(b): b for b in layer.buffers() if b.ndim == 2} for layer in layers]
     assert of_each[0]
@@ -195,7 +207,9 @@ def refused(method: str) -> pytest.MarkDecorator:
 def test_prompts_are_outside_all_layers_and_refused(config: type) -> None:
     prompts = config(task_type="CAUSAL_LM", num_virtual_tokens=3)
     model = get_peft_model(tiny_llama(torch.float32), prompts)
-    with pytest.raises(RosaError, match=r"prompt_encoder.*is outside.*train it without DLS"):
+    with pytest.raises(
+        RosaError, match=r"only parameters outside them train .*prompt_encoder.*train without DLS"
+    ):
         DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
 
 

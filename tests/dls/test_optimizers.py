@@ -12,7 +12,7 @@ from torch import nn
 from transformers.optimization import Adafactor as TransformersAdafactor
 
 from rosa import DlsConfig, DynamicLayerSelection
-from rosa.dls.foreign_steps import PATIENCE
+from rosa.dls.foreign_steps import MAX_FOREIGN_STEPS
 from rosa.errors import RosaError
 from tests.support.dls_models import (
     EVERY_THIRD,
@@ -237,7 +237,7 @@ def test_another_optimizer_than_the_one_given_is_told() -> None:
     DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
     newer = adamw(model)
     with pytest.raises(RosaError, match=r"without a step of the optimizer.*AdamW.*pass DLS the"):
-        train(model, newer, PATIENCE + 1)
+        train(model, newer, MAX_FOREIGN_STEPS + 1)
 
 
 def test_a_step_around_the_hooks_is_told() -> None:
@@ -246,7 +246,7 @@ def test_a_step_around_the_hooks_is_told() -> None:
     optimizer.step = type(optimizer).step.__wrapped__.__get__(optimizer)  # as a compiled one is
     DynamicLayerSelection(model, optimizer, EVERY_THIRD)
     with pytest.raises(RosaError, match="one whose step runs PyTorch's hooks"):
-        train(model, optimizer, PATIENCE + 1)
+        train(model, optimizer, MAX_FOREIGN_STEPS + 1)
 
 
 def test_a_short_run_with_another_optimizer_warns_at_the_end() -> None:
@@ -261,7 +261,7 @@ def test_accumulation_and_steps_that_are_skipped_are_no_updates_unseen() -> None
     model = full()
     optimizer = adamw(model)
     dls = DynamicLayerSelection(model, optimizer, DlsConfig(interval=1, warmup=0))
-    for t in range(3 * PATIENCE):
+    for t in range(3 * MAX_FOREIGN_STEPS):
         model(**batch(t)).loss.backward()
     optimizer.step()
     assert dls.step == 1

@@ -87,7 +87,7 @@ def test_the_seed_is_part_of_the_state() -> None:
 def test_state_of_another_model_or_format_is_refused() -> None:
     model = full()
     dls = DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
-    with pytest.raises(RosaError, match="4 layers and this one has 6"):
+    with pytest.raises(RosaError, match="4 layers, and this one has 6"):
         dls.load_state_dict({**dls.state_dict(), "layers": 4})
     with pytest.raises(RosaError, match="format 99"):
         dls.load_state_dict({**dls.state_dict(), "version": 99})
@@ -104,7 +104,9 @@ def test_a_state_whose_layers_cannot_train_is_refused() -> None:
     train_step(*lower, 1)
     state = dls.state_dict()
     dls = DynamicLayerSelection(*some([1, 2, 3, 5]), DlsConfig(interval=1, warmup=0))
-    with pytest.raises(RosaError, match=r"trains layers 0-1, and those .* are 1-3, 5: resume with"):
+    with pytest.raises(
+        RosaError, match=r"trains layers 0-1, but only 1-3, 5 of this model .* resume with"
+    ):
         dls.load_state_dict(state)
     assert dls.selected is None
 
@@ -112,7 +114,7 @@ def test_a_state_whose_layers_cannot_train_is_refused() -> None:
 def test_a_damaged_state_is_told() -> None:
     model = full()
     dls = DynamicLayerSelection(model, adamw(model), DlsConfig(interval=1, warmup=0))
-    with pytest.raises(RosaError, match="is damaged, it has no config, history, layers"):
+    with pytest.raises(RosaError, match="is damaged: it has no config, history, layers"):
         dls.load_state_dict({"version": 1})
 
 
@@ -120,7 +122,7 @@ def test_a_copy_of_an_attached_model_is_told_when_to_copy() -> None:
     model = full()
     DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
     twin = copy.deepcopy(model)
-    with pytest.raises(RosaError, match="before a model is copied"):
+    with pytest.raises(RosaError, match="when the model was copied"):
         DynamicLayerSelection(twin, adamw(twin), EVERY_THIRD)
 
 
@@ -172,7 +174,7 @@ def test_after_detach_its_methods_have_no_effect() -> None:
     model(**batch(2)).loss.backward()
     gradients = [p.grad is None for p in model.parameters()]
     old.select()
-    old.freeze_again()
+    old.refreeze()
     old.load_state_dict(state)
     old.detach()
     assert [p.requires_grad for p in model.parameters()] == asked
@@ -198,7 +200,7 @@ def test_what_begins_to_train_later_is_refused(how: str) -> None:
         added = [p for name, p in model.named_parameters() if ".other." in name]
         optimizer.add_param_group({"params": added})
     train_step(model, optimizer, 1)
-    with pytest.raises(RosaError, match=r"of layer 0 trains, and it did not when DLS was attached"):
+    with pytest.raises(RosaError, match=r"of layer 0 trains, but did not when DLS was attached"):
         train_step(model, optimizer, 2)
     optimizer.zero_grad()
     dls.detach()
@@ -211,7 +213,7 @@ def test_what_begins_to_train_later_is_refused(how: str) -> None:
 def test_a_run_in_which_it_never_chose_is_a_warning() -> None:
     model = full()
     optimizer = adamw(model)
-    with pytest.warns(UserWarning, match="never chooses in 10 steps.*interval is 40.*0 steps"):
+    with pytest.warns(UserWarning, match="never selects in 10 steps.*interval is 40.*0 steps"):
         dls = DynamicLayerSelection(model, optimizer, DlsConfig(), total_steps=10)
     train_step(model, optimizer, 1)
     with pytest.warns(UserWarning, match="in the 1 steps of this run"):
@@ -239,8 +241,8 @@ def test_an_optimizer_of_other_parameters_is_refused() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "sentence"),
     [
-        ("WORLD_SIZE", "2", "2 processes were started and cannot talk yet: attach it after"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", r"under DeepSpeed.*use FSDP2 .*or DDP"),
+        ("WORLD_SIZE", "2", "2 processes were started and are not connected yet: attach DLS after"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", r"with DeepSpeed.*use FSDP2 .*or DDP"),
         ("ACCELERATE_USE_FSDP", "true", "not sharded yet: attach it to what"),
     ],
 )
@@ -264,7 +266,7 @@ class Fsdp1(FullyShardedDataParallel):
 
 def test_fsdp1_is_refused() -> None:
     model = Fsdp1(full())
-    with pytest.raises(RosaError, match=r"under FSDP1.*use FSDP2"):
+    with pytest.raises(RosaError, match=r"with FSDP1.*use FSDP2"):
         DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
 
 

@@ -81,7 +81,7 @@ def test_nothing_is_asked_about_the_runs_length_and_nothing_warned(recwarn) -> N
     "layers", [[], [1, 1], [-1], [0.5], [True], "0", 3, {0: 1}, [None]], ids=repr
 )
 def test_what_is_no_list_of_layers_is_refused(layers: object) -> None:
-    with pytest.raises(RosaError, match=r"dls\.layers must be a list of different layer indices"):
+    with pytest.raises(RosaError, match=r"dls\.layers must be a list of distinct layer indices"):
         DlsConfig(layers=layers)  # type: ignore[arg-type]
 
 
@@ -89,8 +89,10 @@ def test_layers_that_the_model_lacks_or_cannot_train_are_named() -> None:
     torch.manual_seed(0)
     config = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[0, 1, 2, 5])
     model = get_peft_model(tiny_llama(), config)
-    for layers, words in (([0, 6, 99], "names 6, 99"), ([3, 5], "names 3")):
-        with pytest.raises(RosaError, match=rf"{words}, .* anything to train are 0-2, 5"):
+    for layers, words in (([0, 6, 99], "has 6, 99"), ([3, 5], "has 3")):
+        with pytest.raises(
+            RosaError, match=rf"{words}, .* trainable layers of this model are 0-2, 5"
+        ):
             DynamicLayerSelection(model, adamw(model), DlsConfig(layers=layers))
 
 

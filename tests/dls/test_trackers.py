@@ -31,10 +31,12 @@ def train(folder: Path, config: DlsConfig, report_to: list[str], **changes: Any)
     return trainer
 
 
-def test_tensorboard_s_file_holds_them(tmp_path: Path) -> None:
+def test_tensorboard_and_any_other_tracker_get_them(tmp_path: Path, monkeypatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trainer = train(tmp_path, CONFIG, ["tensorboard"])
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tracker", Tracker)
+    trainer = train(tmp_path, CONFIG, ["tensorboard", "tracker"])
+    assert told(trainer) == [(r["step"], expected(r)) for r in history(tmp_path)]
     [file] = tmp_path.rglob("events.out.tfevents*")
     events = EventAccumulator(str(file)).Reload()
     records = history(tmp_path)
@@ -62,21 +64,15 @@ def told(trainer: Trainer) -> list[tuple[int, dict[str, float]]]:
     return tracker.told
 
 
-def test_any_tracker_of_report_to_gets_them(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tracker", Tracker)
-    trainer = train(tmp_path, CONFIG, ["tracker"])
-    assert told(trainer) == [(r["step"], expected(r)) for r in history(tmp_path)]
-
-
 def test_a_static_choice_is_told_at_the_start_and_once(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tracker", Tracker)
     static = DlsConfig(layers=[1])
-    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3}
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
     trainer = train(tmp_path, static, ["tracker"], **saving)
     assert told(trainer) == [(0, expected(history(tmp_path)[0]))]
     assert len(told(trainer)[0][1]) == 1 + LAYERS
     resumed = Trainer(lora(), trainer.args, train_dataset=rows())
     resumed.add_callback(DlsCallback(static, trainer=resumed))
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert told(resumed) == []
     assert len(history(tmp_path)) == 1

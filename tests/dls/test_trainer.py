@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rosa import DlsCallback, DlsConfig, DynamicLayerSelection
 from rosa.dls.attached import ATTACHED
-from rosa.dls.callback import HISTORY_FILE
+from rosa.dls.callback import HISTORY_FILE, adapter_config
 from rosa.errors import RosaError
 from tests.support.dls_models import (
     LAYERS,
@@ -134,26 +134,37 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> PlainLoop:
     return trainer
 
 
-@pytest.mark.parametrize(
-    "checkpointing",
-    [None, {"use_reentrant": True}, {"use_reentrant": False}],
-    ids=["plain", "reentrant", "non-reentrant"],
-)
+class Finished:
+    """A run with the callback, in a folder that has an older run's file."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self.folder, self.recorder, self.callback = folder, Recorder(), DlsCallback(CONFIG)
+        (folder / HISTORY_FILE).write_text("old\n")
+        self.trainer = train(folder, lora(), self.callback, self.recorder, **changes)
+        assert self.callback.dls is not None
+        self.history = self.callback.dls.history
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return Finished(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.mark.parametrize("use_reentrant", [None, True, False])
 def test_the_callback_selects_before_the_trainer_clips(
-    tmp_path: Path, by_hand: PlainLoop, checkpointing: dict[str, bool] | None
+    tmp_path: Path, by_hand: PlainLoop, finished: Finished, use_reentrant: bool | None
 ) -> None:
-    changes = {}
-    if checkpointing is not None:
-        changes = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": checkpointing}
-    recorder, callback, model = Recorder(), DlsCallback(CONFIG), lora()
-    trainer = train(tmp_path, model, callback, recorder, **changes)
-
-    assert callback.dls is not None
-    assert callback.dls.history == by_hand.dls.history
+    run = finished
+    if use_reentrant is not None:
+        kwargs = {"use_reentrant": use_reentrant}
+        changes = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": kwargs}
+        run = Finished(tmp_path, **changes)
+    trainer, recorder = run.trainer, run.recorder
+    assert run.history == by_hand.dls.history
     assert logged(trainer, "grad_norm") == logged(by_hand, "grad_norm")
-    assert same(snapshot(model), snapshot(by_hand.model))
+    assert same(snapshot(trainer.model), snapshot(by_hand.model))
 
-    choices = {record["step"]: record["selected"] for record in callback.dls.history}
+    choices = {record["step"]: record["selected"] for record in run.history}
     selected = list(range(LAYERS))
     for t in range(1, STEPS + 1):
         selected = choices.get(t, selected)
@@ -231,62 +242,64 @@ def test_two_backward_passes_in_a_step_that_chooses_are_refused(tmp_path: Path) 
 
     callback = DlsCallback(CONFIG)
     args = arguments(tmp_path, gradient_accumulation_steps=1)
-    with pytest.raises(RosaError, match=r"step 3.*two backward passes"):
+    with pytest.raises(RosaError, match=r"step 3 has two backward passes"):
         Halves(lora(), args, train_dataset=rows(), callbacks=[callback]).train()
     assert callback.dls is not None
     assert callback.dls.step == 2
 
 
+# Five batches an epoch and two a step: the last step of an epoch has fewer.
+SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 5, "num_train_epochs": 3}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[torch.Tensor]]:
+    folder, whole = tmp_path_factory.mktemp("whole"), lora()
+    train(folder, whole, DlsCallback(CONFIG), **SAVING)
+    return (folder / HISTORY_FILE).read_bytes(), snapshot(whole)
+
+
 @pytest.mark.parametrize("restore_callbacks", [False, True])
-def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, restore_callbacks) -> None:
+def test_interrupted_and_resumed_equals_uninterrupted(
+    tmp_path: Path, uninterrupted: tuple[bytes, list[torch.Tensor]], restore_callbacks: bool
+) -> None:
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs) -> None:
             if state.global_step == 7:
                 raise KeyboardInterrupt
 
-    # Five batches an epoch and two a step: the last step of an epoch has fewer.
-    changes: dict[str, Any] = {"save_strategy": "steps", "save_steps": 5, "num_train_epochs": 3}
-    changes["restore_callback_states_from_checkpoint"] = restore_callbacks
-    whole = lora()
-    train(tmp_path / "whole", whole, DlsCallback(CONFIG), **changes)
-
-    folder = tmp_path / "resumed"
+    changes = {**SAVING, "restore_callback_states_from_checkpoint": restore_callbacks}
     with pytest.raises(KeyboardInterrupt):
-        train(folder, lora(), DlsCallback(CONFIG), Stop(), **changes)
-    assert [record["step"] for record in history(folder)] == [3, 6]
+        train(tmp_path, lora(), DlsCallback(CONFIG), Stop(), **changes)
+    assert [record["step"] for record in history(tmp_path)] == [3, 6]
     model = lora()
-    train(folder, model, DlsCallback(CONFIG), resume=True, **changes)
+    train(tmp_path, model, DlsCallback(CONFIG), resume=True, **changes)
 
-    assert [record["step"] for record in history(folder)] == [3, 6, 9]
-    ours, expected = folder / HISTORY_FILE, tmp_path / "whole" / HISTORY_FILE
-    assert ours.read_bytes() == expected.read_bytes()
-    assert same(snapshot(model), snapshot(whole))
-
-
-def test_a_new_run_starts_a_new_history_file(tmp_path: Path) -> None:
-    (tmp_path / HISTORY_FILE).write_text("old\n")
-    callback = DlsCallback(CONFIG)
-    train(tmp_path, lora(), callback)
-    assert callback.dls is not None
-    assert history(tmp_path) == callback.dls.history
-    assert list(history(tmp_path)[0]) == ["step", "mode", "scores", "selected"]
-    assert not list(tmp_path.glob("*.tmp"))
+    whole_file, whole_weights = uninterrupted
+    assert [record["step"] for record in history(tmp_path)] == [3, 6, 9]
+    assert (tmp_path / HISTORY_FILE).read_bytes() == whole_file
+    assert same(snapshot(model), whole_weights)
 
 
-def test_chosen_layers_are_in_the_logs(tmp_path: Path) -> None:
-    trainer = train(tmp_path, lora(), DlsCallback(CONFIG))
-    chosen = {r["step"]: r["selected"] for r in history(tmp_path)}
-    for entry in trainer.state.log_history:
+def test_a_new_run_starts_a_new_history_file(finished: Finished) -> None:
+    assert history(finished.folder) == finished.history
+    assert list(history(finished.folder)[0]) == ["step", "mode", "scores", "selected"]
+    assert [file.name for file in finished.folder.iterdir()] == [HISTORY_FILE]
+
+
+def test_chosen_layers_are_in_the_logs(finished: Finished) -> None:
+    chosen = {r["step"]: r["selected"] for r in finished.history}
+    for entry in finished.trainer.state.log_history:
         if "loss" in entry and entry["step"] in chosen:
             assert entry["dls_selected"] == chosen[entry["step"]]
-    assert len(logged(trainer, "dls_selected")) == STEPS - 2
+    assert len(logged(finished.trainer, "dls_selected")) == STEPS - 2
 
 
 def test_checkpoint_without_dls_state_starts_anew_with_a_warning(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4}
     train(tmp_path, lora(), max_steps=4, **changes)
     callback = DlsCallback(DlsConfig(interval=3, warmup=2))
-    with pytest.warns(UserWarning, match="checkpoint of step 4 holds no DLS state"):
+    with pytest.warns(UserWarning, match="checkpoint of step 4 has no DLS state"):
         train(tmp_path, lora(), callback, resume=True, **changes)
     assert [record["step"] for record in history(tmp_path)] == [6, 9]
 
@@ -325,7 +338,7 @@ def test_a_run_that_broke_off_can_be_started_again(tmp_path: Path) -> None:
 def test_another_callback_can_take_over_from_a_run_that_broke_off(tmp_path: Path) -> None:
     class Break(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs) -> None:
-            if state.global_step == 5:
+            if state.global_step == 4:
                 raise KeyboardInterrupt
 
     model, other, old, new = lora(), lora(), DlsCallback(CONFIG), DlsCallback(RANDOM)
@@ -336,8 +349,8 @@ def test_another_callback_can_take_over_from_a_run_that_broke_off(tmp_path: Path
     assert old.dls is not None
     old.dls.detach()
     model.load_state_dict(other.state_dict())
-    train(tmp_path / "one", model, new)
-    train(tmp_path / "two", other, DlsCallback(RANDOM))
+    train(tmp_path / "one", model, new, max_steps=4)
+    train(tmp_path / "two", other, DlsCallback(RANDOM), max_steps=4)
     assert history(tmp_path / "one") == history(tmp_path / "two")
     assert same(snapshot(model), snapshot(other))
 
@@ -347,22 +360,23 @@ class LoraWithDls(LoraConfig):
     dls: Any = None
 
 
-@pytest.mark.parametrize("dls", [CONFIG, CONFIG.to_dict()])
-def test_settings_come_from_the_adapter(tmp_path: Path, dls: Any) -> None:
-    torch.manual_seed(0)
-    config = LoraWithDls(r=2, target_modules=["q_proj"], dls=dls)
-    model = get_peft_model(tiny_llama(torch.float32), config)
+def test_settings_come_from_the_adapter(tmp_path: Path) -> None:
+    model = get_peft_model(tiny_llama(torch.float32), LoraWithDls(target_modules=["q_proj"]))
+    assert adapter_config(model) is None
+    for dls in (CONFIG.to_dict(), CONFIG):  # as read from a file, and as made
+        model.peft_config["default"].dls = dls
+        assert adapter_config(model) == CONFIG
     callback = DlsCallback()
-    train(tmp_path, model, callback, max_steps=3)
+    train(tmp_path, model, callback, max_steps=1)
     assert callback.dls is not None
     assert callback.dls.config == CONFIG
     assert callback.config is None
 
 
 def test_a_run_in_which_it_never_chose_warns_at_start_and_end(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="never chooses") as record:
+    with pytest.warns(UserWarning, match="never selects") as record:
         train(tmp_path, lora(), DlsCallback(DlsConfig(interval=40)), max_steps=2)
-    sentences = [str(w.message) for w in record if "never chooses" in str(w.message)]
+    sentences = [str(w.message) for w in record if "never selects" in str(w.message)]
     assert len(sentences) == 2
     assert "in the 2 steps of this run" in sentences[1]
     assert history(tmp_path) == []

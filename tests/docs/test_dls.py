@@ -25,7 +25,7 @@ from tests.support.pages import ROOT, blocks, read_page, rosa_commands, section
 PAGE = read_page("guides/dls.md")
 
 
-@pytest.mark.filterwarnings("ignore:DLS never chooses")
+@pytest.mark.filterwarnings("ignore:DLS never selects")
 def test_the_examples_run(tmp_path: Path) -> None:
     model = tiny_llama(torch.float32)
     rows = [{key: row[0].tolist() for key, row in batch(seed, 1).items()} for seed in range(4)]

@@ -90,7 +90,7 @@ def page_lines() -> tuple[str, str]:
     return below, above
 
 
-@pytest.mark.filterwarnings("ignore:.*never chooses.*", "ignore:.*no choice.*")
+@pytest.mark.filterwarnings("ignore:.*never selects.*", "ignore:.*no choice.*")
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=IDS)
 def test_a_loop_of_the_suite_s_shape_trains_it(folder: Path) -> None:
     losses = loop(folder)

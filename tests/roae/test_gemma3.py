@@ -24,7 +24,7 @@ from transformers.models.qwen3 import Qwen3Config
 
 from benchmarks import gemma3_norms
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
-from rosa.dls.layers import counted_parameters, find_decoder_layers
+from rosa.dls.layers import find_decoder_layers, scored_parameters
 from rosa.dls.scores import layer_scores
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def scores_of(model: nn.Module) -> list[float]:
     """Eq. 5 on one batch, as DLS computes it."""
     model(input_ids=TOKENS, labels=TOKENS).loss.backward()
     found = find_decoder_layers(model)
-    return layer_scores([counted_parameters(layer, "") for layer in found.layers])
+    return layer_scores([scored_parameters(layer, "") for layer in found.layers])
 
 
 def test_a_scale_of_one_plus_weight_trains_as_a_scale_of_weight() -> None:

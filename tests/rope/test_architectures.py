@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from rosa import RosaConfig
-from rosa.dls.layers import counted_norms
+from rosa.dls.layers import scored_norms
 from rosa.errors import RosaError
 from rosa.roae import RosaLayer, load_adapter_checked
 from rosa.rope import KNOWN_MODEL_TYPES, RopeLayout, detect, layout_of
@@ -207,7 +207,7 @@ def test_the_norms_are_those_of_the_adapted_layers(case: Case) -> None:
             continue
         layer = model.get_submodule(name.rpartition(".")[0])
         trained = set(map(id, module.norms))
-        counted = counted_norms(layer)
+        counted = scored_norms(layer)
         assert counted, name
         for norm in counted.values():
             assert id(norm) in trained or not any(norm.parameters())

@@ -277,8 +277,7 @@ def resumes_from_one_process(folder: Path, method: str) -> dict[str, Any]:
 
 FAST = [
     *(scenario(trains, *pair) for pair in (("ddp", "full"), ("ddp-unused", "lora"))),
-    *(scenario(trains, "fsdp2", method) for method in ("lora", "rosa")),
-    scenario(trains, "ddp", "lora", selects=False),
+    scenario(trains, "fsdp2", "rosa"),
     scenario(raises_errors),
     scenario(attaches_before_ddp),
     scenario(computes_in_half),
@@ -289,9 +288,9 @@ SLOW = [
     scenario(resumes_from_one_process, "rosa"),
     *(scenario(trains, "ddp", method) for method in ("lora", "lora_and_norms", "rosa")),
     *(scenario(trains, "ddp-unused", method) for method in ("full", "lora_and_norms", "rosa")),
-    *(scenario(trains, "fsdp2", method) for method in ("full", "lora_and_norms")),
+    *(scenario(trains, "fsdp2", method) for method in ("full", "lora", "lora_and_norms")),
     *(scenario(trains, engine, "rosa", accumulate=2) for engine in ENGINES),
-    *(scenario(trains, engine, "lora", selects=False) for engine in ("ddp-unused", "fsdp2")),
+    *(scenario(trains, engine, "lora", selects=False) for engine in ENGINES),
     *(scenario(checkpoints_activations, engine, reentrant=False) for engine in ENGINES),
     *(scenario(checkpoints_activations, engine, reentrant=True) for engine in ("ddp", "fsdp2")),
 ]

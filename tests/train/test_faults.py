@@ -289,7 +289,7 @@ def test_gradients_that_are_no_numbers_leave_the_choice_as_it_is(bad: float) -> 
     before = [snapshot(decoder_layers(model)[i]) for i in frozen]
     model(**batch(1)).loss.backward()
     decoder_layers(model)[frozen[0]].input_layernorm.weight.grad.fill_(bad)
-    with pytest.warns(UserWarning, match=r"no choice at step 2.*the choice before stays"):
+    with pytest.warns(UserWarning, match=r"no choice at step 2.*the previous choice stays"):
         optimizer.step()
     optimizer.zero_grad()
     assert dls.selected == chosen
@@ -357,7 +357,7 @@ def test_an_interval_longer_than_the_run_is_told_at_its_end(
     keys |= {"adapter": recipe.adapter, "dls": {"interval": 40}, "validation": 0}
     path.write_text(yaml.safe_dump({**keys, "max_steps": 2, "report_to": []}))
     assert main(["train", str(path)]) == 0
-    warned = [x for x in capsys.readouterr().err.splitlines() if "DLS never chooses" in x]
+    warned = [x for x in capsys.readouterr().err.splitlines() if "DLS never selects" in x]
     assert "in the 2 steps of this run, so every layer is trained throughout" in warned[-1]
     assert main(["plot", recipe.output_dir]) == 2
     assert "holds no choice" in capsys.readouterr().err

@@ -1,8 +1,7 @@
 """`ATTACHED` marks a model that DLS is attached to; a warning for training that should have DLS.
 
-`RosaConfig(dls=...)` only says how the adapter is to be trained: the selection itself acts on an
-optimizer and has to be attached to it. The first step of an optimizer that holds the adapter's
-parameters is the moment to notice that nobody did.
+`RosaConfig(dls=...)` only configures the training: the selection itself has to be attached to an
+optimizer. The first step of an optimizer that holds the adapter's parameters shows that it is not.
 """
 
 from __future__ import annotations
@@ -24,13 +23,12 @@ MESSAGE = (
     "before the first step, or give the Trainer a rosa.DlsCallback"
 )
 
-# One hook for all models: PyTorch iterates over its hooks while it calls them, so that a hook
-# must not remove itself. Models are held weakly.
+# One hook for all models, as a hook must not remove itself. Models are held weakly.
 _unstepped: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def warn_unless_attached(model: nn.Module) -> None:
-    """Warns, once, if the first optimizer step on the model's parameters is made without DLS."""
+    """Warn, once, if the first optimizer step on the model's parameters is made without DLS."""
     _install_hook()
     _unstepped.add(model)
 
@@ -41,16 +39,11 @@ def _install_hook() -> None:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    stepped = [model for model in _unstepped if _trains(optimizer, model)]
+    held = {p for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+    stepped = [model for model in _unstepped if not held.isdisjoint(model.parameters())]
     if stepped and all(float(group.get("lr", 1.0)) == 0 for group in optimizer.param_groups):
         return  # nothing is trained: torch.distributed.checkpoint builds an optimizer's state so
     for model in stepped:
         _unstepped.discard(model)
         if not getattr(model, ATTACHED, False):
             warnings.warn(MESSAGE, UserWarning, stacklevel=3)
-
-
-def _trains(optimizer: Optimizer, model: nn.Module) -> bool:
-    """Whether the optimizer holds a trainable parameter of the model."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return any(id(p) in held for p in model.parameters() if p.requires_grad)

@@ -1,4 +1,4 @@
-"""Tells when a backward pass is over: the moment between the gradients and their clipping."""
+"""A hook for the end of a backward pass: all gradients are there, and not clipped yet."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 
-def at_end_of_backward(
+def on_backward_end(
     module: nn.Module, act: Callable[[], None], begin: Callable[[], None] = lambda: None
 ) -> RemovableHandle:
-    """Call `act` after every backward pass that goes through an output of `module`.
+    """Call `act` at the end of every backward pass through an output of `module`.
 
-    The first gradient to reach an output queues `act` with the autograd engine, which calls it
-    when all gradients of the pass are there, and averaged: DDP and FSDP2 finish theirs in such
-    calls too, so `act` is queued once more behind them. An output belongs to the outermost pass, so
-    nested ones (re-entrant gradient checkpointing) do not call `act` early. `begin` is called by
-    that first gradient, before anything behind it is recomputed.
+    The first gradient that reaches an output calls `begin`, before anything is recomputed, and
+    queues `act` with the autograd engine, which runs it once all gradients are computed. DDP and
+    FSDP2 reduce theirs in queued calls too, so `act` is queued once more behind them. An output
+    belongs to the outermost pass: nested ones (reentrant checkpointing) do not call `act` early.
     """
     engine = torch.autograd.Variable._execution_engine
     queued = False
 
-    def run() -> None:
+    def requeue() -> None:
         nonlocal queued
         queued = False
         engine.queue_callback(act)
@@ -35,11 +34,11 @@ def at_end_of_backward(
         if not queued:
             queued = True
             begin()
-            engine.queue_callback(run)
+            engine.queue_callback(requeue)
 
     def watch(_module: nn.Module, _inputs: Any, output: Any) -> None:
         nonlocal queued
-        queued = False  # a backward that failed never ran what it had queued
+        queued = False  # a backward pass that failed never ran what it had queued
         for value in tree_leaves(output):
             if isinstance(value, torch.Tensor) and value.requires_grad:
                 value.register_hook(queue)

@@ -1,9 +1,8 @@
-"""The choice itself, as pure functions: scores in, layers out. No PyTorch, no state.
+"""The choice of layers as pure functions: scores in, layers out. No PyTorch, no state.
 
-One choice is a function of (scores, k, p_exploit, seed, step) alone. Its generator is seeded from
-the run's seed and the step, so nothing but these two must survive in a checkpoint, a step that
-was scored but skipped changes no later choice, and every process that sees the same scores makes
-the same choice.
+A choice depends on (scores, k, p_exploit, seed, step) alone: its generator is seeded from the run's
+seed and the step. So a checkpoint needs no generator state, a step that was scored but skipped
+changes no later choice, and all ranks make the same choice.
 """
 
 from __future__ import annotations
@@ -14,29 +13,29 @@ from typing import NamedTuple
 
 EXPLOIT = "exploit"
 EXPLORE = "explore"
-STATIC = "static"  # given by the user: nothing is scored, nothing drawn
+STATIC = "static"  # `DlsConfig.layers`: nothing is scored or sampled
 
 
 class Choice(NamedTuple):
-    """How the layers were chosen ("exploit" or "explore"), and which, in ascending order."""
+    """How the layers were chosen ("exploit" or "explore"), and their indices, ascending."""
 
     mode: str
     selected: list[int]
 
 
-def how_many(k_ratio: float, layers: int) -> int:
+def num_selected(k_ratio: float, layers: int) -> int:
     """k = max(1, round(k_ratio * L)); halves go to the even number, as Python's `round` does."""
     return max(1, round(k_ratio * layers))
 
 
-def best(scores: Sequence[float], candidates: Sequence[int], k: int) -> list[int]:
-    """The `k` candidates with the highest scores, ascending; of equal ones the lower index."""
+def top_k(scores: Sequence[float], candidates: Sequence[int], k: int) -> list[int]:
+    """The `k` candidates with the highest scores, ascending; ties go to the lower index."""
     ranked = sorted(candidates, key=lambda layer: (-scores[layer], layer))
     return sorted(ranked[:k])
 
 
-def drawn(candidates: Sequence[int], k: int, generator: random.Random) -> list[int]:
-    """`k` candidates drawn uniformly without replacement, ascending.
+def sample_k(candidates: Sequence[int], k: int, generator: random.Random) -> list[int]:
+    """`k` candidates sampled uniformly without replacement, ascending.
 
     A partial Fisher-Yates shuffle on `Random.random()`, the one method whose sequence Python
     promises to keep.
@@ -60,12 +59,12 @@ def choose(
 
     Args:
         scores: one per layer of the model, indexed by layer.
-        candidates: the layers that may be chosen, ascending; at least `k`.
+        candidates: the layers that can be chosen, ascending; at least `k`.
         k: how many to choose.
-        p_exploit: probability of the best; else `k` of the candidates are drawn.
-        seed, step: seed the generator. Its first number decides the mode, the next `k` the draw.
+        p_exploit: probability of the top k; else k candidates are sampled.
+        seed, step: seed the generator. Its first number decides the mode, the next `k` the sample.
     """
     generator = random.Random(f"rosa-dls/{seed}/{step}")
     if generator.random() < p_exploit:
-        return Choice(EXPLOIT, best(scores, candidates, k))
-    return Choice(EXPLORE, drawn(candidates, k, generator))
+        return Choice(EXPLOIT, top_k(scores, candidates, k))
+    return Choice(EXPLORE, sample_k(candidates, k, generator))

@@ -1,4 +1,4 @@
-"""The settings of DLS. No PyTorch here: adapter configurations embed this class."""
+"""`DlsConfig`, the settings of DLS. No PyTorch here: adapter configurations embed this class."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rosa.errors import RosaError
+from rosa.errors import RosaError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
 class DlsConfig:
-    """Which share of the layers is trained, and how often and by what rule it is chosen.
+    """What share of the layers is trained, how often they are chosen, and how.
 
     Args:
-        k_ratio: share of the layers that is trained after the first choice, 0 < k_ratio <= 1.
-        interval: u, a choice is made at every u-th optimizer step.
-        p_exploit: probability of taking the layers with the best scores; else they are drawn.
+        k_ratio: share of the layers that train after the first choice, 0 < k_ratio <= 1.
+        interval: u, layers are chosen at every u-th optimizer step.
+        p_exploit: probability of the layers with the highest scores; else they are sampled.
         warmup: no choice up to this step; below 1 it is a share of the run's steps, else steps.
-        seed: of DLS's own generator; nothing else in the run draws from it.
-        layers: a static choice: these layers train from the first step on and no others, nothing
-            is scored, and the other settings have no effect; `null` chooses by the scores.
+        seed: of DLS's own random generator.
+        layers: a static choice: only these layers train, from the first step on. Nothing is scored
+            and the other settings have no effect. `null` chooses by the scores.
 
     Raises:
-        RosaError: a value out of its range.
+        RosaError: a value is out of its range.
     """
 
     k_ratio: float = 0.5
@@ -36,26 +36,25 @@ class DlsConfig:
 
     def __post_init__(self) -> None:
         _check("k_ratio", self.k_ratio, lambda v: 0 < v <= 1, "a number above 0 and at most 1")
-        _check("interval", self.interval, lambda v: v >= 1, "a whole number from 1", whole=True)
+        _check("interval", self.interval, lambda v: v >= 1, "an integer of at least 1", int)
         _check("p_exploit", self.p_exploit, lambda v: 0 <= v <= 1, "a number from 0 to 1")
-        _check("warmup", self.warmup, lambda v: 0 <= v < math.inf, "a number from 0")
-        _check("seed", self.seed, lambda v: v >= 0, "a whole number from 0", whole=True)
+        _check("warmup", self.warmup, lambda v: 0 <= v < math.inf, "a number of at least 0")
+        _check("seed", self.seed, lambda v: v >= 0, "an integer of at least 0", int)
         if self.layers is not None:
             object.__setattr__(self, "layers", _layer_list(self.layers))
 
     @classmethod
     def of(cls, value: DlsConfig | Mapping[str, Any] | None) -> DlsConfig:
         """`value` as a `DlsConfig`: itself, made from its keys (as in a JSON file), or defaults."""
-        if value is None:
-            return cls()
-        if isinstance(value, cls):
-            return value
+        if value is None or isinstance(value, cls):
+            return value or cls()
         if not isinstance(value, Mapping):
             raise RosaError(f"dls must be a DlsConfig or its keys, not {value!r}")
         known = [field.name for field in dataclasses.fields(cls)]
         for key in value:
             if key not in known:
-                raise RosaError(f"dls has no key {key!r}; its keys are {', '.join(known)}")
+                hint = did_you_mean(str(key), known)
+                raise RosaError(f"dls has no key {key!r}{hint}; its keys are {', '.join(known)}")
         return cls(**value)
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,9 +62,7 @@ class DlsConfig:
         return dataclasses.asdict(self)
 
     def warmup_steps(self, total_steps: int | None) -> int:
-        """T_warmup in optimizer steps: the last step at which no choice is made.
-
-        With a static choice no step is awaited.
+        """T_warmup in optimizer steps: the last step without a choice.
 
         Raises:
             RosaError: `warmup` is a share and the run's length is not known.
@@ -90,20 +87,18 @@ class DlsConfig:
 
 
 def _check(
-    name: str, value: Any, holds: Callable[[Any], bool], expected: str, whole: bool = False
+    name: str, value: Any, holds: Callable[[Any], bool], expected: str, kind: Any = (int, float)
 ) -> None:
-    kind = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kind) or not holds(value):
         raise RosaError(f"dls.{name} must be {expected}, not {value!r}")
 
 
 def _layer_list(value: Any) -> list[int]:
-    """The indices in ascending order, as plain integers."""
+    """The indices in ascending order."""
     indices = list(value) if isinstance(value, (list, tuple, range)) else []
-    whole = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices)
-    if not indices or not whole or len(set(indices)) < len(indices):
+    valid = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices)
+    if not indices or not valid or len(set(indices)) < len(indices):
         raise RosaError(
-            "dls.layers must be a list of different layer indices from 0, at least one, or null, "
-            f"not {value!r}"
+            f"dls.layers must be a list of distinct layer indices from 0, or null, not {value!r}"
         )
     return sorted(indices)

@@ -1,9 +1,9 @@
-"""Where DLS can work: one process, DDP, FSDP2. Finds which it is, and refuses what would break it.
+"""Where DLS works: one process, DDP, FSDP2. Detects which it is and raises where it cannot work.
 
-DDP fixes at its construction which gradients it waits for. Unless it looks for unused parameters,
-frozen layers must go on computing gradients, which are then dropped. FSDP2 takes parameters as
-they are at each step, once its first forward pass has begun. So nothing is switched before that
-pass, which also tells what the model is wrapped in where a loop shows only the model itself.
+DDP fixes at construction which gradients it waits for. Unless it looks for unused parameters,
+frozen layers must still compute gradients, which are then dropped. FSDP2 takes `requires_grad` as
+it is at each step, once its first forward pass has begun. So nothing is switched off before that
+pass, which also shows the wrapper where a loop passes the inner model only.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from rosa.common.distributed import any_rank, is_initialized, world_size
-from rosa.dls.collectives import collective_device, mean_gradients
+from rosa.dls.freezing import held_by
+from rosa.dls.scores import collective_device, mean_gradients
 from rosa.errors import RosaError
 
 
 class Engine:
-    """What trains the model, as far as layer selection has to know.
+    """What trains the model: wrapper, process group and PyTorch optimizer.
 
     Args:
         model: the model that is trained, wrapped or not.
@@ -34,44 +35,42 @@ class Engine:
 
     Attributes:
         model: the model without DDP's wrapper.
-        optimizer: the PyTorch optimizer that really steps.
+        optimizer: the PyTorch optimizer whose step hooks run.
         sharded: whether FSDP2 holds the parameters.
-        group: the processes that average their gradients; None is all of them.
-        alone: one process, and no wrapper.
-        known: whether the two that follow are final; see `when_known`.
-        switches: whether frozen layers may do without `requires_grad`.
+        group: the ranks that average their gradients; None is all of them.
+        single_process: one process and no wrapper.
+        known: whether `group` and `can_skip_gradients` are final; see `on_first_forward`.
+        can_skip_gradients: whether frozen layers may have `requires_grad=False`.
 
     Raises:
-        RosaError: DLS cannot work here; the sentence says why and what can be used instead.
+        RosaError: DLS cannot work here.
     """
 
     def __init__(self, model: nn.Module, optimizer: Any) -> None:
-        refuse_engines(model, optimizer)
+        check_engine(model, optimizer)
         self.optimizer = unwrap_optimizer(optimizer)
-        self._wrapper: DistributedDataParallel | None = None
-        wrapper = model if isinstance(model, DistributedDataParallel) else None
-        self.model: nn.Module = model if wrapper is None else wrapper.module
-        self.sharded = any(isinstance(module, FSDPModule) for module in self.model.modules())
+        self._ddp: DistributedDataParallel | None = None
+        ddp = model if isinstance(model, DistributedDataParallel) else None
+        self.model: nn.Module = model if ddp is None else ddp.module
+        self.sharded = _is_sharded(self.model)
         self.group: Any = None
-        self.switches = False
-        self.known = self.alone = False
-        if wrapper is not None:
-            self._is_ddp(wrapper)
-        elif not self.sharded and not is_initialized():
-            self.known = self.alone = self.switches = True
+        self.single_process = ddp is None and not self.sharded and not is_initialized()
+        self.known = self.can_skip_gradients = self.single_process
+        if ddp is not None:
+            self._set_ddp(ddp)
 
-    def when_known(
+    def on_first_forward(
         self, owner: nn.Module, act: Callable[[], None], before: Callable[[], None]
     ) -> list[RemovableHandle]:
-        """Call `act` in the first forward pass of training through `owner`, then no more.
+        """Call `act` once, in the first training forward pass through `owner`.
 
-        FSDP2 looks at its parameters as its own first pass begins; `before` is called before it.
+        FSDP2 looks at its parameters as its own first pass begins; `before` is called before that.
 
         Returns:
-            The handles that call it off; none where all is known already.
+            The handles that cancel it; none if everything is known already.
 
         Raises:
-            RosaError: in that pass, where several processes train and nothing averages gradients.
+            RosaError: in that pass, if there are several processes and no wrapper.
         """
         if self.known:
             return []
@@ -79,82 +78,77 @@ class Engine:
         @torch.compiler.disable
         def look(module: nn.Module, _inputs: Any) -> None:
             if torch.is_grad_enabled() and module.training:
-                handle.remove()
-                self._look()
+                handles[0].remove()
+                self._find_wrapper()
                 act()
 
-        def show(_module: nn.Module, _inputs: Any) -> None:
-            shown.remove()
+        def prepare(_module: nn.Module, _inputs: Any) -> None:
+            handles[1].remove()
             before()
 
-        handle = owner.register_forward_pre_hook(look)
-        if not self.sharded:
-            return [handle]
-        shown = self.model.register_forward_pre_hook(show, prepend=True)
-        return [handle, shown]
+        handles = [owner.register_forward_pre_hook(look)]
+        if self.sharded:
+            handles.append(self.model.register_forward_pre_hook(prepare, prepend=True))
+        return handles
 
-    def refuse_mixed_dtypes(
+    def check_dtypes(
         self, trainable: Collection[nn.Parameter], scored: Collection[nn.Parameter]
     ) -> None:
-        """Raise a `RosaError` where a norm that is only scored would break FSDP2's reduction."""
+        """Raise a `RosaError` if FSDP2 cannot reduce the gradients of scored norms."""
         units = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
         unit_of = {p: unit for unit in units for p in unit.parameters()}  # the innermost
         for norm in scored:
             for parameter in trainable:
                 if unit_of.get(norm) is unit_of.get(parameter) and norm.dtype != parameter.dtype:
                     raise RosaError(
-                        f"DLS scores norms in {norm.dtype}, and FSDP2 reduces their gradients "
-                        f"together with those of trained parameters in {parameter.dtype}: load the "
-                        f"model in {parameter.dtype} (mixed precision computes in less), or train "
-                        "the norms too"
+                        f"FSDP2 cannot reduce the gradients of scored norms in {norm.dtype} with "
+                        f"those of trained parameters in {parameter.dtype}: load the model in "
+                        f"{parameter.dtype} (mixed precision computes in less), or train the norms"
                     )
 
-    def average(self, scored: Sequence[nn.Parameter]) -> None:
-        """After a backward pass of DDP: average the gradients that it does not know of, too."""
-        if self._wrapper is None or not self._wrapper.require_backward_grad_sync:
-            return  # nobody averages yet, or FSDP2 has done so
+    def average_gradients(self, scored: Sequence[nn.Parameter]) -> None:
+        """After a backward pass under DDP: average the gradients that DDP does not know."""
+        if self._ddp is None or not self._ddp.require_backward_grad_sync:
+            return  # FSDP2 has averaged them, or gradients are still accumulated
         for parameter, mean in zip(scored, mean_gradients(scored, self.group), strict=True):
             parameter.grad = None if mean is None else mean.to(parameter.dtype)
 
-    def _look(self) -> None:
-        """Inside a forward pass: whose is it?"""
-        active = getattr(DistributedDataParallel, "_active_ddp_module", None)
-        if self.sharded != any(isinstance(module, FSDPModule) for module in self.model.modules()):
+    def _find_wrapper(self) -> None:
+        """Inside a forward pass: find whose it is."""
+        if self.sharded != _is_sharded(self.model):
             raise RosaError(
-                "DLS was attached before FSDP2 sharded the model, and holds parameters that are "
-                "not trained: attach it after fully_shard() or accelerator.prepare()"
+                "DLS was attached before FSDP2 sharded the model, so its parameters are not those "
+                "that train: attach it after fully_shard() or accelerator.prepare()"
             )
-        if self.sharded:
-            self.known = self.switches = True
-        elif active is not None:
-            self._is_ddp(active)
-        elif world_size() > 1:
+        ddp = getattr(DistributedDataParallel, "_active_ddp_module", None)
+        if ddp is not None and not self.sharded:
+            self._set_ddp(ddp)
+        elif not self.sharded and world_size() > 1:
             raise RosaError(
-                f"DLS: {world_size()} processes train, and the model is in none of the wrappers "
-                "that average their gradients: use what accelerator.prepare(model) returns, or "
+                f"{world_size()} processes train, and the model is in no wrapper that averages "
+                "their gradients: use what accelerator.prepare(model) returns, or "
                 "DistributedDataParallel or fully_shard"
             )
         else:
-            self.known = self.switches = True
+            self.known = self.can_skip_gradients = True
 
-    def _is_ddp(self, wrapper: DistributedDataParallel) -> None:
-        self._wrapper, self.known = wrapper, True
-        self.group = wrapper.process_group
-        self.switches = bool(wrapper.find_unused_parameters) and not wrapper.static_graph
-        if not self.switches and torch.distributed.get_rank(self.group) == 0:
+    def _set_ddp(self, ddp: DistributedDataParallel) -> None:
+        self._ddp, self.known, self.group = ddp, True, ddp.process_group
+        self.can_skip_gradients = bool(ddp.find_unused_parameters) and not ddp.static_graph
+        if not self.can_skip_gradients and torch.distributed.get_rank(self.group) == 0:
             warnings.warn(
                 "DLS freezes layers but saves no time: DDP waits for the gradient of every "
-                "parameter, so those of frozen layers are computed and dropped; "
-                "find_unused_parameters=True and no static_graph let them be left out",
+                "parameter, so those of frozen layers are computed and dropped; set "
+                "find_unused_parameters=True and no static_graph to skip them",
                 stacklevel=2,
             )
 
 
 def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """The PyTorch optimizer inside a wrapper such as Accelerate's, whose hooks fire on real steps.
+    """The PyTorch optimizer inside a wrapper such as Accelerate's; its hooks run on real steps.
 
     Raises:
-        RosaError: it is not a PyTorch optimizer, or one under which frozen layers would move.
+        RosaError: it is not a PyTorch optimizer, or one that moves frozen layers.
     """
     while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = optimizer.optimizer
@@ -166,77 +160,71 @@ def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     if isinstance(optimizer, torch.optim.LBFGS):
         raise RosaError(
             "DLS cannot freeze layers under LBFGS, which treats all parameters as one vector: use "
-            "AdamW, SGD or another optimizer that passes over parameters without gradients"
+            "AdamW, SGD or another optimizer that skips parameters without gradients"
         )
     return optimizer
 
 
-def is_rehearsal(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a step trains nothing: torch.distributed.checkpoint makes an optimizer build its
-    state by a step of zeros at a learning rate of zero."""
+def is_state_initialization(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step trains nothing: torch.distributed.checkpoint makes an optimizer create its
+    state by a step with zero gradients and a zero learning rate."""
     rates = [group.get("lr", 1.0) for group in optimizer.param_groups]
     # One on an accelerator is the user's own, and reading it would wait for the device.
     if any((isinstance(rate, torch.Tensor) and not rate.is_cpu) or float(rate) for rate in rates):
         return False
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-    return bool(local) and not any_rank(
-        any(bool(g.any()) for g in local), collective_device(parameters)
-    )
+    grads = [p.grad for p in parameters if p.grad is not None]
+    local = [g.to_local() if isinstance(g, DTensor) else g for g in grads]
+    nonzero = any(bool(g.any()) for g in local)
+    return bool(local) and not any_rank(nonzero, collective_device(parameters))
 
 
-def refuse_engines(model: nn.Module, optimizer: Any) -> None:
-    """Raise a `RosaError` where an engine owns gradients or parameters in a way of its own."""
+def check_engine(model: nn.Module, optimizer: Any) -> None:
+    """Raise a `RosaError` under an engine that keeps gradients or parameters to itself."""
     if _uses_deepspeed(model, optimizer):
         raise RosaError(
-            "DLS does not work under DeepSpeed, which keeps gradients and steps to itself: use "
-            "FSDP2 (fsdp_version: 2), which shards as ZeRO does, or DDP; or set dls to none"
+            "DLS does not work with DeepSpeed, which keeps gradients to itself: use FSDP2 "
+            "(fsdp_version: 2), which shards as ZeRO does, or DDP; or set dls to none"
         )
-    modules = list(model.modules())
-    if any(isinstance(module, FullyShardedDataParallel) for module in modules):
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         raise RosaError(
-            "DLS does not work under FSDP1, which lays the parameters of a layer end to end: use "
-            "FSDP2 (fsdp_version: 2, or fully_shard), or set dls to none"
+            "DLS does not work with FSDP1, which flattens the parameters of a layer: use FSDP2 "
+            "(fsdp_version: 2, or fully_shard), or set dls to none"
         )
-    sharded = any(isinstance(module, FSDPModule) for module in modules)
-    if _switched_on("ACCELERATE_USE_FSDP") and not sharded:
+    if _is_set("ACCELERATE_USE_FSDP") and not _is_sharded(model):
         raise RosaError(
             "DLS was given a model that FSDP has not sharded yet: attach it to what "
             "accelerator.prepare(model, optimizer) returns"
         )
     if world_size() > 1 and not is_initialized():
         raise RosaError(
-            f"DLS: {world_size()} processes were started and cannot talk yet: attach it after "
+            f"{world_size()} processes were started and are not connected yet: attach DLS after "
             "accelerator.prepare() or torch.distributed.init_process_group()"
         )
 
 
-def refuse_foreign_optimizer(
-    optimizer: torch.optim.Optimizer, trainable: Collection[nn.Parameter]
-) -> None:
-    """Raise a `RosaError` where the optimizer holds none of the layers' trainable parameters."""
-    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    if held.isdisjoint(trainable):
+def check_optimizer(optimizer: torch.optim.Optimizer, trainable: Collection[nn.Parameter]) -> None:
+    """Raise a `RosaError` if the optimizer holds none of the layers' trainable parameters."""
+    if held_by(optimizer).isdisjoint(trainable):
         raise RosaError(
             f"the optimizer ({type(optimizer).__name__}) holds none of the trainable parameters "
             "of the model's layers: pass DLS the optimizer that trains them"
         )
 
 
+def _is_sharded(model: nn.Module) -> bool:
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
 def _uses_deepspeed(model: nn.Module, optimizer: Any) -> bool:
+    packages = {type(thing).__module__.partition(".")[0] for thing in (model, optimizer)}
     return (
-        _switched_on("ACCELERATE_USE_DEEPSPEED")
-        or _comes_from(model, "deepspeed")
-        or _comes_from(optimizer, "deepspeed")
+        "deepspeed" in packages
+        or _is_set("ACCELERATE_USE_DEEPSPEED")
         or type(optimizer).__name__ == "DeepSpeedOptimizerWrapper"
         or any(hasattr(parameter, "ds_id") for parameter in model.parameters())
     )
 
 
-def _switched_on(variable: str) -> bool:
+def _is_set(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("true", "1")
-
-
-def _comes_from(thing: Any, package: str) -> bool:
-    return type(thing).__module__.partition(".")[0] == package

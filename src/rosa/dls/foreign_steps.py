@@ -1,7 +1,7 @@
-"""Notices when something else than the optimizer that DLS was given moves the layers' parameters.
+"""Detects updates of the layers' parameters by anything but the optimizer that DLS was given.
 
-DLS works in that optimizer's step hooks. One that was made later, or whose `step` goes around the
-hooks, would train on with every layer, and DLS would count no step: this must not pass in silence.
+DLS works in that optimizer's step hooks. Another optimizer, or one whose `step` bypasses the hooks,
+would train every layer while DLS counts no step; that must not pass silently.
 """
 
 from __future__ import annotations
@@ -13,57 +13,56 @@ from torch.utils.hooks import RemovableHandle
 
 from rosa.errors import RosaError
 
-# A step may rightly be missed a few times: a `GradScaler` lets another optimizer step and not ours.
-PATIENCE = 8
+# Not an error at once: a `GradScaler` may step another optimizer and skip ours.
+MAX_FOREIGN_STEPS = 8
 
 
-class UnseenUpdates:
-    """Counts changes of the parameters between gradients, since the last step that DLS saw.
+class ForeignSteps:
+    """Counts updates between gradients since the last step that DLS saw.
 
-    In-place changes are told from a tensor's version counter, which every operation of PyTorch
-    raises; those of foreign kernels are not seen.
+    In-place changes show in a tensor's version counter, which every PyTorch operation increments;
+    those of kernels outside PyTorch do not.
 
     Args:
-        parameters: those that DLS governs.
-        optimizer: the name of the optimizer whose steps it sees, for the sentence.
+        parameters: those that DLS freezes.
+        optimizer: class name of the optimizer whose steps DLS sees, for the error.
     """
 
     def __init__(self, parameters: Collection[nn.Parameter], optimizer: str) -> None:
         self._parameters = parameters
         self._optimizer = optimizer
-        self._watched: RemovableHandle | None = None
-        self._changes = 0
+        self._handle: RemovableHandle | None = None
+        self._steps = 0
         self._version = self._versions()
 
     @property
-    def changed(self) -> bool:
-        """Whether anything has changed since the last step that was seen."""
-        return self._changes > 0 or self._version != self._versions()
+    def found(self) -> bool:
+        """Whether the parameters have changed since the last step that DLS saw."""
+        return self._steps > 0 or self._version != self._versions()
 
-    def start(self) -> None:
-        """Begin anew: a step was seen, and this is the state after it."""
+    def restart(self) -> None:
+        """Count from here: DLS has seen a step."""
         self.stop()
-        self._changes, self._version = 0, self._versions()
+        self._steps, self._version = 0, self._versions()
         trained = next((p for p in self._parameters if p.requires_grad), None)
         if trained is not None:
-            self._watched = trained.register_post_accumulate_grad_hook(self._look)
+            self._handle = trained.register_post_accumulate_grad_hook(self._on_gradient)
 
     def stop(self) -> None:
-        """Look no more."""
-        if self._watched is not None:
-            self._watched.remove()
-            self._watched = None
+        """Stop counting."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
 
-    def _look(self, _parameter: object) -> None:
+    def _on_gradient(self, _parameter: object) -> None:
         version = self._versions()
-        self._changes += version != self._version
+        self._steps += version != self._version
         self._version = version
-        if self._changes >= PATIENCE:
+        if self._steps >= MAX_FOREIGN_STEPS:
             raise RosaError(
-                f"the layers' parameters were changed {PATIENCE} times without a step of the "
-                f"optimizer that DLS was given ({self._optimizer}), so that no layer can be "
-                "chosen: pass DLS the optimizer that trains them, one whose step runs PyTorch's "
-                "hooks"
+                f"the layers' parameters were updated {self._steps} times without a step of the "
+                f"optimizer that DLS was given ({self._optimizer}), so DLS selects nothing: pass "
+                "DLS the optimizer that trains them, one whose step runs PyTorch's hooks"
             )
 
     def _versions(self) -> int:

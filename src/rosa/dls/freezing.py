@@ -1,15 +1,15 @@
-"""What frozen means, in terms of gradients: which parameters get one, and which keep it.
+"""Freezing a layer by its gradients: which parameters get one, and which keep it.
 
-A parameter without a gradient (None) is passed over by every optimizer of PyTorch: no momentum,
-no weight decay, no change of its state. A gradient of zeros is not that. So a layer is frozen by
-taking its gradients away before the optimizer looks, and by switching `requires_grad` off where
-nobody needs them.
+Every PyTorch optimizer skips a parameter without a gradient (None): no momentum, no weight decay,
+no change of its state. A gradient of zeros does not do that. So a layer is frozen by dropping its
+gradients before the optimizer steps, and by `requires_grad=False` where no gradient is needed.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -19,13 +19,13 @@ from rosa.errors import RosaError
 
 
 class LayerParameters:
-    """The parameters that DLS governs, and their `requires_grad` as it was found.
+    """The trainable parameters that belong to layers only, and the norms that are only scored.
 
     Args:
-        model: the whole model; its parameters outside `layers` are never touched.
+        model: the whole model; parameters that a module outside `layers` holds are left alone.
         layers: the decoder layers.
         scored: for each layer the parameters of its norms. Those that are not trainable get a
-            gradient in scoring steps and nothing else.
+            gradient in scoring steps and are never updated.
 
     Attributes:
         only_scored: the parameters of norms that are not trainable.
@@ -37,32 +37,34 @@ class LayerParameters:
         layers: Sequence[nn.Module],
         scored: Sequence[Sequence[nn.Parameter]],
     ) -> None:
-        outside = _parameters_outside(model, layers)
-        self._layers, self._outside = layers, outside
-        self._owners: dict[nn.Parameter, set[int]] = {}
+        inside = {module for layer in layers for module in layer.modules()}
+        others = (module for module in model.modules() if module not in inside)
+        self._layers = layers
+        self._outside = {p for module in others for p in module.parameters(recurse=False)}
+        self._owners: dict[nn.Parameter, set[int]] = defaultdict(set)  # layers by parameter
         for index, layer in enumerate(layers):
             for parameter in layer.parameters():
-                if parameter.requires_grad and parameter not in outside:
-                    self._owners.setdefault(parameter, set()).add(index)
+                if parameter.requires_grad and parameter not in self._outside:
+                    self._owners[parameter].add(index)
         self.only_scored = [p for layer in scored for p in layer if not p.requires_grad]
 
     @property
     def trainable(self) -> Collection[nn.Parameter]:
-        """The parameters that DLS freezes and thaws."""
+        """The parameters that DLS freezes and unfreezes."""
         return self._owners.keys()
 
     @property
     def trainable_layers(self) -> list[int]:
-        """The layers that have a trainable parameter, ascending: those that can be chosen."""
+        """The layers with a trainable parameter, ascending: those that can be selected."""
         return sorted(set().union(*self._owners.values()))
 
-    def ask_gradients(self, selected: Collection[int] | None, scoring: bool) -> None:
-        """Switch `requires_grad` for the next step.
+    def set_requires_grad(self, selected: Collection[int] | None, scoring: bool) -> None:
+        """Set `requires_grad` for the next step.
 
         Args:
             selected: the layers that train; None for all. A parameter that several layers share
                 trains if any of them does.
-            scoring: every layer needs gradients, and so do norms that are only scored.
+            scoring: all layers need gradients, and so do the norms that are only scored.
         """
         for parameter, owners in self._owners.items():
             parameter.requires_grad_(scoring or _trains(owners, selected))
@@ -70,48 +72,48 @@ class LayerParameters:
             parameter.requires_grad_(scoring)
 
     def drop_gradients(self, selected: Collection[int] | None) -> None:
-        """Take away the gradients of the layers that do not train and of norms only scored."""
+        """Drop the gradients of layers that do not train and of norms that are only scored."""
         for parameter, owners in self._owners.items():
             if not _trains(owners, selected):
                 parameter.grad = None
         self.drop_only_scored()
 
     def drop_only_scored(self) -> None:
-        """Take away the gradients of norms only scored, which no optimizer has to hold."""
+        """Drop the gradients of norms that are only scored; the optimizer may not hold them."""
         for parameter in self.only_scored:
             parameter.grad = None
 
-    def refuse_newcomers(self, optimizer: torch.optim.Optimizer) -> None:
-        """Raise a `RosaError` where something in the layers trains that did not at the start."""
-        held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-        held -= {*self._owners, *self.only_scored, *self._outside}
+    def check_no_new_trainable_params(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raise a `RosaError` if a parameter of the layers trains that did not at the start."""
+        new = held_by(optimizer) - {*self._owners, *self.only_scored, *self._outside}
         for index, layer in enumerate(self._layers):
             for name, parameter in layer.named_parameters():
-                if parameter.requires_grad and parameter in held:
+                if parameter.requires_grad and parameter in new:
                     raise RosaError(
-                        f"{name} of layer {index} trains, and it did not when DLS was attached, so "
-                        "DLS cannot freeze it: call detach() and attach DLS anew after switching "
-                        "adapters or changing requires_grad"
+                        f"{name} of layer {index} trains, but did not when DLS was attached, so "
+                        "DLS cannot freeze it: call detach() and attach DLS again after changing "
+                        "adapters or requires_grad"
                     )
 
     def restore(self) -> None:
-        """Give every parameter the `requires_grad` it came with."""
-        self.ask_gradients(None, scoring=False)
+        """Reset every parameter's `requires_grad`."""
+        self.set_requires_grad(None, scoring=False)
         self.drop_gradients(None)
 
 
-def at_zero_grad(optimizer: torch.optim.Optimizer, act: Callable[[], None]) -> Callable[[], None]:
-    """Call `act` at every `optimizer.zero_grad()`, for which PyTorch has no hook.
+def held_by(optimizer: torch.optim.Optimizer) -> set[nn.Parameter]:
+    """All parameters of the optimizer."""
+    return {parameter for group in optimizer.param_groups for parameter in group["params"]}
 
-    Returns:
-        What undoes it.
-    """
-    found = optimizer.__dict__.get("zero_grad")  # what someone else has put before the method
+
+def on_zero_grad(optimizer: torch.optim.Optimizer, act: Callable[[], None]) -> Callable[[], None]:
+    """Call `act` at every `optimizer.zero_grad()`, which has no hook; returns what undoes it."""
+    overridden = optimizer.__dict__.get("zero_grad")  # on the instance, by someone else
     zero_grad = optimizer.zero_grad
     active = True
 
     @functools.wraps(zero_grad)
-    def zero_grad_and_act(*args: Any, **kwargs: Any) -> None:
+    def act_and_zero_grad(*args: Any, **kwargs: Any) -> None:
         if active:
             act()
         zero_grad(*args, **kwargs)
@@ -119,25 +121,14 @@ def at_zero_grad(optimizer: torch.optim.Optimizer, act: Callable[[], None]) -> C
     def undo() -> None:
         nonlocal active
         active = False
-        if optimizer.__dict__.get("zero_grad") is zero_grad_and_act:
+        if optimizer.__dict__.get("zero_grad") is act_and_zero_grad:
             del optimizer.__dict__["zero_grad"]
-            if found is not None:
-                optimizer.__dict__["zero_grad"] = found
+            if overridden is not None:
+                optimizer.__dict__["zero_grad"] = overridden
 
-    optimizer.__dict__["zero_grad"] = zero_grad_and_act
+    optimizer.__dict__["zero_grad"] = act_and_zero_grad
     return undo
 
 
 def _trains(owners: set[int], selected: Collection[int] | None) -> bool:
     return selected is None or not owners.isdisjoint(selected)
-
-
-def _parameters_outside(model: nn.Module, layers: Iterable[nn.Module]) -> set[nn.Parameter]:
-    """Parameters that some module outside the layers holds, shared with a layer or not."""
-    inside = {module for layer in layers for module in layer.modules()}
-    return {
-        parameter
-        for module in model.modules()
-        if module not in inside
-        for parameter in module.parameters(recurse=False)
-    }

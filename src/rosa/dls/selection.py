@@ -1,10 +1,10 @@
-"""Dynamic layer selection in any training loop, from the optimizer's step hooks.
+"""Dynamic layer selection in any training loop, by the optimizer's step hooks.
 
 backward ──► [select] ──► clip ──► optimizer.step
-                │                     ├ before: select, unless done; frozen layers lose
-                │                     │         their gradients
-                │                     └ after:  the choice counts from here on; switch
-                │                               requires_grad for the next step
+                │                     ├ before: select, if not done; drop the gradients
+                │                     │         of frozen layers
+                │                     └ after:  the choice takes effect; set requires_grad
+                │                               for the next step
                 └ only a loop that clips gradients calls it itself, before it clips
 """
 
@@ -21,25 +21,24 @@ from torch.utils.hooks import RemovableHandle
 
 from rosa.common.distributed import any_rank
 from rosa.common.formatting import format_indices
-from rosa.dls import choice as policy
-from rosa.dls.adalora_importance import hold_importance
+from rosa.dls.adalora_importance import keep_frozen_importance
 from rosa.dls.attached import ATTACHED
-from rosa.dls.backward import at_end_of_backward
-from rosa.dls.collectives import collective_device
+from rosa.dls.backward import on_backward_end
+from rosa.dls.choice import STATIC, choose, num_selected
 from rosa.dls.config import DlsConfig
-from rosa.dls.engine import Engine, is_rehearsal, refuse_foreign_optimizer
-from rosa.dls.foreign_steps import UnseenUpdates
-from rosa.dls.freezing import LayerParameters, at_zero_grad
-from rosa.dls.layers import counted_parameters, find_decoder_layers
-from rosa.dls.scores import layer_scores
+from rosa.dls.engine import Engine, check_optimizer, is_state_initialization
+from rosa.dls.foreign_steps import ForeignSteps
+from rosa.dls.freezing import LayerParameters, on_zero_grad
+from rosa.dls.layers import find_decoder_layers, scored_parameters
+from rosa.dls.scores import collective_device, layer_scores
 from rosa.errors import RosaError
 
 _STATE_VERSION = 1
-_RECORD = ("step", "mode", "scores", "selected")
+_RECORD_KEYS = ("step", "mode", "scores", "selected")
 
 
 class DynamicLayerSelection:
-    """Chooses, every `config.interval` optimizer steps, the decoder layers that are trained.
+    """Chooses, every `config.interval` optimizer steps, the decoder layers that train.
 
     Works with any model whose decoder layers hold trainable parameters: full fine-tuning, LoRA,
     RoSA and others. Parameters outside the layers always train.
@@ -48,17 +47,17 @@ class DynamicLayerSelection:
         model: the model that is trained, wrapped by PEFT or not.
         optimizer: the optimizer that steps, or a wrapper with it in `.optimizer`.
         config: the settings; the paper's defaults if None.
-        total_steps: optimizer steps of the whole run; needed where `config.warmup` is a share.
+        total_steps: optimizer steps of the whole run; needed if `config.warmup` is a share.
 
     Attributes:
         selected: indices of the layers that train, ascending; None (all) before the first choice.
         history: one record per choice, JSON-able: `step`, `mode` ("exploit" or "explore"),
             `scores` (one float per layer, Eq. 5) and `selected`. A static choice is one record
             with the mode "static" and None for every score.
-        step: optimizer steps that were carried out since the start of the run.
+        step: number of optimizer steps since the start of the run.
 
     Raises:
-        RosaError: DLS cannot work here; the sentence says why.
+        RosaError: DLS cannot work here.
     """
 
     def __init__(
@@ -70,94 +69,93 @@ class DynamicLayerSelection:
     ) -> None:
         self.config = DlsConfig.of(config)
         self.total_steps = total_steps
-        self.config.warmup_steps(total_steps)  # raises where total_steps is missing
+        self.config.warmup_steps(total_steps)  # raises if total_steps is missing
         self._engine = Engine(model, optimizer)
         self._optimizer, model = self._engine.optimizer, self._engine.model
 
         found = find_decoder_layers(model)
+        self.layers_owner = found.owner
         self._ancestors = found.ancestors(model)
         if any(getattr(module, ATTACHED, False) for module in self._ancestors):
             raise RosaError(
-                "DLS is already attached to this model, or to the one that it is a copy of: call "
-                "detach() on the one that holds it, before a model is copied"
+                "DLS is already attached to this model, or was when the model was copied: call "
+                "detach() first"
             )
-        self.layers_owner = found.owner
-        names = [f"{found.path}.{i}" for i in range(len(found.layers))]
-        self._scored = [
-            counted_parameters(*pair) if self.config.layers is None else []
-            for pair in zip(found.layers, names, strict=True)
-        ]
+        self._scored: list[list[nn.Parameter]] = [[] for _ in found.layers]
+        if self.config.layers is None:
+            named = ((layer, f"{found.path}.{i}") for i, layer in enumerate(found.layers))
+            self._scored = [scored_parameters(layer, name) for layer, name in named]
         self._parameters = LayerParameters(model, found.layers, self._scored)
-        if not self._parameters.trainable:
+        trainable = self._parameters.trainable
+        if not trainable:
             raise RosaError(
-                f"DLS found no trainable parameter that only {found.path} holds: what the layers "
-                "share with the rest of the model is always trained"
+                f"every trainable parameter of {found.path} is shared with the rest of the model "
+                "and always trains, so DLS has nothing to select"
             )
-        refuse_foreign_optimizer(self._optimizer, self._parameters.trainable)
-        self._engine.refuse_mixed_dtypes(self._parameters.trainable, self._parameters.only_scored)
-
-        self._unseen = UnseenUpdates(self._parameters.trainable, type(self._optimizer).__name__)
+        check_optimizer(self._optimizer, trainable)
+        self._engine.check_dtypes(trainable, self._parameters.only_scored)
+        self._foreign_steps = ForeignSteps(trainable, type(self._optimizer).__name__)
 
         self.step = 0
         self.selected: list[int] | None = None
         self.history: list[dict[str, Any]] = []
         self._seed = self.config.seed
-        self._pending: dict[str, Any] | None = None
-        self._new_gradients = self._rehearsal = False
+        self._pending: dict[str, Any] | None = None  # the choice of a step that is under way
+        self._new_gradients = self._in_step = False
         self._step_handles: list[RemovableHandle] = []
         self._gradient_handles: list[RemovableHandle] = []
-        self._in_step = False
         self._choose_static()
-        self._release_adalora = hold_importance(model, self._ancestors)
+        self._restore_adalora = keep_frozen_importance(model, self._ancestors)
         self._attach()
 
     @property
     def scoring(self) -> bool:
-        """Whether the coming optimizer step is one that scores and chooses."""
+        """Whether the next optimizer step scores the layers and chooses."""
         return self.config.chooses_at(self.step + 1, self.total_steps)
 
     @property
     def attached(self) -> bool:
-        """Whether it works on the model: until `detach()`, after which nothing has an effect."""
+        """Whether it works on the model; False after `detach()`."""
         return bool(self._step_handles)
 
     def select(self, loss_scale: float = 1.0) -> None:
-        """Choose, if this step is one that chooses, and take frozen layers' gradients away.
+        """Choose, if this step is one that chooses, and drop the gradients of frozen layers.
 
         The optimizer's step does this by itself. A loop that clips gradients calls it once per
-        step, after the last backward and before clipping, so that the gradient norm is that of
-        the chosen layers and the recorded scores are not clipped. The choice counts once the
-        step has been carried out; one that a `GradScaler` skips leaves no trace.
+        step, after the last backward pass and before clipping, so that the gradient norm is that
+        of the selected layers and the recorded scores are not clipped. The choice takes effect
+        with the step; a step that a `GradScaler` skips leaves no trace.
 
         Args:
-            loss_scale: what the gradients are still multiplied with (a scaler's `get_scale()`).
+            loss_scale: what the gradients are still multiplied by (a scaler's `get_scale()`).
         """
         if not self.attached:
             return
-        if self.scoring and self._any_process_has_new_gradients():
-            self._parameters.refuse_newcomers(self._optimizer)
+        if self.scoring and self._any_rank_has_new_gradients():
+            self._parameters.check_no_new_trainable_params(self._optimizer)
             self._pending = self._choose(loss_scale)
             self._new_gradients = False
-        chosen = self._pending["selected"] if self._pending else self.selected
-        self._parameters.drop_gradients(chosen)
+        selected = self._pending["selected"] if self._pending else self.selected
+        self._parameters.drop_gradients(selected)
 
-    def freeze_again(self) -> None:
-        """Set `requires_grad` as the coming step needs it, where something else has changed it.
+    def refreeze(self) -> None:
+        """Set `requires_grad` as the next step needs it, after something else has changed it.
 
-        PEFT's `disable_adapter` and `set_adapter` leave it on for the whole adapter. Frozen layers
-        do not move then either, but their gradients are computed, and gradient checkpointing may
-        find another graph than it left. `DlsCallback` calls this around every pass.
+        PEFT's `disable_adapter` and `set_adapter` make the whole adapter trainable. Frozen layers
+        are not updated then either, but their gradients are computed, and gradient checkpointing
+        may recompute another graph. `DlsCallback` calls this around every pass.
         """
         if not self.attached:
             return
         engine = self._engine
-        scoring = self.scoring and engine.known  # else DDP would take the norms for trained ones
-        self._parameters.ask_gradients(self.selected if engine.switches else None, scoring)
+        scoring = self.scoring and engine.known  # else DDP would take scored norms for trained ones
+        selected = self.selected if engine.can_skip_gradients else None
+        self._parameters.set_requires_grad(selected, scoring)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, as JSON-able values.
 
-        The generator of a choice is seeded from `seed` and the step: these two are its state.
+        The generator of a choice is seeded from `seed` and the step, which are its whole state.
         """
         return {
             "version": _STATE_VERSION,
@@ -171,11 +169,11 @@ class DynamicLayerSelection:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken: same step, choice, history and generator.
+        """Resume where `state_dict` was taken: same step, choice, history and generator.
 
         Raises:
-            RosaError: the state is of another format, of a model with other layers, or of one
-                that trained others of them.
+            RosaError: the state has another format, or is of a model with other layers or other
+                trainable layers.
         """
         if state.get("version") != _STATE_VERSION:
             raise RosaError(
@@ -184,61 +182,60 @@ class DynamicLayerSelection:
             )
         if missing := sorted(self.state_dict().keys() - state.keys()):
             raise RosaError(
-                f"this DLS state is damaged, it has no {', '.join(missing)}: resume from an "
+                f"this DLS state is damaged: it has no {', '.join(missing)}; resume from an "
                 "earlier checkpoint"
             )
         if state["layers"] != len(self._scored):
             raise RosaError(
-                f"this DLS state is of a model with {state['layers']} layers and this one has "
-                f"{len(self._scored)}: resume with the model of that run"
+                f"this DLS state is of a model with {state['layers']} layers, and this one has "
+                f"{len(self._scored)}: resume with that model"
             )
         candidates = self._parameters.trainable_layers
         if self.config.layers is None and not set(state["selected"] or []) <= set(candidates):
             raise RosaError(
-                f"this DLS state trains layers {format_indices(state['selected'])}, but the layers "
-                f"of this model that can train are {format_indices(candidates)}: resume with the "
-                "model of that run"
+                f"this DLS state trains layers {format_indices(state['selected'])}, but only "
+                f"{format_indices(candidates)} of this model are trainable: resume with the model "
+                "of that run"
             )
         self._warn_of_changes(state)
         self._seed = state["seed"]
-        self.step = state["step"]
         self.selected = None if state["selected"] is None else list(state["selected"])
-        # In the order of a new record, so that a file written from them is the same to the byte.
-        self.history = [{key: record[key] for key in _RECORD} for record in state["history"]]
-        self._choose_static()
-        self._prepare_step()
+        # In the key order of a new record, so that a file written from them is the same bytes.
+        history = [{key: record[key] for key in _RECORD_KEYS} for record in state["history"]]
+        self.start_at(state["step"], history)
 
-    def start_at(self, step: int) -> None:
-        """Count on from `step`, for a run that goes on from a checkpoint without DLS state."""
+    def start_at(self, step: int, history: list[dict[str, Any]] | None = None) -> None:
+        """Count on from `step`, also for a run that resumes from a checkpoint without DLS state."""
         self.step = step
-        self.history = []
+        self.history = history or []
         self._choose_static()
         self._prepare_step()
 
     def detach(self) -> None:
-        """Undo everything on model and optimizer; `selected` and `history` stay readable.
+        """Restore model and optimizer; `selected` and `history` stay readable.
 
-        Warns if steps were made and none of them chose.
+        Warns if there were steps and no choice.
         """
         if not self.attached:
             return
         for handle in self._step_handles + self._gradient_handles:
             handle.remove()
         self._step_handles, self._gradient_handles = [], []
-        self._unseen.stop()
-        self._release_adalora()
-        self._release_zero_grad()
+        self._foreign_steps.stop()
+        self._restore_adalora()
+        self._restore_zero_grad()
         self._parameters.restore()
         for module in self._ancestors:
             if hasattr(module, ATTACHED):
                 delattr(module, ATTACHED)
         self._ancestors = []
         if self.step and not self.history:
-            warnings.warn(self._never(f"in the {self.step} steps of this run"), stacklevel=2)
-        elif not self.step and self._unseen.changed:
+            message = self._never_selects_message(f"in the {self.step} steps of this run")
+            warnings.warn(message, stacklevel=2)
+        elif not self.step and self._foreign_steps.found:
             warnings.warn(
-                "DLS saw no step of the optimizer that it was given, and the layers' parameters "
-                "have changed: nothing was chosen, every layer was trained",
+                "DLS saw no step of the optimizer that it was given, but the layers' parameters "
+                "have changed: nothing was selected, every layer was trained",
                 stacklevel=2,
             )
 
@@ -249,43 +246,44 @@ class DynamicLayerSelection:
             self._optimizer.register_step_pre_hook(self._before_step),
             self._optimizer.register_step_post_hook(self._after_step),
         ]
-        # A step that is given up (by a scaler, by the user) ends there and not in the hooks.
-        self._release_zero_grad = at_zero_grad(self._optimizer, self._parameters.drop_only_scored)
-        if not self._engine.alone:
-            self._step_handles.append(at_end_of_backward(self.layers_owner, self._after_backward))
-            self._step_handles += self._engine.when_known(
+        # A step that is given up, by a scaler or the user, ends in zero_grad and not in the hooks.
+        self._restore_zero_grad = on_zero_grad(self._optimizer, self._parameters.drop_only_scored)
+        if not self._engine.single_process:
+            self._step_handles.append(on_backward_end(self.layers_owner, self._after_backward))
+            self._step_handles += self._engine.on_first_forward(
                 self.layers_owner,
                 act=self._prepare_step,
-                before=lambda: self._parameters.ask_gradients(None, scoring=True),
+                before=lambda: self._parameters.set_requires_grad(None, scoring=True),
             )
         self._prepare_step()
         if self.total_steps is not None and self.config.layers is None:
             last = self.total_steps - self.total_steps % self.config.interval
             if not self.config.chooses_at(last, self.total_steps):
-                warnings.warn(self._never(f"in {self.total_steps} steps"), stacklevel=4)
+                message = self._never_selects_message(f"in {self.total_steps} steps")
+                warnings.warn(message, stacklevel=4)
 
     def _prepare_step(self) -> None:
-        """Switch gradients on where the next step needs them, and watch the scored ones."""
+        """Set `requires_grad` for the next step, and watch the scored parameters' gradients."""
         self._pending, self._new_gradients = None, False
         if not self.attached:
             return
         for handle in self._gradient_handles:
             handle.remove()
-        self.freeze_again()
+        self.refreeze()
         watched = self._scored if self.scoring and self._engine.known else []
         self._gradient_handles = [
             p.register_post_accumulate_grad_hook(self._note_gradient) for p in chain(*watched)
         ]
-        self._unseen.start()
+        self._foreign_steps.restart()
 
     def _after_backward(self) -> None:
-        """Every process shall clip by the same gradients, without those of frozen layers."""
+        """All ranks must clip by the same gradients, without those of frozen layers."""
         if self.scoring:
-            self._engine.average(self._parameters.only_scored)
+            self._engine.average_gradients(self._parameters.only_scored)
         else:
             self._parameters.drop_gradients(self.selected)
 
-    def _any_process_has_new_gradients(self) -> bool:
+    def _any_rank_has_new_gradients(self) -> bool:
         device = collective_device(list(chain(*self._scored)))
         return any_rank(self._new_gradients, device, self._engine.group)
 
@@ -295,10 +293,9 @@ class DynamicLayerSelection:
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict
     ) -> tuple[tuple, dict] | None:
-        self._rehearsal = is_rehearsal(optimizer)
-        if self._rehearsal:
+        self._in_step = not is_state_initialization(optimizer)
+        if not self._in_step:
             return None
-        self._in_step = True
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             scale = getattr(optimizer, "grad_scale", None)  # GradScaler's, for fused optimizers
@@ -314,10 +311,10 @@ class DynamicLayerSelection:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, _args: tuple, _kwargs: dict) -> None:
         if not self._in_step:
-            return  # hooks are around a `step` and around its parent's, which it calls
+            return  # a step that calls its parent's step runs the hooks twice
         self._in_step = False
         found_inf = getattr(optimizer, "found_inf", None)
-        if self._rehearsal or (found_inf is not None and float(found_inf)):
+        if found_inf is not None and float(found_inf):
             return  # a fused optimizer was called but did not step
         if self._pending is not None:
             self.selected = list(self._pending["selected"])
@@ -325,44 +322,36 @@ class DynamicLayerSelection:
         elif self.scoring:
             warnings.warn(
                 f"DLS made no choice at step {self.step + 1}: the gradients of the layers' norms "
-                "are absent or not finite; the choice before stays",
+                "are absent or not finite; the previous choice stays",
                 stacklevel=2,
             )
         self.step += 1
         self._prepare_step()
 
     def _choose(self, loss_scale: float) -> dict[str, Any] | None:
-        """The record of this step's choice; None where a score is not finite."""
+        """The record of this step's choice; None if a score is not finite."""
         scores = layer_scores(self._scored, loss_scale, self._engine.group)
         if not all(map(math.isfinite, scores)):
             return None
-        candidates = self._parameters.trainable_layers
-        k = policy.how_many(self.config.k_ratio, len(candidates))
-        step = self.step + 1
-        choice = policy.choose(scores, candidates, k, self.config.p_exploit, self._seed, step)
+        candidates, step = self._parameters.trainable_layers, self.step + 1
+        k = num_selected(self.config.k_ratio, len(candidates))
+        choice = choose(scores, candidates, k, self.config.p_exploit, self._seed, step)
         return {"step": step, "mode": choice.mode, "scores": scores, "selected": choice.selected}
 
     def _choose_static(self) -> None:
-        """Make the choice that the settings give, for the coming step, unless it is made."""
+        """Make the choice of `config.layers` for the next step, unless it is made."""
         layers = self.config.layers
         if layers is None or (self.history and self.selected == layers):
             return
         candidates = self._parameters.trainable_layers
-        if missing := [i for i in layers if i not in candidates]:
+        if wrong := [i for i in layers if i not in candidates]:
             raise RosaError(
-                f"dls.layers names {', '.join(map(str, missing))}, and the layers of this model "
-                f"that have anything to train are {format_indices(candidates)}"
+                f"dls.layers has {', '.join(map(str, wrong))}, but the trainable layers of this "
+                f"model are {format_indices(candidates)}"
             )
-        scores = [None] * len(self._scored)
         self.selected = list(layers)
-        self.history.append(
-            {
-                "step": self.step + 1,
-                "mode": policy.STATIC,
-                "scores": scores,
-                "selected": list(layers),
-            }
-        )
+        values = (self.step + 1, STATIC, [None] * len(self._scored), list(layers))
+        self.history.append(dict(zip(_RECORD_KEYS, values, strict=True)))
 
     def _warn_of_changes(self, state: dict[str, Any]) -> None:
         now = {**self.config.to_dict(), "total_steps": self.total_steps}
@@ -377,9 +366,9 @@ class DynamicLayerSelection:
                 stacklevel=3,
             )
 
-    def _never(self, when: str) -> str:
+    def _never_selects_message(self, when: str) -> str:
         warmup = self.config.warmup_steps(self.total_steps)
         return (
-            f"DLS never chooses {when}, so every layer is trained throughout: interval is "
-            f"{self.config.interval} and warm-up lasts {warmup} steps; lower them or train longer"
+            f"DLS never selects {when}, so every layer is trained throughout: interval is "
+            f"{self.config.interval} and warmup lasts {warmup} steps; lower them or train longer"
         )
