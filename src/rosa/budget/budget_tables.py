@@ -15,14 +15,7 @@ from rosa.methods.registry import Method, load_method, method_names
 DIGITS = 3  # of a percentage, as the paper prints it
 DIFFERS = "*"  # after a percentage that is not the paper's
 GIB = 2**30
-_PARTS = {
-    "weights": "weights",
-    "adapter": "adapter",
-    "gradients": "gradients",
-    "optimizer": "AdamW",
-    "activations": "activations",
-    "logits": "logits",
-}
+_PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits")
 
 
 def count_table_1() -> dict[str, list[ParameterCount]]:
@@ -102,7 +95,7 @@ def memory_table(
         "kernels' workspaces. Activations are verified for the frozen model, RoSA and LoRA; those "
         "of other methods are rough, BOFT's and VeRA's too low."
     )
-    columns = [Column(title, 2) for title in (*_PARTS.values(), "total")]
+    columns = [Column(title, 2) for title in (*_PARTS, "total")]
     title = f"GiB at the peak of a training step, {model}: {conditions}"
     return _table("params-memory", title, columns, rows, notes)
 
