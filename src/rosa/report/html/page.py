@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +33,8 @@ PLAIN_BYTES = 500_000  # data up to this size is not compressed: any browser can
 GZIP_LEVEL = 4  # of the time that 6 takes a quarter, for 2 % more bytes
 
 
-@dataclass(frozen=True)
-class Packed:
-    """The examples as the page's script reads them: JSON, or JSON that is gzipped and base64."""
-
-    kind: str  # the type of the script element
-    text: Markup
-
-
 def write_report(
-    study: StudyResults,
-    path: str | Path,
-    *,
-    limit_mb: float = questions.LIMIT_MB,
+    study: StudyResults, path: str | Path, *, limit_mb: float = questions.LIMIT_MB
 ) -> Path:
     """Write the study's page.
 
@@ -111,14 +99,14 @@ def _results(section: Section) -> tuple[Table, Table | None, Table]:
     return main_table(section, averages_first=True), tested, runs_table(section)
 
 
-def pack_data(data: dict[str, Any]) -> Packed:
-    """JSON that can stand inside a script element, compressed where it is large."""
+def pack_data(data: dict[str, Any]) -> tuple[str, Markup]:
+    """JSON inside a script element, gzipped and base64 where it is large; its type comes first."""
     # ASCII alone: a response may hold anything, and no response may end the element.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     if len(text) <= PLAIN_BYTES:
-        return Packed("application/json", Markup(text.replace("<", "\\u003c")))
+        return "application/json", Markup(text.replace("<", "\\u003c"))
     packed = gzip.compress(text.encode("ascii"), GZIP_LEVEL, mtime=0)
-    return Packed("application/gzip", Markup(base64.b64encode(packed).decode("ascii")))
+    return "application/gzip", Markup(base64.b64encode(packed).decode("ascii"))
 
 
 def _environment() -> jinja2.Environment:

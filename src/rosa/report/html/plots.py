@@ -14,23 +14,11 @@ from rosa.common.files import read_jsonl
 from rosa.common.formatting import format_number
 from rosa.common.plot_style import GRID
 from rosa.compare.results import RunResult, StudyResults
-from rosa.report.plots.cost_plot import STYLES, draw_panels, measured_panels
-from rosa.report.plots.study_plots import (
-    GROUPS,
-    by_method,
-    cost_points,
-    draw_methods,
-    methods_height,
-)
+from rosa.report.plots.cost_plot import GROUPS, draw_panels, measured_panels
+from rosa.report.plots.study_plots import by_method, cost_points, draw_methods, methods_height
 from rosa.report.plots.svg import page_figure, svg
 from rosa.report.tables.sections import Section
-from rosa.train.plots import (
-    draw_map,
-    draw_shares,
-    loss_series,
-    scale_losses,
-    summarize,
-)
+from rosa.train.plots import draw_map, draw_shares, loss_series, scale_losses, summarize
 from rosa.train.run_folder import RunFolder
 
 WIDE, TILE = 5.0, 3.1  # inches of a figure
@@ -124,7 +112,7 @@ def _draw_losses(axes: Any, runs: Sequence[tuple[RunResult, list[dict[str, Any]]
     for run, records in runs:
         train = thin(loss_series(records, "loss"), MAX_POINTS)
         held_out = thin(loss_series(records, "eval_loss"), MAX_POINTS)
-        color, hover = STYLES[GROUPS[run.group]][0], f"seed {run.seed}: "
+        color, hover = GROUPS[run.group][1], f"seed {run.seed}: "
         if train:
             gid = f"{hover}training"
             axes.plot(*zip(*train, strict=True), color=color, lw=1, alpha=0.6, gid=gid)

@@ -74,8 +74,7 @@ def gather(study: StudyResults, limit_mb: float = LIMIT_MB) -> PageExamples:
     seeds: dict[tuple[str, str, str], int] = {}
     for run in study.runs:
         seeds.setdefault((run.model, run.train_set, run.method), run.seed)
-    runs = [(i, study.runs[i]) for i in every]
-    first = [i for i, r in runs if r.seed == seeds[r.model, r.train_set, r.method]]
+    first = [i for i, r in enumerate(study.runs) if r.seed == seeds[r.model, r.train_set, r.method]]
     options = {"all": every, "first": first, "none": ()}
     sizes = {kept: _megabytes(tasks.values(), numbers) for kept, numbers in options.items()}
     kept = next((kept for kept in options if sizes[kept] <= limit_mb), "none")

@@ -8,7 +8,7 @@ apart; the line is the Pareto front: no point on it is beaten in both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,14 @@ from rosa.common.label_placement import Mark, place_labels
 from rosa.common.plot_style import GRID, INK, SOFT, percent_axis, plot_style
 from rosa.errors import RosaError
 
-# Okabe and Ito's colors, which every kind of color vision tells apart.
-STYLES = {"RoSA": ("#d55e00", "o"), "baselines": ("#0072b2", "s"), "variants": (SOFT, "D")}
+# Label, color and shape; Okabe and Ito's colors, which every kind of color vision tells apart.
+GROUPS = {
+    "ours": ("RoSA", "#d55e00", "o"),
+    "baseline": ("baselines", "#0072b2", "s"),
+    "variant": ("variants", SOFT, "D"),
+}
 OTHERS = (("#009e73", "^"), ("#cc79a7", "v"), ("#56b4e9", "P"), ("#e69f00", "X"))
+FRONT = {"color": INK, "alpha": 0.35, "lw": 1.5}
 AREA = 46.0  # of a mark, in square points
 LOG_RATIO = 10  # costs that differ by more than this factor are drawn on a logarithmic axis
 
@@ -34,7 +39,7 @@ class CostPoint:
         seconds: of training; None where not measured.
         peak_bytes: memory at its peak, of device or host; None where not measured.
         trainable: parameters.
-        group: what shares a color: `RoSA`, `baselines`, `variants`, or any other name.
+        group: what shares a color: `ours`, `baseline`, `variant`, or any other name.
     """
 
     name: str
@@ -100,7 +105,7 @@ def draw_costs(points: Sequence[CostPoint], path: str | Path) -> None:
     with plot_style():
         figure = Figure(figsize=(0.8 + 4.8 * len(panels), 5.0), layout="constrained")
         grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        figure.legend(handles=_legend(points), loc="outside lower center", ncols=8, frameon=False)
+        draw_legend(figure, _styles(points), FRONT | {"label": "Pareto front (outlined)"})
         figure.suptitle("Accuracy and its cost: better is up and to the left", x=0.5)
         grid[0].set_ylabel("accuracy (%)")
         draw_panels(figure, dict(zip(grid, panels, strict=True)), points)
@@ -133,10 +138,10 @@ def _draw_panel(
     line = [(costs[front[0]], accuracies[front[0]])]
     for i in front[1:]:
         line += [(costs[i], line[-1][1]), (costs[i], accuracies[i])]
-    axes.plot(*zip(*line, strict=True), color=INK, alpha=0.35, lw=1.5, zorder=1)
+    axes.plot(*zip(*line, strict=True), **FRONT, zorder=1)
     styles = _styles(points)
     for i, (_, point) in enumerate(known):
-        color, shape = styles[point.group]
+        _, color, shape = styles[point.group]
         axes.scatter(
             costs[i], accuracies[i], s=AREA, color=color, marker=shape, linewidth=0.9, zorder=2,
             alpha=0.95 if i in front else 0.5, edgecolor=INK if i in front else "none",
@@ -156,22 +161,22 @@ def _draw_panel(
     return [Mark(costs[i], accuracies[i], AREA**0.5 / 2, known[i][1].name) for i in order], line
 
 
-def _styles(points: Sequence[CostPoint]) -> dict[str, tuple[str, str]]:
-    """Color and shape of each group."""
+def _styles(points: Sequence[CostPoint]) -> dict[str, tuple[str, str, str]]:
+    """Label, color and shape of each group that has a point."""
     groups = list(dict.fromkeys(point.group for point in points))
-    others = [group for group in groups if group not in STYLES]
-    return STYLES | {group: OTHERS[i % len(OTHERS)] for i, group in enumerate(others)}
+    others = [group for group in groups if group not in GROUPS]
+    added = {group: (group, *OTHERS[i % len(OTHERS)]) for i, group in enumerate(others)}
+    return {group: style for group, style in (GROUPS | added).items() if group in groups}
 
 
-def _legend(points: Sequence[CostPoint]) -> list[Any]:
-    """The groups, where there are several, and the line."""
+def draw_legend(figure: Any, styles: Mapping[str, tuple[str, str, str]], line: Any) -> None:
+    """Below the plots: the groups, where there are several, and a line."""
     from matplotlib.lines import Line2D
 
-    styles, groups = _styles(points), list(dict.fromkeys(point.group for point in points))
     marks = [
-        Line2D([], [], ls="", color=styles[group][0], marker=styles[group][1], label=group)
-        for group in groups
-        if len(groups) > 1
+        Line2D([], [], ls="", color=color, marker=shape, label=label)
+        for label, color, shape in styles.values()
+        if len(styles) > 1
     ]
-    front = Line2D([], [], color=INK, alpha=0.35, lw=1.5, label="Pareto front (outlined)")
-    return [*marks, front]
+    marks += [Line2D([], [], **line)] if line else []
+    figure.legend(handles=marks, loc="outside lower center", ncols=8, frameon=False)

@@ -17,12 +17,12 @@ from rosa.compare.plan import folder_name
 from rosa.compare.results import RunResult, StudyResults
 from rosa.compare.statistics import MeanStd
 from rosa.models.loading import short_name
-from rosa.report.plots.cost_plot import STYLES, CostPoint, draw_costs
+from rosa.report.plots.cost_plot import GROUPS, CostPoint, draw_costs, draw_legend
 from rosa.report.tables.costs import mean_cost
 
 MAX_LABELED = 16  # methods that a plot of costs has room to name
 MAX_NAME = 32  # characters of a name in a plot
-GROUPS = {"ours": "RoSA", "baseline": "baselines", "variant": "variants"}
+BASELINE = {"color": GROUPS["baseline"][1], "lw": 0.8, "ls": ":"}
 
 MethodRows = Mapping[str, Sequence[RunResult]]
 
@@ -43,7 +43,9 @@ def write_pictures(study: StudyResults, folder: str | Path) -> list[Path]:
                 title = "Micro average of every method, each seed a dot"
                 with canvas(8.6, methods_height(rows) + 0.7, title, conditions) as figure:
                     draw_methods(figure.subplots(), rows, partial(RunResult.micro, suite=suite))
-                    _legend(figure, rows)
+                    groups = {runs[0].group for runs in rows.values()}
+                    line = BASELINE | {"label": "best baseline"} if "baseline" in groups else None
+                    draw_legend(figure, {g: GROUPS[g] for g in GROUPS if g in groups}, line)
                     figure.savefig(methods)
                 draw_costs(cost_points(rows, suite), costs)
                 written += [methods, costs]
@@ -78,7 +80,7 @@ def draw_methods(axes: Any, rows: MethodRows, value: Callable[[RunResult], float
     """
     reach, baselines = [], []
     for y, runs in enumerate(rows.values()):
-        color, shape = STYLES[GROUPS[runs[0].group]]
+        _, color, shape = GROUPS[runs[0].group]
         values = [value(run) for run in runs]
         stats = MeanStd.of(values)
         std = stats.std or 0.0
@@ -92,7 +94,7 @@ def draw_methods(axes: Any, rows: MethodRows, value: Callable[[RunResult], float
         baselines += [stats.mean] if runs[0].group == "baseline" else []
         reach += [*values, stats.mean - std, stats.mean + std]
     if baselines:
-        axes.axvline(max(baselines), color=STYLES["baselines"][0], lw=0.8, ls=":", zorder=0)
+        axes.axvline(max(baselines), **BASELINE, zorder=0)
     axes.set_yticks(range(len(rows)), [plot_name(runs[0]) for runs in rows.values()])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     percent_axis(axes, "x", reach)
@@ -115,22 +117,7 @@ def cost_points(rows: MethodRows, suite: str) -> list[CostPoint]:
             seconds=mean_cost(runs, "train_seconds"),
             peak_bytes=mean_cost(runs, "peak_device_bytes") or mean_cost(runs, "peak_host_bytes"),
             trainable=round(statistics.fmean(run.trainable for run in runs)),
-            group=GROUPS[runs[0].group],
+            group=runs[0].group,
         )
         for runs in rows.values()
     ]
-
-
-def _legend(figure: Any, rows: MethodRows) -> None:
-    from matplotlib.lines import Line2D
-
-    shown = {GROUPS[runs[0].group] for runs in rows.values()}
-    marks: list[Any] = [
-        Line2D([], [], color=color, marker=shape, ls="", label=name)
-        for name, (color, shape) in STYLES.items()
-        if name in shown
-    ]
-    if "baselines" in shown:
-        color = STYLES["baselines"][0]
-        marks.append(Line2D([], [], label="best baseline", color=color, lw=0.8, ls=":"))
-    figure.legend(handles=marks, loc="outside lower center", ncols=4, frameon=False)

@@ -13,15 +13,15 @@ from markupsafe import Markup
 
 from rosa.common.formatting import visible
 from rosa.common.plot_style import GRID, INK, SOFT, plot_style
-from rosa.report.plots.cost_plot import STYLES
+from rosa.report.plots.cost_plot import GROUPS
 
 # CSS variables in place of colors, so that a plot follows the page from light to dark.
 THEME = {
     INK: "var(--ink)",
     SOFT: "var(--quiet)",
     GRID: "var(--faint)",
-    STYLES["RoSA"][0]: "var(--ours)",
-    STYLES["baselines"][0]: "var(--baseline)",
+    GROUPS["ours"][1]: "var(--ours)",
+    GROUPS["baseline"][1]: "var(--baseline)",
 }
 _HASHED = re.compile(r"[a-z]+[0-9a-f]{10}$")  # an id that Matplotlib refers to
 

@@ -8,7 +8,7 @@ runs_table        one row per run
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -59,16 +59,7 @@ def main_table(section: Section, *, averages_first: bool = False) -> Table:
         ranks = range(1, len(scores) + 1)
         blocks.append(Block(short_name(model), tuple(ranked(rows, columns, ranks))))
     notes = captions.notes(section) + ([paper.COLUMN_NOTE] if printed else [])
-    return Table(
-        name=section.name,
-        title=captions.title(section),
-        head="Method",
-        columns=tuple(columns),
-        blocks=tuple(blocks),
-        notes=tuple(notes),
-        ranking=RANKING,
-        names_models=len(section.models) > 1,
-    )
+    return _table(section, "", "accuracy in percent", columns, blocks, notes, RANKING)
 
 
 def _scores(section: Section) -> tuple[list[Score], list[Score]]:
@@ -98,27 +89,21 @@ def average_table(section: Section) -> Table:
             cells.append(replace(micro, star=section.star(model, method.name)))
             missing += [f"{short_name(model)}: {method.missing}"] if method.missing else []
         rows.append(_row(across[0], cells, "; ".join(missing)))
-    return Table(
-        name=f"{section.name}-averages",
-        title=captions.title(section, "micro average in percent"),
-        head="Method",
-        columns=tuple(columns),
-        blocks=(Block("", tuple(ranked(rows, columns, range(len(columns))))),),
-        notes=tuple(captions.notes(section)),
-        ranking=RANKING,
-    )
+    blocks = [Block("", tuple(ranked(rows, columns, range(len(columns)))))]
+    what, notes = "micro average in percent", captions.notes(section)
+    table = _table(section, "-averages", what, columns, blocks, notes, RANKING)
+    return replace(table, names_models=False)
 
 
 def runs_table(section: Section) -> Table:
     """One row per run: seed, learning rate, trainable parameters, averages, tasks."""
     tasks, averages = _scores(section)
     scores = [*averages, *tasks]
-    columns = (
-        Column("Seed", 0),
+    rate, trainable = (
         Column("Learning rate", unit="{:g}".format),
         Column("Trainable", unit="{:,}".format),
-        *(column for column, _ in scores),
     )
+    columns = [Column("Seed", 0), rate, trainable, *(column for column, _ in scores)]
     blocks = []
     for model, methods in section.rows.items():
         rows = []
@@ -128,9 +113,7 @@ def runs_table(section: Section) -> Table:
                 cells = map(Cell, (*values, *(score(run) for _, score in scores)))
                 rows.append(Row(method.title, tuple(cells), group=method.group))
         blocks.append(Block(short_name(model), tuple(rows)))
-    name, title = f"{section.name}-runs", captions.title(section, "every run")
-    names_models = len(section.models) > 1
-    return Table(name, title, "Method", columns, tuple(blocks), names_models=names_models)
+    return _table(section, "-runs", "every run", columns, blocks, [])
 
 
 DIFFERENCE_COLUMNS = (
@@ -155,15 +138,8 @@ def difference_table(section: Section) -> Table:
         groups = {method.name: method.group for method in section.rows[model]}
         rows = [_against(section, d, groups[d.method]) for d in found if d.method in groups]
         blocks.append(Block(short_name(model), (base, *rows)))
-    return Table(
-        name=f"{section.name}-significance",
-        title=captions.title(section, "difference to the baseline in percentage points"),
-        head="Method",
-        columns=DIFFERENCE_COLUMNS,
-        blocks=tuple(blocks),
-        notes=tuple(captions.test_notes(section)),
-        names_models=len(section.models) > 1,
-    )
+    what, notes = "difference to the baseline in percentage points", captions.test_notes(section)
+    return _table(section, "-significance", what, DIFFERENCE_COLUMNS, blocks, notes)
 
 
 def _against(section: Section, found: Difference, group: str) -> Row:
@@ -180,6 +156,20 @@ def _against(section: Section, found: Difference, group: str) -> Row:
         Cell(found.mcnemar.behind),
     )
     return Row(found.title, cells, group=group)
+
+
+def _table(
+    section: Section,
+    suffix: str,
+    what: str,
+    columns: Sequence[Column],
+    blocks: Sequence[Block],
+    notes: Sequence[str],
+    ranking: str = "",
+) -> Table:
+    name, title = section.name + suffix, captions.title(section, what)
+    content = (tuple(columns), tuple(blocks), tuple(notes))
+    return Table(name, title, "Method", *content, ranking, names_models=len(section.models) > 1)
 
 
 def _signed(value: float) -> str:

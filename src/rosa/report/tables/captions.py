@@ -14,7 +14,7 @@ from rosa.report.tables.differences import TESTS, Difference
 from rosa.report.tables.sections import Section
 
 
-def title(section: Section, what: str = "accuracy in percent") -> str:
+def title(section: Section, what: str) -> str:
     """The line above a table."""
     where = f", {short_name(section.models[0])}" if len(section.models) == 1 else ""
     suite = section.suite[:1].upper() + section.suite[1:]

@@ -69,7 +69,7 @@ class Difference:
         return self.mcnemar_holm if corrected else self.mcnemar.p
 
     def reason(self, test: StarTest) -> str | None:
-        """Why a test could not be made."""
+        """Why a test is not possible."""
         return self.t.reason if test == "t" else self.mcnemar.reason
 
     def star(self, test: StarTest, corrected: bool = False) -> bool:
@@ -82,11 +82,7 @@ class Difference:
 
 
 def differences(
-    study: StudyResults,
-    model: str,
-    train_set: str,
-    suite: str,
-    baseline: str | None = None,
+    study: StudyResults, model: str, train_set: str, suite: str, baseline: str | None = None
 ) -> list[Difference]:
     """Every other method against `baseline`; empty where there is nothing to compare with.
 
@@ -136,10 +132,7 @@ def find_method(study: StudyResults, name: str) -> str:
 
 
 def _difference(
-    study: StudyResults,
-    runs: Sequence[RunResult],
-    against: Sequence[RunResult],
-    suite: str,
+    study: StudyResults, runs: Sequence[RunResult], against: Sequence[RunResult], suite: str
 ) -> Difference:
     ours, theirs = ([run.micro(suite) for run in side] for side in (runs, against))
     mine, other = MeanStd.of(ours), MeanStd.of(theirs)

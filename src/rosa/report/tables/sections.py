@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from textwrap import shorten
 
 from rosa.compare.contamination import OverlapTable, load_overlap
 from rosa.compare.grid import parse_method_entry
@@ -144,15 +145,12 @@ def _missing(study: StudyResults, group: RunGroup, done: list[int]) -> str:
     reasons: dict[str, list[int]] = {}
     for seed in missing:
         error = errors.get(f"runs/{group.path}/seed-{seed}")
-        reason = f"failed: {_short(error)}" if error else "not run yet"
+        reason = (
+            f"failed: {shorten(error, LONGEST_ERROR, placeholder=' …')}" if error else "not run yet"
+        )
         reasons.setdefault(reason, []).append(seed)
     texts = (
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} {reason}"
         for reason, seeds in reasons.items()
     )
     return f"{len(asked) - len(missing)} of {len(asked)} seeds; {'; '.join(texts)}"
-
-
-def _short(error: str) -> str:
-    line = " ".join(error.split())
-    return line if len(line) <= LONGEST_ERROR else line[: LONGEST_ERROR - 1].rstrip() + "…"
