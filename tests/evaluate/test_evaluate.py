@@ -14,10 +14,10 @@ from rosa.evaluate.generation import (
     end_tokens,
     generate,
     longest_first_batches,
-    padding_share,
 )
 from rosa.evaluate.options import EvaluationOptions
 from rosa.evaluate.requests import build_requests
+from rosa.evaluate.run import answer_record
 from rosa.evaluate.tasks import built_in_tasks
 from tests.support.evaluation import evaluate_with, read_answers, write_test_sets
 from tests.support.tiny_folder import tiny_llama, word_tokenizer
@@ -302,23 +302,7 @@ def test_batches_are_longest_first_and_lose_no_one():
 
 def test_a_judgement_keeps_what_was_asked_and_said(data):
     (requests,) = build_requests(["gsm8k"], EvaluationOptions(data=data, limit=1))
-    record = requests.task.record(requests.examples[0], "none")
+    record = answer_record(requests.task, requests.examples[0], "none")
     assert list(record) == ["index", "prompt", "response", "prediction", "label", "correct"]
     assert record["prediction"] is None
     assert record["correct"] is False
-
-
-def test_the_share_of_padding_by_hand() -> None:
-    assert padding_share([3, 9, 5], [[1, 2], [0]]) == pytest.approx(4 / 21)
-    assert padding_share([4, 4], [[0, 1]]) == padding_share([], []) == 0
-
-
-def test_padding_is_in_the_results() -> None:
-    model, tokenizer = tiny_llama(), word_tokenizer()
-    options = {"limit": 6, "max_new_tokens": 2}
-    told = [
-        evaluate_with(model, tokenizer, ["tiny-choice"], batch_size=size, **options).settings
-        for size in (1, 6)
-    ]
-    assert told[0]["padding_percent"] == {"tiny-choice": 0.0}
-    assert 0 <= told[1]["padding_percent"]["tiny-choice"] < 100

@@ -24,7 +24,7 @@ from rosa.evaluate.forgetting import (
     load_text,
     mean_loss,
     measure_forgetting,
-    windows,
+    scored_windows,
 )
 from tests.support.tiny_folder import WORDS, tiny_llama, word_tokenizer, write_model_folder
 
@@ -62,27 +62,28 @@ def some_text(documents: int = 6, length: int = 30) -> PlainText:
 
 @given(
     length=st.integers(0, 60),
-    window=st.integers(2, 20),
-    stride=st.integers(1, 19),
-    from_first=st.booleans(),
+    window=st.integers(3, 20),
+    stride=st.integers(1, 18),
+    begin=st.sampled_from([[], [99]]),
 )
 def test_windows_score_every_token_once(
-    length: int, window: int, stride: int, from_first: bool
+    length: int, window: int, stride: int, begin: list[int]
 ) -> None:
-    stride = min(stride, window - 1)
-    found = windows(length, window, stride, from_first=from_first)
-    scored = [i for _, end, first in found for i in range(first, end)]
-    assert scored == list(range(0 if from_first else 1, length))
-    assert all(end - start <= window for start, end, _ in found)
-    assert all(first > start for start, _, first in found[1:])
-    # But for a document's beginning, context is never shorter than the windows' overlap.
-    assert all(first - start >= window - stride for start, _, first in found[1:])
+    ids = list(range(length))
+    stride = min(stride, window - len(begin) - 1)
+    found = scored_windows(ids, begin, window, stride)
+    scored = [i for piece, first in found for i in piece[first:]]
+    assert scored == ids[0 if begin else 1 :]
+    assert all(len(piece) <= window for piece, _ in found)
+    assert all(piece[: len(begin)] == begin for piece, _ in found)
+    # Except at a document's beginning, the context is never shorter than the windows' overlap.
+    assert all(first - len(begin) >= window - len(begin) - stride for _, first in found[1:])
 
 
 def test_windows_of_a_short_document() -> None:
-    assert windows(3, 512, 256) == [(0, 3, 1)]
-    assert windows(1, 512, 256) == []
-    assert windows(1, 512, 256, from_first=True) == [(0, 1, 0)]
+    assert scored_windows([7, 8, 9], [], 512, 256) == [([7, 8, 9], 1)]
+    assert scored_windows([7], [], 512, 256) == []
+    assert scored_windows([7], [99], 512, 256) == [([99, 7], 1)]
 
 
 @torch.no_grad()
@@ -172,7 +173,7 @@ def test_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "text.txt"
     file.write_text("one\ntwo\n\n\nthree\n")
     assert load_text("Qwen/x", str(file)).documents == ("one\ntwo", "three")
-    assert load_text("rosa-tiny") == load_text("x", "rosa-tiny") == load_text("rosa-tiny", "auto")
+    assert load_text("rosa-tiny") == load_text("x", "rosa-tiny")
     with pytest.raises(RosaError, match=r"no data file .*absent.txt"):
         load_text("rosa-tiny", str(tmp_path / "absent.txt"))
     for damage in (b"", b"\n \n", b"\xff\xfe\x00"):

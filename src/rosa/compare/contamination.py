@@ -19,7 +19,7 @@ from typing import Any
 
 from rosa.common.files import atomic_write
 from rosa.compare.grid import Grid
-from rosa.data.prompts import instruction_prompt
+from rosa.data.prompts import instruction_prompt, normalize_question
 from rosa.data.sources import load_training_rows
 from rosa.errors import RosaError
 from rosa.evaluate.tasks import Example, load_examples, resolve_tasks
@@ -50,16 +50,6 @@ def count_overlap(rows: Iterable[dict[str, Any]], examples: Iterable[Example]) -
     seen = {normalize_question(question) for row in rows for question in row_questions(row)}
     asked = [normalize_question(f"{e.question.instruction} {e.question.input}") for e in examples]
     return Overlap(sum(question in seen for question in asked), len(asked))
-
-
-def normalize_question(text: str) -> str:
-    """The text without white space and case, which two equal questions share.
-
-    >>> normalize_question("How many are in the box ?") == normalize_question("how many\\nare in "
-    ...     "the box?")
-    True
-    """
-    return "".join(text.split()).casefold()
 
 
 def row_questions(row: dict[str, Any]) -> list[str]:

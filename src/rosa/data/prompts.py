@@ -44,6 +44,16 @@ class Shot:
     response: str
 
 
+def normalize_question(text: str) -> str:
+    """The text without white space and case, which two equal questions share.
+
+    >>> normalize_question("How many are in the box ?") == normalize_question("how many\\nare in "
+    ...     "the box?")
+    True
+    """
+    return "".join(text.split()).casefold()
+
+
 def instruction_prompt(instruction: str, input: str = "") -> str:
     """The prompt for one example, ending where the response begins.
 

@@ -63,13 +63,13 @@ def first_label(response: str, labels: Sequence[str]) -> str | None:
     >>> first_label("the correct answer is answer3, not answer1", ["answer1", "answer3"])
     'answer3'
     """
-    match = re.search(_any_of(labels), response)
+    match = re.search(_any_of(tuple(labels)), response)
     return match.group() if match else None
 
 
 def first_label_decided(response: str, labels: Sequence[str]) -> bool:
     """Whether no continuation of `response` changes its first label."""
-    match = re.search(_any_of(labels), response)
+    match = re.search(_any_of(tuple(labels)), response)
     if match is None:
         return False
     # What would win over the match: a label that has begun before it, or a longer one with it.
@@ -89,9 +89,9 @@ def only_label(response: str, labels: Sequence[str]) -> str | None:
     >>> only_label("either answer1 or answer3", ["answer1", "answer3"]) is None
     True
     """
-    option = rf"(?:(?i:option|choice)\b{_OPENING})?"
-    stated = rf"{_STATEMENT}{_OPENING}{option}({_any_of(labels)})(?!\w)"
-    named = rf"(?<!\w)(?!{_ARTICLE})({_any_of(labels)})(?!\w)"
+    label = rf"({_any_of(tuple(labels))})(?!\w)"
+    stated = rf"{_STATEMENT}{_OPENING}(?:(?i:option|choice)\b{_OPENING})?{label}"
+    named = rf"(?<!\w)(?!{_ARTICLE}){label}"
     found = set(re.findall(stated, response)) or set(re.findall(named, response))
     return found.pop() if len(found) == 1 else None
 
@@ -135,12 +135,8 @@ def _written_numbers(text: str) -> list[str]:
     return [("-" if sign else "") + number.replace(",", "") for sign, number in found]
 
 
-def _any_of(labels: Sequence[str]) -> str:
-    return _alternatives(tuple(labels))
-
-
 @functools.cache  # called after every token
-def _alternatives(labels: tuple[str, ...]) -> str:
+def _any_of(labels: tuple[str, ...]) -> str:
     # Longest first, so that `option10` is not read as `option1`.
     return "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
 

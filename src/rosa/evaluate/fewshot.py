@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rosa.data.json_rows import read_rows, text_field
-from rosa.data.prompts import Question, Shot
+from rosa.data.prompts import Question, Shot, normalize_question
 from rosa.errors import RosaError
 from rosa.evaluate.answers import FILTERS
-from rosa.evaluate.tasks import Example, Task, data_file
+from rosa.evaluate.tasks import Example, Task, data_file, read_question
 
 
 def draw_shots(
@@ -20,11 +20,7 @@ def draw_shots(
     """`num_fewshot` worked examples for `task`, the same before each of its questions.
 
     A seeded draw from the rows of `source` whose label is one of the task's and whose question is
-    not in `test_set`, the complete one.
-
-    Raises:
-        RosaError: the file is missing, a row lacks its response (`output`), or too few rows are
-            left.
+    not in `test_set`, the complete one. Raises RosaError if too few rows are left.
     """
     rows = read_rows(source)
     fitting = [(number, row) for number, row in enumerate(rows, 1) if _has_label(task, row)]
@@ -62,10 +58,8 @@ def _shot(row: dict[str, Any], source: str, number: int) -> Shot:
     response = text_field(row, "output", source, number)
     if not response.strip():
         raise RosaError(f"{source}, row {number}: the response is empty; remove the row")
-    context = text_field(row, "input", source, number) if row.get("input") else ""
-    return Shot(Question(text_field(row, "instruction", source, number), context), response)
+    return Shot(read_question(row, source, number), response)
 
 
 def _key(question: Question) -> str:
-    """Equal for questions that differ in spacing or case alone."""
-    return " ".join(f"{question.instruction} {question.input}".lower().split())
+    return normalize_question(f"{question.instruction} {question.input}")

@@ -2,9 +2,8 @@
 
     measure_forgetting(model, tokenizer, load_text("rosa-tiny")).difference
 
-Both are means over all tokens that have one before them, in nats. A text is a list of documents (in
-a file, separated by blank lines), each read in overlapping windows, so that every token is scored
-once, with context.
+Both are means over all tokens with context, in nats. A text is a list of documents (in a file,
+separated by blank lines), each read in overlapping windows that score every token once.
 """
 
 from __future__ import annotations
@@ -40,12 +39,9 @@ class PlainText:
 
 @dataclass(frozen=True)
 class Forgetting:
-    """One measurement; losses in nats per token.
+    """One measurement on the text named `text`: losses in nats per token, over `tokens` tokens.
 
-    Attributes:
-        text: the text's name; `text_hash` is a hash of its content.
-        tokens: number of scored tokens.
-        difference: `loss_after` minus `loss_before`; positive where the model forgot.
+    `difference` is `loss_after` minus `loss_before`, positive where the model forgot.
     """
 
     text: str
@@ -62,28 +58,6 @@ class Forgetting:
         )
 
 
-def windows(
-    length: int, window: int, stride: int, *, from_first: bool = False
-) -> list[tuple[int, int, int]]:
-    """(start, end, first scored token) of windows over `length` tokens that score each token once.
-
-    The first token is scored only with `from_first`, where a special token precedes it.
-
-    >>> windows(6, window=4, stride=2)
-    [(0, 4, 1), (2, 6, 4)]
-    """
-    found = []
-    scored = 0 if from_first else 1
-    for start in range(0, length, stride):
-        end = min(start + window, length)
-        if end > scored:
-            found.append((start, end, scored))
-            scored = end
-        if end == length:
-            break
-    return found
-
-
 def measure_forgetting(
     model: Any,
     tokenizer: Any,
@@ -93,17 +67,13 @@ def measure_forgetting(
     stride: int = STRIDE,
     batch_size: int = 8,
 ) -> Forgetting:
-    """The loss on `text` with the adapter disabled and enabled.
+    """The loss on `text` of a PEFT model with its adapter disabled and enabled.
 
-    Args:
-        model: a PEFT model; its training mode is restored.
-        window: tokens per forward pass, at most the model's `max_position_embeddings`.
-        stride: tokens between the starts of two windows.
-        batch_size: windows per batch.
+    A forward pass takes `window` tokens, at most the model's `max_position_embeddings`, and starts
+    `stride` tokens after the one before.
 
-    Raises:
-        RosaError: the model has no adapter or has trained biases, which PEFT does not disable, or
-            no document has two tokens.
+    Raises RosaError for a model without an adapter or with trained biases, which PEFT does not
+    disable, and for a text without a document of two tokens.
     """
     if not hasattr(model, "disable_adapter"):
         raise RosaError("forgetting is measured on an adapter, and this is a base model")
@@ -114,54 +84,65 @@ def measure_forgetting(
                 f"{config.bias}): disabling the adapter keeps them; train with bias: none"
             )
     window = min(window, getattr(model.config, "max_position_embeddings", None) or window)
-    pieces = scored_pieces(tokenizer, text, window, min(stride, window - 1))
+    begin = [tokenizer.bos_token_id]
+    if encode_prompts(tokenizer, ["a"])[0][:1] != begin:
+        begin = []
+    windows = [
+        piece
+        for ids in encode_prompts(tokenizer, text.documents)
+        for piece in scored_windows(ids[len(begin) :], begin, window, min(stride, window - 1))
+    ]
+    if not windows:
+        raise RosaError(f"the text {text.name} has no document of two tokens; choose another text")
     with model.disable_adapter():
-        before = mean_loss(model, pieces, batch_size)
-    after = mean_loss(model, pieces, batch_size)
+        before = mean_loss(model, windows, batch_size)
+    after = mean_loss(model, windows, batch_size)
     return Forgetting(
         text=text.name,
         text_hash=hashlib.sha256("\n\n".join(text.documents).encode()).hexdigest()[:16],
-        tokens=sum(len(ids) - first for ids, first in pieces),
+        tokens=sum(len(ids) - first for ids, first in windows),
         loss_before=before,
         loss_after=after,
         difference=after - before,
     )
 
 
-def scored_pieces(
-    tokenizer: Any, text: PlainText, window: int, stride: int
+def scored_windows(
+    ids: list[int], begin: list[int], window: int, stride: int
 ) -> list[tuple[list[int], int]]:
-    """Token ids of every window and the position of its first scored token.
+    """Windows over `ids` that score each token once, each with its first scored position.
 
-    Every window begins with the tokenizer's beginning-of-text token, if it adds one.
+    Each starts with `begin`, the beginning-of-text token if the tokenizer adds one; without it the
+    first token has no context and is not scored.
+
+    >>> scored_windows([10, 11, 12, 13, 14, 15], [], window=4, stride=2)
+    [([10, 11, 12, 13], 1), ([12, 13, 14, 15], 2)]
     """
-    begin = [tokenizer.bos_token_id]
-    if encode_prompts(tokenizer, ["a"])[0][:1] != begin:
-        begin = []
-    pieces = []
-    for ids in encode_prompts(tokenizer, text.documents):
-        ids = ids[len(begin) :]
-        for start, end, first in windows(
-            len(ids), window - len(begin), stride, from_first=bool(begin)
-        ):
-            pieces.append((begin + ids[start:end], len(begin) + first - start))
-    if not pieces:
-        raise RosaError(f"the text {text.name} has no document of two tokens; choose another text")
-    return pieces
+    window -= len(begin)
+    found = []
+    scored = 0 if begin else 1
+    for start in range(0, len(ids), stride):
+        end = min(start + window, len(ids))
+        if end > scored:
+            found.append((begin + ids[start:end], len(begin) + scored - start))
+            scored = end
+        if end == len(ids):
+            break
+    return found
 
 
-def mean_loss(model: Any, pieces: Sequence[tuple[list[int], int]], batch_size: int) -> float:
-    """Mean loss in nats over the scored tokens of all pieces, in float32, summed in float64."""
+def mean_loss(model: Any, windows: Sequence[tuple[list[int], int]], batch_size: int) -> float:
+    """Mean loss in nats over the scored tokens of all windows, in float32, summed in float64."""
     import torch
     from torch.nn.functional import cross_entropy
     from torch.nn.utils.rnn import pad_sequence
 
     total, count = 0.0, 0
-    for batch in longest_first_batches([len(ids) for ids, _ in pieces], batch_size):
-        rows = [torch.tensor(pieces[i][0]) for i in batch]
+    for batch in longest_first_batches([len(ids) for ids, _ in windows], batch_size):
+        rows = [torch.tensor(windows[i][0]) for i in batch]
         scored = [row.clone() for row in rows]
         for row, i in zip(scored, batch, strict=True):
-            row[: pieces[i][1]] = -100
+            row[: windows[i][1]] = -100
         ids = pad_sequence(rows, batch_first=True).to(model.device)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(ids.device)
         targets = pad_sequence(scored, batch_first=True, padding_value=-100)[:, 1:]
@@ -180,16 +161,13 @@ def mean_loss(model: Any, pieces: Sequence[tuple[list[int], int]], batch_size: i
     return total / count
 
 
-def load_text(base: str, name: str | None = None) -> PlainText:
-    """The text `name`, or the one that fits the model `base` where it is None or "auto".
+def load_text(base: str, name: str = "auto") -> PlainText:
+    """The text `name`; "auto" is the one that fits the model `base`.
 
     `rosa-tiny` is the held-out text of the toy world, `wikitext` long paragraphs of WikiText-2's
     test split from the hub; any other name is a UTF-8 file.
-
-    Raises:
-        RosaError: the file cannot be read or is empty, or the hub cannot be reached.
     """
-    if name in (None, "auto"):
+    if name == "auto":
         is_tiny = Path(resolve_name(base)).name == "rosa-tiny"
         name = "rosa-tiny" if is_tiny else "wikitext"
     if name == "wikitext":

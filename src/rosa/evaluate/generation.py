@@ -32,16 +32,6 @@ def longest_first_batches(lengths: Sequence[int], batch_size: int) -> list[list[
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
-    """Padding as a share of all prompt tokens in the batches.
-
-    >>> padding_share([3, 9, 5], [[1, 2], [0]])
-    0.19047619047619047
-    """
-    read = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
-    return 1 - sum(lengths[i] for batch in batches for i in batch) / read if read else 0.0
-
-
 def generate(
     model: Any,
     tokenizer: Any,

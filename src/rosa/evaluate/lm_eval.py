@@ -30,12 +30,9 @@ class LmEvalTasks:
 
 
 def find_tasks(names: Sequence[str], task_dir: str | Path | None = None) -> LmEvalTasks:
-    """The lm-eval tasks, groups or tags of these names, which may hold the wildcard `*`.
+    """The lm-eval tasks, groups or tags of these names, which may contain the wildcard `*`.
 
-    `task_dir` holds task YAMLs of your own. lm-eval's own tasks are indexed, which takes a while,
-    only for names that are not there.
-
-    Raises RosaError if the package is missing, or a name or the folder is unknown.
+    lm-eval's own tasks are indexed, which takes a while, only for names not found in `task_dir`.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -58,27 +55,12 @@ def find_tasks(names: Sequence[str], task_dir: str | Path | None = None) -> LmEv
 
 
 def run_lm_eval(
-    loaded: Loaded,
-    tasks: LmEvalTasks,
-    *,
-    batch_size: int = 16,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    chat: bool = False,
-    log_samples: bool = False,
+    loaded: Loaded, tasks: LmEvalTasks, *, batch_size: int = 16, chat: bool = False, **options: Any
 ) -> dict[str, Any]:
-    """The results of `lm_eval.simple_evaluate`.
+    """The results of `lm_eval.simple_evaluate(**options)` for a loaded model or adapter.
 
-    Args:
-        loaded: a model and its tokenizer, from `rosa.models.loading.load`.
-        tasks: from `find_tasks`.
-        batch_size: sequences per batch.
-        limit: use the first so many examples of each task.
-        num_fewshot: worked examples; None is each task's own number.
-        chat: apply the tokenizer's chat template.
-        log_samples: keep every example with its log-likelihoods.
-
-    Raises RosaError for a missing chat template, and for a task that cannot be loaded.
+    `chat` applies the tokenizer's chat template. Raises RosaError if it has none, and for a task
+    that cannot be loaded.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -95,10 +77,8 @@ def run_lm_eval(
                 model=model,
                 tasks=tasks.names,
                 task_manager=tasks.manager,
-                num_fewshot=num_fewshot,
-                limit=limit,
                 apply_chat_template=chat,
-                log_samples=log_samples,
+                **{"log_samples": False, **options},
             )
         except (OSError, ValueError, KeyError) as error:
             raise RosaError(

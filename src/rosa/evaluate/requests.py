@@ -44,12 +44,7 @@ class TaskRequests:
 def build_requests(
     tasks: Sequence[str | Task], options: EvaluationOptions = DEFAULT_OPTIONS
 ) -> list[TaskRequests]:
-    """The checked examples of every task: names, groups, YAML files or `Task`s. Needs no model.
-
-    Raises:
-        RosaError: a bad option, an unknown task, bad data, an unknown label, or too few worked
-            examples.
-    """
+    """The checked examples of every task: names, groups, YAML files or `Task`s. Needs no model."""
     options.check()
     overrides = {"max_new_tokens": options.max_new_tokens, "prompt": options.prompt}
     changes: dict[str, Any] = {k: v for k, v in overrides.items() if v is not None}

@@ -20,11 +20,8 @@ def rescore(
     """Read every answer in `folder` by the rules of `protocol`; answers and results go to `out`.
 
     `out` then equals an evaluation under that protocol and can be resumed as one. `tasks` lists
-    the YAML files of tasks that are not built in.
-
-    Raises RosaError if `folder` holds no finished evaluation, was scored by this protocol already,
-    or has responses that end where the old protocol found the answer; if a task is unknown; or if
-    `out` holds something else.
+    the YAML files of tasks that are not built in. Raises RosaError for responses that end where
+    the old protocol found the answer.
     """
     if protocol not in PROTOCOLS:
         raise RosaError(f"unknown protocol {protocol!r}; choose from {', '.join(PROTOCOLS)}")

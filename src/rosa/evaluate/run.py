@@ -10,32 +10,28 @@ uninterrupted one: batches are formed from the whole task, never from the exampl
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.progress import Progress
+
 from rosa.data.prompts import NEXT_EXAMPLE
 from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError
+from rosa.evaluate.answers import PUBLISHED
 from rosa.evaluate.folder import EvaluationFolder
 from rosa.evaluate.forgetting import load_text, measure_forgetting
-from rosa.evaluate.generation import (
-    Response,
-    eval_mode,
-    generate,
-    longest_first_batches,
-    padding_share,
-)
+from rosa.evaluate.generation import eval_mode, generate, longest_first_batches
 from rosa.evaluate.options import DEFAULT_OPTIONS, EvaluationOptions
 from rosa.evaluate.requests import TaskRequests, build_requests, prompt_settings, request_notes
 from rosa.evaluate.results import Results, TaskScore
-from rosa.evaluate.tasks import Task, fingerprint
+from rosa.evaluate.tasks import Example, Task, fingerprint
 from rosa.models import identity
 from rosa.models.loading import adapter_base, find_adapter_config, load, quiet
-
-Report = Callable[[str, int, float], None]  # (title, answered, tokens per second)
 
 
 def run_evaluation(
@@ -50,21 +46,14 @@ def run_evaluation(
 ) -> Results | None:
     """`rosa evaluate` in Python: load a model, measure forgetting, score it on tasks.
 
+    Options, tasks and data are checked before the model is loaded.
+
     Args:
         model: hub id or folder of a model or adapter, or `rosa-tiny`.
-        tasks: as for `evaluate`; may be empty if forgetting is measured.
-        options: how to ask and score.
-        out: folder for all results; None writes no files.
+        tasks: as for `evaluate`; without any, only forgetting is measured and None returned.
         load_options: keyword arguments of `rosa.models.loading.load` (dtype, device, ...).
         log: called with each line of output.
-        progress: show a progress bar with tokens per second.
-
-    Returns:
-        The scores; None without tasks.
-
-    Raises:
-        RosaError: as `evaluate`, or a model that cannot be loaded. Options, tasks and data are
-            checked before it is.
+        options, out, progress: as for `evaluate`.
     """
     options.check()
     if not (tasks or options.forgetting):
@@ -117,12 +106,10 @@ def evaluate(
     """Score a model in memory on `tasks`.
 
     Args:
-        model: a Transformers causal model, with or without an adapter; its training mode is
-            restored.
+        model: a causal language model, with or without an adapter; its training mode is restored.
         tasks: names, groups, YAML files or `Task`s; or the result of `build_requests`.
-        options: how to ask and score.
         out: folder for answers and results, resumed if it holds this run; None writes no files.
-        run: identity of the model (its name, adapter, ...), compared with that of the folder.
+        run: the model's identity (its name, adapter, ...), compared with the folder's.
         trained_on: names of the training sets, if known.
         progress: show a progress bar with tokens per second.
 
@@ -147,12 +134,16 @@ def evaluate(
     folder = EvaluationFolder(Path(out)) if out is not None else None
     if folder:
         folder.claim(settings, {r.task.name: fingerprint(r.task, r.examples) for r in requests})
-    scorer = _Scorer(model, tokenizer, options, folder)
-    with folder.in_use() if folder else contextlib.nullcontext():
-        with quiet(), eval_mode(model), _progress_bar(requests, progress) as report:
-            scores = [scorer.score(r, report) for r in requests]
+    with (
+        folder.in_use() if folder else contextlib.nullcontext(),
+        quiet(),
+        eval_mode(model),
+        Progress(disable=not progress) as bar,
+    ):
+        bar.add_task("", total=sum(len(r.examples) for r in requests))
+        scorer = _Scorer(model, tokenizer, options, folder, bar)
+        scores = [scorer.score(r) for r in requests]
         settings |= {"batch_size": options.batch_size, **scorer.speed()}
-        settings["padding_percent"] = scorer.padding
         if trained_on:
             settings["trained_on"] = list(trained_on)
         notes = [*request_notes(options, requests), *scorer.notes]
@@ -170,42 +161,40 @@ class _Scorer:
     tokenizer: Any
     options: EvaluationOptions
     folder: EvaluationFolder | None
+    bar: Progress
     responses: int = 0
     tokens: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
-    padding: dict[str, float] = field(default_factory=dict)  # percent of each task's prompt tokens
 
-    def score(self, requests: TaskRequests, report: Report) -> TaskScore:
+    def score(self, requests: TaskRequests) -> TaskScore:
         task, examples, folder = requests.task, requests.examples, self.folder
         answers = folder.read_answers(task.name) if folder else {}
-        report(task.title, len(answers), self.rate)
+        self._advance(task, len(answers))
         # A chat template contains the special tokens.
         prompts = encode_prompts(
             self.tokenizer, [e.prompt for e in examples], add_special_tokens=task.prompt != "chat"
         )
         self._note_overlong(task, prompts)
         lengths = [len(prompt) for prompt in prompts]
-        batches = longest_first_batches(lengths, self.options.batch_size)
-        self.padding[task.name] = round(100 * padding_share(lengths, batches), 1)
-        for batch in batches:
+        for batch in longest_first_batches(lengths, self.options.batch_size):
             missing = [i for i in batch if examples[i].index not in answers]
             if not missing:
                 continue
             # The complete batch again: padding, and so rounding, is as in an uninterrupted run.
             responses = self._generate([prompts[i] for i in batch], requests)
             new = [
-                task.record(examples[i], response.text, self.options.protocol)
-                for i, response in zip(batch, responses, strict=True)
+                answer_record(task, examples[i], text, self.options.protocol)
+                for i, text in zip(batch, responses, strict=True)
                 if i in missing
             ]
             if folder:
                 folder.append_answers(task.name, new)
             answers |= {record["index"]: record for record in new}
-            report(task.title, len(missing), self.rate)
+            self._advance(task, len(missing))
         return task.score(list(answers.values()), requests.rows)
 
-    def _generate(self, prompts: list[list[int]], requests: TaskRequests) -> list[Response]:
+    def _generate(self, prompts: list[list[int]], requests: TaskRequests) -> list[str]:
         task, options = requests.task, self.options
         start = time.perf_counter()
         responses = generate(
@@ -220,12 +209,15 @@ class _Scorer:
         self.seconds += time.perf_counter() - start
         self.responses += len(responses)
         self.tokens += sum(response.tokens for response in responses)
-        return responses
+        return [response.text for response in responses]
+
+    def _advance(self, task: Task, answered: int) -> None:
+        rate = self.tokens / self.seconds if self.seconds else 0.0
+        description = f"{task.title}, {rate:.0f} tokens/s"
+        self.bar.update(self.bar.task_ids[0], description=description, advance=answered)
 
     def _note_overlong(self, task: Task, prompts: list[list[int]]) -> None:
-        longest = getattr(self.model.config, "max_position_embeddings", None)
-        if longest is None:
-            return
+        longest = getattr(self.model.config, "max_position_embeddings", None) or math.inf
         over = sum(len(prompt) + task.max_new_tokens > longest for prompt in prompts)
         if over:
             self.notes.append(
@@ -233,27 +225,17 @@ class _Scorer:
                 f"{longest} positions."
             )
 
-    @property
-    def rate(self) -> float:
-        """New tokens per second of generation so far."""
-        return self.tokens / self.seconds if self.seconds else 0.0
-
     def speed(self) -> dict[str, float]:
-        """What the results say about speed; empty if nothing was generated."""
+        """Speed and length of what was generated; empty if nothing was."""
         if not self.tokens:
             return {}
-        mean = self.tokens / self.responses
-        return {"tokens_per_second": round(self.rate, 1), "tokens_per_response": round(mean, 2)}
+        rate, mean = self.tokens / self.seconds, self.tokens / self.responses
+        return {"tokens_per_second": round(rate, 1), "tokens_per_response": round(mean, 2)}
 
 
-@contextlib.contextmanager
-def _progress_bar(requests: list[TaskRequests], show: bool) -> Iterator[Report]:
-    from rich.progress import Progress
-
-    with Progress(disable=not show) as bar:
-        total = bar.add_task("", total=sum(len(r.examples) for r in requests))
-
-        def report(title: str, answered: int, rate: float) -> None:
-            bar.update(total, description=f"{title}, {rate:.0f} tokens/s", advance=answered)
-
-        yield report
+def answer_record(
+    task: Task, example: Example, response: str, protocol: str = PUBLISHED
+) -> dict[str, Any]:
+    """The line of `<task>.jsonl` for an example and the model's response to it."""
+    record = {"index": example.index, "prompt": example.prompt, "response": response}
+    return task.judged({**record, "prediction": None, "label": example.label}, protocol)

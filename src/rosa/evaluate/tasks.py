@@ -93,11 +93,6 @@ class Task:
         decided = PROTOCOLS[protocol][self.filter].decided
         return decided and (lambda response: decided(response, self.answers))
 
-    def record(self, example: Example, response: str, protocol: str = PUBLISHED) -> dict[str, Any]:
-        """The line of `<task>.jsonl` for an example and the model's response to it."""
-        record = {"index": example.index, "prompt": example.prompt, "response": response}
-        return self.judged({**record, "prediction": None, "label": example.label}, protocol)
-
     def judged(self, record: dict[str, Any], protocol: str = PUBLISHED) -> dict[str, Any]:
         """`record` with the `prediction` in its response and whether that is `correct`."""
         prediction = self.parse(record["response"], protocol)
@@ -260,9 +255,14 @@ def _missing_file(task: Task, file: Path) -> str:
     )
 
 
-def _example(task: Task, row: dict[str, Any], source: str, number: int) -> Example:
-    instruction = text_field(row, "instruction", source, number)
+def read_question(row: dict[str, Any], source: str, number: int) -> Question:
+    """The `instruction` and the optional `input` of a row."""
     context = text_field(row, "input", source, number) if row.get("input") else ""
+    return Question(text_field(row, "instruction", source, number), context)
+
+
+def _example(task: Task, row: dict[str, Any], source: str, number: int) -> Example:
+    question = read_question(row, source, number)
     answer = row.get("answer")
     is_number = isinstance(answer, (int, float)) and not isinstance(answer, bool)
     label = str(answer) if is_number else text_field(row, "answer", source, number)
@@ -272,7 +272,6 @@ def _example(task: Task, row: dict[str, Any], source: str, number: int) -> Examp
             f"{source}, row {number}: the label {label!r} is unknown to the task {task.name}; its "
             f"labels are {known}"
         )
-    question = Question(instruction, context)
     chat = task.prompt == "chat"
     prompt = chat_turns(question)[0]["content"] if chat else render(task.prompt, question)
     return Example(number - 1, prompt, label, question)
