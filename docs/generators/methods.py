@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rosa.methods.peft_methods import REFUSED
-from rosa.methods.registry import Group, Method, load_method, method_names
+from rosa.methods.peft_methods import UNSUPPORTED
+from rosa.methods.registry import Method, MethodGroup, load_method, method_names
 
 HEAD = "| name | title | PEFT class | arguments | layers selected | remarks |"
 
 
-def methods_table(groups: list[Group]) -> str:
+def methods_table(groups: list[MethodGroup]) -> str:
     """A row per method of the study."""
     rows = [_row(load_method(name)) for name in method_names(groups)]
     return "\n".join([HEAD, "|---|---|---|---|---|---|", *rows])
@@ -19,7 +19,7 @@ def methods_table(groups: list[Group]) -> str:
 
 def refused_table() -> str:
     """PEFT's methods that a recipe cannot train."""
-    rows = [f"| `{name}` | {reason} |" for name, reason in REFUSED.items()]
+    rows = [f"| `{name}` | {reason} |" for name, reason in UNSUPPORTED.items()]
     return "\n".join(["| refused | because |", "|---|---|", *rows])
 
 

@@ -20,7 +20,7 @@ from unittest import mock
 
 from rosa.assets import ASSETS
 from rosa.errors import RosaError, did_you_mean, one_line
-from rosa.methods.peft_methods import set_targets
+from rosa.methods.peft_methods import set_default_targets
 from rosa.methods.registry import Method, load_method, method_config
 from rosa.models.loading import BUILT_IN, resolve_name
 
@@ -112,7 +112,7 @@ def count_parameters(
 
     chosen = load_method(method)
     peft_config = method_config(chosen.name, arguments, total_steps=_TOTAL_STEPS)
-    set_targets(peft_config, config.model_type)
+    set_default_targets(peft_config, config.model_type)
     with warnings.catch_warnings(), torch.device("meta"), _without_boft_buffers():
         warnings.simplefilter("ignore")
         base = _empty_model(config)

@@ -1,7 +1,6 @@
-"""Every other method of PEFT, by PEFT's own name for it: `--method ia3`, `oft`, `waveft`, ...
+"""Every other PEFT method by its PEFT name (`ia3`, `oft`, `waveft`, ...), with its defaults.
 
-They come from PEFT's registry, so one that a later PEFT adds, or that a plugin registers, is there
-without a line of code. Their arguments are PEFT's defaults.
+They come from PEFT's registry, including methods of a later PEFT or of a plugin.
 """
 
 from __future__ import annotations
@@ -13,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-# What a recipe cannot train, as it has rows of text and nothing else.
-REFUSED = {
+# Methods that need more than a recipe's rows of text, with the reason.
+UNSUPPORTED = {
     "cpt": "it takes the loss on labeled parts of its own prompt",
     "multitask_prompt_tuning": "every row would have to name its task",
     "poly": "every row would have to name its task",
     "xlora": "it mixes LoRA adapters that are trained already",
 }
-# What PEFT's methods raise where a model or a value does not suit them.
-ATTACHING_FAILED = (ValueError, TypeError, RuntimeError, AttributeError, ImportError, re.error)
-VIRTUAL_TOKENS = 20  # PEFT's docs; its prompt methods have no default
+# What PEFT's methods raise for a model or a value that they do not support.
+ATTACH_ERRORS = (ValueError, TypeError, RuntimeError, AttributeError, ImportError, re.error)
+VIRTUAL_TOKENS = 20  # as in PEFT's docs; its prompt methods have no default
 
 
 def config_classes() -> dict[str, type[PeftConfig]]:
@@ -33,18 +32,18 @@ def config_classes() -> dict[str, type[PeftConfig]]:
 
 
 def default_kwargs(config_class: type[PeftConfig]) -> dict[str, Any]:
-    """What must be given and PEFT has no default for."""
+    """Arguments that are required and have no default in PEFT."""
     from peft import PromptLearningConfig
 
     prompt = issubclass(config_class, PromptLearningConfig)
     return {"num_virtual_tokens": VIRTUAL_TOKENS} if prompt else {}
 
 
-def set_targets(config: Any, model_type: str) -> None:
-    """Targets all linear layers where neither the user nor PEFT says which, in place.
+def set_default_targets(config: Any, model_type: str) -> None:
+    """Sets `target_modules` to all linear layers, in place, if neither user nor PEFT sets it.
 
-    Not where a method's targets are something else than linear layers: such a method finds them
-    itself (embeddings, decoder layers) or PEFT asks for them (norms).
+    Not for methods whose targets are not linear layers: they find them themselves (embeddings,
+    decoder layers), or PEFT requires them (norms).
     """
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as TUNERS
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3

@@ -1,12 +1,11 @@
 """The study's methods as PEFT configurations: one YAML file each in `methods/`.
 
     method_config("lora", {"r": 8})            # a peft.LoraConfig
-    method_config("adalora", total_steps=900)  # AdaLoRA must know how long it trains
+    method_config("adalora", total_steps=900)  # AdaLoRA schedules its ranks
 
 The values of baselines are those that reproduce the "# Param (%)" column of the paper's Table 1;
 where they cannot, the file's note says so. A file with `base: NAME` is that method with some keys
-changed: its `kwargs` are laid over the base's, and it has no figures of the paper's Table 1.
-PEFT's other methods are there by PEFT's names (`rosa.methods.peft_methods`).
+changed. PEFT's other methods are available by PEFT's names (`rosa.methods.peft_methods`).
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from rosa.methods import peft_methods as other_methods
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-Group = Literal["baseline", "ours", "variant", "other"]  # other: PEFT's, not the study's
-OF_THE_PAPER: tuple[Group, ...] = ("baseline", "ours")  # the nine rows of Table 1
-GROUPS: tuple[Group, ...] = (*OF_THE_PAPER, "variant")
+MethodGroup = Literal["baseline", "ours", "variant", "other"]  # other: PEFT's, not the study's
+PAPER_GROUPS: tuple[MethodGroup, ...] = ("baseline", "ours")  # the nine rows of Table 1
+GROUPS: tuple[MethodGroup, ...] = (*PAPER_GROUPS, "variant")
 # As in the paper's Tables 1 and 4; what is not there follows by name.
 _ORDER = (
     *("lora", "dora", "adalora", "boft", "vera", "c3a", "bone", "ln_tuning", "rosa"),
@@ -42,13 +41,13 @@ class Method:
 
     name: str  # what users type: the file's stem
     title: str  # what tables print
-    group: Group
+    group: MethodGroup
     peft_config: str  # name of a class in `peft` or `rosa`
     kwargs: dict[str, Any]  # its arguments
     dls: bool = False  # whether dynamic layer selection is part of the method
     of_total_steps: dict[str, float] = dataclasses.field(default_factory=dict)
-    # Arguments that are a share of the run's optimizer steps where the user gives none.
-    note: str = ""  # what a reader of its numbers must know
+    # Arguments whose default is a share of the run's optimizer steps.
+    note: str = ""  # printed beside its numbers
 
     @property
     def paper_percent(self) -> dict[str, float]:
@@ -66,24 +65,24 @@ class Method:
         return classes[self.peft_config]
 
 
-def method_names(groups: Iterable[Group] = OF_THE_PAPER) -> list[str]:
+def method_names(groups: Iterable[MethodGroup] = PAPER_GROUPS) -> list[str]:
     """Names of the methods in `groups`: group by group, in the paper's order."""
     wanted = list(groups)
-    first = {name: i for i, name in enumerate(_ORDER)}
+    chosen = [method for method in _all_methods().values() if method.group in wanted]
 
     def place(method: Method) -> tuple[int, int, str]:
-        return wanted.index(method.group), first.get(method.name, len(first)), method.name
+        order = _ORDER.index(method.name) if method.name in _ORDER else len(_ORDER)
+        return wanted.index(method.group), order, method.name
 
-    chosen = [method for method in _all_methods().values() if method.group in wanted]
     return [method.name for method in sorted(chosen, key=place)]
 
 
 def load_method(name: str) -> Method:
     """The method called `name`; case, spaces and dashes don't matter ("LN Tuning", "ln-tuning").
 
-    A title ("RoSA-RoAEonly") and PEFT's name for a method that is not of the study ("ia3") are
-    understood too. Raises `RosaError` for an unknown name, with the nearest one, and for a method
-    that a recipe cannot train.
+    A title ("RoSA-RoAEonly") and PEFT's name for another method ("ia3") work too. Raises
+    `RosaError` for an unknown name, with the nearest one, and for a method that a recipe cannot
+    train.
     """
     known = _all_methods()
     titles = {_key(method.title): method for method in known.values()}
@@ -92,8 +91,8 @@ def load_method(name: str) -> Method:
 
 def _other_method(name: str) -> Method:
     key = _key(name)
-    if key in other_methods.REFUSED:
-        raise RosaError(f"'{key}' can't be trained by a recipe: {other_methods.REFUSED[key]}")
+    if key in other_methods.UNSUPPORTED:
+        raise RosaError(f"'{key}' cannot be trained by a recipe: {other_methods.UNSUPPORTED[key]}")
     classes = other_methods.config_classes()
     if key not in classes:
         names = method_names(GROUPS)
@@ -113,23 +112,19 @@ def _key(name: str) -> str:
 @functools.cache
 def _all_methods() -> dict[str, Method]:
     """Every method of the package by name."""
-    files = (resources.files("rosa.methods")).iterdir()
-    read = [yaml.safe_load(f.read_text("utf-8")) for f in files if f.name.endswith(".yaml")]
-    values = {entry["name"]: entry for entry in read}
-    return {name: Method(**_extended(entry, values)) for name, entry in values.items()}
+    files = [f for f in resources.files("rosa.methods").iterdir() if f.name.endswith(".yaml")]
+    read = [yaml.safe_load(file.read_text("utf-8")) for file in files]
+    entries = {entry["name"]: entry for entry in read}
+    return {name: Method(**_with_base(entry, entries)) for name, entry in entries.items()}
 
 
-def _extended(entry: dict[str, Any], others: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A method's keys with those of its `base` where it says nothing itself.
-
-    The base's note is about the base alone, and not taken over.
-    """
-    own = {key: value for key, value in entry.items() if key != "base"}
+def _with_base(entry: dict[str, Any], entries: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A method's keys on top of those of its `base`, whose note does not apply to it."""
     if "base" not in entry:
-        return own
-    base = _extended(others[entry["base"]], others)
-    kwargs = {**base["kwargs"], **own.get("kwargs", {})}
-    return {**base, "note": "", **own, "kwargs": kwargs}
+        return entry
+    base = _with_base(entries[entry["base"]], entries)
+    own = {key: value for key, value in entry.items() if key != "base"}
+    return {**base, "note": "", **own, "kwargs": {**base["kwargs"], **own.get("kwargs", {})}}
 
 
 def method_config(
@@ -138,9 +133,9 @@ def method_config(
     """A new PEFT configuration for causal language models.
 
     `overrides` replace arguments of the method's YAML file. `total_steps`, the optimizer steps of
-    the run, reaches the methods that schedule themselves (AdaLoRA); the others ignore it.
+    the run, is used by methods with a schedule of their own (AdaLoRA).
 
-    Raises `RosaError` for an unknown method, an unknown argument or one that PEFT refuses.
+    Raises `RosaError` for an unknown method, an unknown argument or a value that PEFT rejects.
     """
     method = load_method(name)
     overrides = dict(overrides or {})
@@ -163,7 +158,7 @@ def method_config(
     first, last = (getattr(config, key, None) for key in ("init_r", "target_r"))
     if first is not None and last is not None and first <= last:
         raise RosaError(
-            f"{method.name} cuts ranks from init_r to target_r, and init_r {first} is not above "
+            f"{method.name} prunes ranks from init_r to target_r, so init_r {first} must be above "
             f"target_r {last}; set both"
         )
     return config

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rosa.common.files import translate_disk_errors
-from rosa.errors import RosaError, one_line
+from rosa.errors import RosaError, errors_as
 from rosa.models.loading import quiet
 
 NOTE = "converted_from.json"
@@ -127,23 +127,21 @@ def _load(file: Path, dtype: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import GgufConfig
 
-    try:
-        with quiet(), redirect_stderr(StringIO()):  # the reader's progress bar cannot be turned off
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                file.parent,
-                gguf_file=file.name,
-                dtype=getattr(torch, dtype),
-                quantization_config=GgufConfig(dequantize=True),  # kernels could keep its blocks
-            )
-    except Exception as error:
-        raise RosaError(f"Transformers cannot read {file}: {one_line(error)}") from error
+    # The reader's progress bar can only be turned off with stderr.
+    with errors_as(f"Transformers cannot read {file}"), quiet(), redirect_stderr(StringIO()):
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            dtype=getattr(torch, dtype),
+            quantization_config=GgufConfig(dequantize=True),  # kernels could keep its blocks
+        )
     for name, weight in model.named_parameters():
         if weight.device.type == "meta" or not torch.isfinite(weight).all():
             raise RosaError(f"{file} is damaged: {name} is missing or holds values not finite")
     # What is saved is no longer quantized; `save_pretrained` would refuse otherwise.
-    model.hf_quantizer = None  # type: ignore[assignment]
-    model.is_quantized = False  # type: ignore[assignment]
+    model.hf_quantizer = None
+    model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return model, tokenizer

@@ -28,7 +28,7 @@ from rosa.data.sources import load_training_rows
 from rosa.data.token_cache import tokenize_rows_cached
 from rosa.data.tokenization import TokenizedRows, fingerprint_of
 from rosa.errors import RosaError, one_line
-from rosa.methods.peft_methods import ATTACHING_FAILED, set_targets
+from rosa.methods.peft_methods import ATTACH_ERRORS, set_default_targets
 from rosa.methods.registry import method_config
 from rosa.models.devices import pick_device
 from rosa.models.loading import check_vocabulary, load_base_model, load_tokenizer
@@ -227,12 +227,12 @@ def build_model(recipe: Recipe, total_steps: int) -> Any:
     config = method_config(recipe.method, recipe.adapter, total_steps=total_steps)
     if hasattr(config, "dls"):
         config.dls = recipe.dls
-    set_targets(config, model.config.model_type)
+    set_default_targets(config, model.config.model_type)
     try:
         adapted = get_peft_model(model, config)
     except RosaError:
         raise
-    except ATTACHING_FAILED as error:
+    except ATTACH_ERRORS as error:
         raise RosaError(
             f"{recipe.method} cannot be attached to {recipe.model}: {one_line(error)}"
         ) from error
