@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from rosa.assets import ASSETS
-from rosa.errors import RosaError, did_you_mean, one_line
+from rosa.errors import RosaError, did_you_mean, errors_as, one_line
 from rosa.methods.peft_methods import set_default_targets
 from rosa.methods.registry import Method, load_method, method_config
 from rosa.models.loading import BUILT_IN, resolve_name
@@ -77,7 +77,6 @@ def load_model_config(model: str) -> PretrainedConfig:
     cannot be fetched and a model type that Transformers does not know.
     """
     values = _config_values(model)  # before the slow import: a mistyped name fails at once
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, __version__
 
     if not isinstance(values, dict):
@@ -89,13 +88,8 @@ def load_model_config(model: str) -> PretrainedConfig:
             f"config.json of '{model}' has model_type '{model_type}', which Transformers "
             f"{__version__} does not know{hint}; remote code is not run"
         )
-    try:
+    with errors_as(f"config.json of '{model}' is not a valid {model_type} configuration"):
         return CONFIG_MAPPING[model_type].from_dict(values)
-    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
-        reason = one_line(error)
-        raise RosaError(
-            f"config.json of '{model}' is not a valid {model_type} configuration: {reason}"
-        ) from error
 
 
 def count_parameters(
@@ -162,14 +156,8 @@ def rank_arguments(method: str, rank: int | None) -> dict[str, Any]:
 def _empty_model(config: PretrainedConfig) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    try:
+    with errors_as(f"no causal language model can be built from this {config.model_type} config"):
         return AutoModelForCausalLM.from_config(config)
-    except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
-        reason = one_line(error)
-        raise RosaError(
-            f"no causal language model can be built from this {config.model_type} configuration: "
-            f"{reason}"
-        ) from error
 
 
 @contextlib.contextmanager
@@ -182,15 +170,10 @@ def _without_boft_buffers() -> Iterator[None]:
     import torch
     from peft.tuners.boft import layer
 
-    def empty_matrix(self: layer.BOFTLayer, indices: Any) -> torch.Tensor:
-        return torch.empty(len(indices), len(indices))
-
-    def in_order(self: layer.BOFTLayer, n: int, *args: Any) -> torch.Tensor:
-        return torch.arange(n)
-
+    module = layer.BOFTLayer
     with (
-        mock.patch.object(layer.BOFTLayer, "block_butterfly_perm", in_order),
-        mock.patch.object(layer.BOFTLayer, "perm2mat", empty_matrix),
+        mock.patch.object(module, "block_butterfly_perm", lambda self, n, *_: torch.arange(n)),
+        mock.patch.object(module, "perm2mat", lambda self, found: torch.empty([len(found)] * 2)),
         mock.patch.object(layer, "get_fbd_cuda", return_value=True),
     ):
         yield
@@ -214,13 +197,7 @@ def _config_values(model: str) -> dict[str, Any]:
         raise RosaError(f"the folder '{folder}' {why}")
     from transformers import PretrainedConfig
 
-    try:
+    short = model_label(model.split("/")[-1])
+    hint = f" ('{short}' without the owner is built in)" if short in builtin_models() else ""
+    with errors_as(f"cannot read config.json of '{model}'{hint}"):
         return PretrainedConfig.get_config_dict(str(folder) if folder.is_dir() else model)[0]
-    except (
-        OSError,
-        ValueError,
-    ) as error:
-        short = model_label(model.split("/")[-1])
-        hint = f"; '{short}' without the owner is built in" if short in builtin_models() else ""
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise RosaError(f"cannot read config.json of '{model}': {reason}{hint}") from error
