@@ -18,7 +18,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 
-from tests.support.op_variants import waits
+from tests.support.op_variants import is_nightly
 
 
 @pytest.fixture(scope="session")
@@ -54,5 +54,5 @@ def ops_variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks as slow the models that only the nightly run tries with every variant."""
     for item in items:
-        if waits(item.callspec.params if hasattr(item, "callspec") else {}):
+        if is_nightly(item.callspec.params if hasattr(item, "callspec") else {}):
             item.add_marker(pytest.mark.slow)

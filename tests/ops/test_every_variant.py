@@ -21,7 +21,7 @@ from tests.support.adapters import adapted
 from tests.support.architectures import BY_NAME
 from tests.support.dls_models import adamw, rosa, same, snapshot, tiny_llama, train_step
 from tests.support.dls_reference import algorithm_1
-from tests.support.op_variants import AT_ONCE, ON_A_CPU, each_variant, waits
+from tests.support.op_variants import DEFAULT, each_variant, is_nightly
 from tests.support.tiny_models import random_tokens
 
 TOKENS = random_tokens(1, 3)
@@ -58,22 +58,13 @@ def test_the_variant_that_is_asked_for_is_what_runs(
     assert ran == {ops_variant}
 
 
-def test_the_models_that_run_at_once_differ_in_what_a_kernel_sees() -> None:
-    some = [BY_NAME[name] for name in AT_ONCE if name in BY_NAME]
-    assert {each.pairing for each in some} == {"halves", "interleaved"}
-    assert {each.rotary_dim < 16 for each in some} == {True, False}
-    assert {each.key_heads for each in some} >= {2, 4}
-    assert {each.taps[0].rpartition("_")[2] for each in some} >= {"proj", "norm"}
-    assert len({each.taps[0] for each in some if each.taps[0] == each.taps[1]}) == 2
-
-
 def test_other_models_wait_for_the_nightly_run() -> None:
-    assert waits({"ops_variant": "triton", "name": "gemma3", "stage": "post"})
-    assert waits({"ops_variant": "reference", "case": BY_NAME["cohere"]})
-    assert not waits({"ops_variant": ON_A_CPU, "case": BY_NAME["cohere"]})
-    assert not waits({"ops_variant": "triton", "case": BY_NAME["glm"]})
-    assert not waits({"ops_variant": "triton"})
-    assert not waits({"name": "gemma3"})
+    assert is_nightly({"ops_variant": "triton", "name": "gemma3", "stage": "post"})
+    assert is_nightly({"ops_variant": "reference", "case": BY_NAME["cohere"]})
+    assert not is_nightly({"ops_variant": DEFAULT, "case": BY_NAME["cohere"]})
+    assert not is_nightly({"ops_variant": "triton", "case": BY_NAME["phi3"]})
+    assert not is_nightly({"ops_variant": "triton"})
+    assert not is_nightly({"name": "gemma3"})
 
 
 @pytest.mark.slow
@@ -118,6 +109,7 @@ def test_layer_selection_is_algorithm_1() -> None:
     assert same(snapshot(model), snapshot(reference))
 
 
+@pytest.mark.slow
 @each_variant
 def test_layer_selection_beside_lora_on_the_same_projections() -> None:
     test_composition.test_layer_selection_freezes_both_methods_of_a_layer("attention")

@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from tests.support.adapters import adapted
-from tests.support.op_variants import each_variant, each_variant_nightly
+from tests.support.op_variants import each_variant_nightly
 from tests.support.reference import relative_error
 from tests.support.tiny_models import random_tokens
 
@@ -32,7 +32,7 @@ def generate(model: PeftModel, tokens: Tensor, mask: Tensor | None = None) -> tu
     return out.sequences[:, tokens.shape[1] :], torch.stack(out.logits, dim=1)
 
 
-@each_variant
+@each_variant_nightly
 @each_stage
 @each_model
 @torch.no_grad()
@@ -63,7 +63,7 @@ def test_a_left_padded_row_equals_the_row_alone(name: str, stage: str) -> None:
         assert relative_error(logits[row], logits_alone[0]) <= 2e-5
 
 
-@each_variant
+@each_variant_nightly
 @each_model
 @torch.no_grad()
 def test_pre_depends_on_relative_positions_alone_and_post_does_not(name: str) -> None:
@@ -78,7 +78,7 @@ def test_pre_depends_on_relative_positions_alone_and_post_does_not(name: str) ->
         assert error <= 2e-5 if stage == "pre" else error > 1e-4
 
 
-@each_variant
+@each_variant_nightly
 @each_stage
 @torch.no_grad()
 def test_packed_sequences_equal_the_sequences_alone(stage: str) -> None:

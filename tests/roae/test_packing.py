@@ -25,7 +25,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from rosa import RosaConfig, tiny_model_path
 from tests.support.adapters import SMALL, randomize
 from tests.support.architectures import BY_NAME
-from tests.support.op_variants import each_variant, each_variant_nightly
+from tests.support.op_variants import each_variant_nightly
 from tests.support.reference import relative_error
 from tests.support.tiny_models import random_tokens
 
@@ -104,7 +104,7 @@ def assert_as_alone(model: PeftModel, packed: dict[str, Any], change: Callable =
         assert relative_error(packed_gradients[key], gradient) <= 1e-5, key
 
 
-@each_variant
+@each_variant_nightly
 @each_stage
 @each_model
 def test_positions_that_restart(name: str, stage: str) -> None:
@@ -123,7 +123,7 @@ def test_boundaries_without_a_mask(name: str, stage: str, varlen: str) -> None:
     assert calls[0].tolist() == [0, 5, 12, 15]
 
 
-@each_variant
+@each_variant_nightly
 @each_stage
 def test_boundaries_with_gradient_checkpointing(stage: str, varlen: str) -> None:
     def change(model: PeftModel) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rosa import RosaConfig
 from rosa.roae.norms import NormWrapper
 from tests.support.adapters import SMALL, randomize
-from tests.support.op_variants import each_variant, each_variant_nightly
+from tests.support.op_variants import each_variant_nightly
 from tests.support.reference import relative_error
 from tests.support.tiny_models import VARIANTS, random_tokens, tiny_model
 
@@ -79,7 +79,7 @@ def gradient(name: str, precision: Any) -> Tensor:
     return torch.cat(found)
 
 
-@each_variant
+@each_variant_nightly
 @each_precision
 @pytest.mark.parametrize(
     ("name", "rope_stage"),

@@ -12,7 +12,7 @@ from torch.nn.utils.prune import l1_unstructured
 from rosa.errors import RosaError
 from rosa.roae.layer import RosaLayer
 from tests.support.adapters import adapted, adapter_state
-from tests.support.op_variants import each_variant
+from tests.support.op_variants import each_variant_nightly
 from tests.support.tiny_models import random_tokens
 
 TOKENS = random_tokens()
@@ -22,7 +22,7 @@ def layers(model: torch.nn.Module) -> list[RosaLayer]:
     return [module for module in model.modules() if isinstance(module, RosaLayer)]
 
 
-@each_variant
+@each_variant_nightly
 @pytest.mark.parametrize("name", ["llama-gqa", "qwen2", "llama-mha"])
 def test_logits_and_what_is_saved_stay(name: str) -> None:
     model = adapted(name, dtype=torch.float64, r=12)

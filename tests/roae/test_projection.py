@@ -18,7 +18,7 @@ from rosa.budget.parameters import count_parameters, load_model_config
 from rosa.errors import RosaError
 from rosa.roae import load_adapter_checked, projection
 from tests.support.adapters import SMALL, adapted, adapter_state, randomize
-from tests.support.op_variants import each_variant
+from tests.support.op_variants import each_variant_nightly
 from tests.support.pages import ROOT, blocks
 from tests.support.reference import Reference, relative_error
 from tests.support.tiny_models import random_tokens, tiny_model
@@ -92,7 +92,7 @@ def test_the_file_holds_its_weights_under_its_own_names(name: str) -> None:
     assert of_first_layer(state) == SHAPES[name] | GQA_SHAPES
 
 
-@each_variant
+@each_variant_nightly
 @pytest.mark.parametrize("stage", ["post", "pre"])
 @pytest.mark.parametrize("model", ["llama-gqa", "llama-mha", "gemma3"])
 def test_full_is_one_matrix_in_the_equations(model: str, stage: str) -> None:

@@ -66,7 +66,7 @@ class Architecture:
     # Of layers that differ: ρ, and the width of what is split into halves.
     rotated_of_span: dict[int, tuple[int, int]] = field(default_factory=dict)
     key_heads: int = 2
-    taps: tuple[str, str] = ("q_proj", "k_proj")
+    hooked: tuple[str, str] = ("q_proj", "k_proj")
     layers: tuple[int, ...] = (0, 1)  # those that rotate
     # How its rotation function works: axes of what it is given, which states in what order, and
     # where the pairs are in what it returns.
@@ -108,7 +108,7 @@ class Architecture:
 
 
 def _normed(model_type: str, **changes: Any) -> Architecture:
-    return Architecture(model_type, taps=("q_norm", "k_norm"), **changes)
+    return Architecture(model_type, hooked=("q_norm", "k_norm"), **changes)
 
 
 def _moe(model_type: str, **changes: Any) -> Architecture:
@@ -126,14 +126,14 @@ def _mla(model_type: str, config: dict[str, Any] | None = None, **changes: Any) 
             "pairing_after": "halves",
             "rotary_dim": 8,
             "key_heads": 1,
-            "taps": ("q_b_proj", "kv_a_proj_with_mqa"),
+            "hooked": ("q_b_proj", "kv_a_proj_with_mqa"),
             **changes,
         },
     )
 
 
 def _moe_normed(model_type: str, config: dict[str, Any] | None = None, **rest: Any) -> Architecture:
-    return Architecture(model_type, config or {}, (), taps=("q_norm", "k_norm"), **rest)
+    return Architecture(model_type, config or {}, (), hooked=("q_norm", "k_norm"), **rest)
 
 
 def _llama(rope_type: str, config: dict[str, Any] | None = None, **rope: Any) -> Architecture:
@@ -218,8 +218,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     _moe_normed("qwen3_5_text", LINEAR_FULL, rotary_dim=4, layers=(1,)),
     _moe_normed("qwen3_5_moe_text", LINEAR_FULL, rotary_dim=4, layers=(1,)),
     _normed("olmo_hybrid", config=LINEAR_FULL, layers=(1,)),
-    Architecture("lfm2", CONV_FULL, taps=_NORMS, layers=(1,)),
-    Architecture("lfm2_moe", CONV_FULL, (), taps=_NORMS, layers=(1,)),
+    Architecture("lfm2", CONV_FULL, hooked=_NORMS, layers=(1,)),
+    Architecture("lfm2_moe", CONV_FULL, (), hooked=_NORMS, layers=(1,)),
     Architecture(
         "granitemoehybrid",
         {"layer_types": ["mamba", "attention"], "position_embedding_type": "rope",
@@ -255,19 +255,19 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture("stablelm", rotary_dim=4),
     _moe("glm4_moe", rotary_dim=8),
     Architecture("persimmon", without=("moe", "num_key_value_heads"), rotary_dim=8, key_heads=4,
-                 taps=_NORMS),
+                 hooked=_NORMS),
     # Fused projections.
-    Architecture("phi3", taps=("qkv_proj", "qkv_proj")),
-    Architecture("gpt_neox", rotary_dim=4, key_heads=4, taps=_FUSED),
-    Architecture("gpt_neox_japanese", key_heads=4, taps=_FUSED),
-    Architecture("falcon", without=("moe", "head_dim"), key_heads=1, taps=_FUSED),
-    Architecture("falcon", {"multi_query": False}, ("moe", "head_dim"), key_heads=4, taps=_FUSED,
+    Architecture("phi3", hooked=("qkv_proj", "qkv_proj")),
+    Architecture("gpt_neox", rotary_dim=4, key_heads=4, hooked=_FUSED),
+    Architecture("gpt_neox_japanese", key_heads=4, hooked=_FUSED),
+    Architecture("falcon", without=("moe", "head_dim"), key_heads=1, hooked=_FUSED),
+    Architecture("falcon", {"multi_query": False}, ("moe", "head_dim"), key_heads=4, hooked=_FUSED,
                  variant="multi-head"),
     Architecture("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2},
-                 ("moe", "head_dim"), taps=_FUSED, variant="grouped"),
+                 ("moe", "head_dim"), hooked=_FUSED, variant="grouped"),
     # cos and sin are the attention's own.
     Architecture("gptj", **_GPTJ),
-    Architecture("codegen", **{**_GPTJ, "taps": ("qkv_proj", "qkv_proj")}),
+    Architecture("codegen", **{**_GPTJ, "hooked": ("qkv_proj", "qkv_proj")}),
     Architecture("moshi"),
     Architecture("modernbert-decoder", key_heads=4, tolerance=1e-5),
     Architecture("cohere_compass_text", {**LOCAL_GLOBAL, "rope_parameters": _DEFAULT_ANGLES}),
@@ -288,10 +288,10 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     _mla("youtu"),
     _mla("minicpm3", pairing="halves"),
     _mla("axk1"),
-    _mla("axk2", taps=("q_gate_proj", "kv_a_proj_with_mqa")),
-    _mla("bailing_hybrid", LINEAR_FULL, taps=("q_proj", "kv_a_proj_with_mqa"), layers=(1,)),
+    _mla("axk2", hooked=("q_gate_proj", "kv_a_proj_with_mqa")),
+    _mla("bailing_hybrid", LINEAR_FULL, hooked=("q_proj", "kv_a_proj_with_mqa"), layers=(1,)),
     _mla("deepseek_v32", _INDEXED),
-    _mla("dots3_note_text", tolerance=1e-5, taps=("q_b_proj", "k_rope_only_layernorm")),
+    _mla("dots3_note_text", tolerance=1e-5, hooked=("q_b_proj", "k_rope_only_layernorm")),
     _mla("glm_moe_dsa", _INDEXED),
     _mla("hy_v4", _INDEXED, pairing="halves"),
     # Layers that attend with the keys of an earlier one.

@@ -1,8 +1,9 @@
-"""Tests that run over every variant of the modulation: which do, and with which models at once.
+"""Tests that run over every variant of the modulation: which do, and with which models by default.
 
-A test asks for it with `@each_variant`, or with `@each_variant_nightly` where it is long and a
-shorter one looks at the same. On a CPU `autograd` is the default. With the others,
-`make test` takes the models of `AT_ONCE`; `make nightly` takes all.
+A test asks for it with `@each_variant`, or with `@each_variant_nightly` where a shorter one checks
+the same. `make test` runs them with the default variant, and `@each_variant` with the others on the
+models of `DEFAULT_MODELS`; `make nightly` runs all. `tests/ops/test_variants.py` compares the
+variants on every layout of an output.
 """
 
 from __future__ import annotations
@@ -13,12 +14,10 @@ from typing import Any, TypeVar
 import pytest
 
 VARIANTS = ("reference", "autograd", "triton")
-ON_A_CPU = "autograd"
-# Of tests/architectures.py: pairs as halves, pairs 2i and 2i + 1 in a part of each head, a norm
-# before the rotation, one module for all of q, k and v, and one by head in a part of each head.
-AT_ONCE = ("llama", "glm", "qwen3", "phi3", "gpt_neox")
-# Of tests/tiny_models.py: grouped queries, as many keys as queries.
-AT_ONCE += ("llama-gqa", "llama-mha")
+DEFAULT = "autograd"
+# Of tests/support/architectures.py: two modules for queries and keys, and a fused one; and of
+# tests/support/tiny_models.py one.
+DEFAULT_MODELS = ("llama", "phi3", "llama-gqa")
 _MODEL = ("case", "name", "model", "model_name")  # what tests call the parameter
 
 _Test = TypeVar("_Test", bound=Callable[..., Any])
@@ -31,16 +30,16 @@ def each_variant(test: _Test) -> _Test:
 
 
 def each_variant_nightly(test: _Test) -> _Test:
-    """The same, but in `make test` only with the default of a CPU."""
+    """As `each_variant`, but `make test` runs only the default variant."""
     slow = pytest.mark.slow
-    variants = (v if v == ON_A_CPU else pytest.param(v, marks=slow) for v in VARIANTS)
+    variants = (v if v == DEFAULT else pytest.param(v, marks=slow) for v in VARIANTS)
     over = pytest.mark.parametrize("ops_variant", list(variants), indirect=True)
     return pytest.mark.usefixtures("ops_variant")(over(test))
 
 
-def waits(parameters: Mapping[str, object]) -> bool:
+def is_nightly(parameters: Mapping[str, object]) -> bool:
     """Whether a test with these parameters is left to the nightly run for its model."""
-    if parameters.get("ops_variant", ON_A_CPU) == ON_A_CPU:
+    if parameters.get("ops_variant", DEFAULT) == DEFAULT:
         return False
     models = (parameters[key] for key in _MODEL if key in parameters)
-    return any(getattr(model, "name", model) not in AT_ONCE for model in models)
+    return any(getattr(model, "name", model) not in DEFAULT_MODELS for model in models)

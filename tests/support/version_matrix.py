@@ -38,7 +38,8 @@ ARCHITECTURES = "tests/rope/test_architectures.py"
 CONTRACT = [
     f"tests/roae/test_peft_{what}.py" for what in ("adapters", "targets", "training", "files")
 ]
-CORE = "layout_is or logits_equal or cached_decoding or saved_adapter or cannot_be_adapted"
+CORE = "(layout_is or logits_equal or cached_decoding or saved_adapter or cannot_be_adapted)"
+CORE += " and not reference and not triton"
 _TYPES = "import json; from transformers import CONFIG_MAPPING as C; print(json.dumps(list(C)))"
 
 
@@ -91,7 +92,9 @@ def examine(python: Path) -> dict[str, Any]:
     )
     return {
         "versions": dict(zip(SHOWN, json.loads(_output(python, "-c", versions)), strict=True)),
-        **_architectures(_run(python, ARCHITECTURES, "-k", CORE), set(types)),
+        **_architectures(
+            _run(python, ARCHITECTURES, "-k", CORE, "-m", "slow or not slow"), set(types)
+        ),
         "contract": _counted(_run(python, *CONTRACT, "-m", "slow or not slow")),
     }
 
