@@ -128,6 +128,17 @@ def test_norms_that_are_only_scored_are_never_updated() -> None:
     assert not any(norm.weight in optimizer.state for norm in norms)
 
 
+def test_norms_of_another_dtype_than_the_adapter_are_scored() -> None:
+    """PEFT keeps the adapter of a half-precision model in float32."""
+    model = get_peft_model(tiny_llama(torch.bfloat16), LoraConfig(target_modules=["q_proj"]))
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    optimizer = adamw(model)
+    dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
+    for t in range(1, 4):
+        train_step(model, optimizer, t)
+    assert min(dls.history[0]["scores"]) > 0
+
+
 def test_the_user_s_frozen_parameters_stay_frozen_and_come_back_as_they_were() -> None:
     model = full()
     for layer in decoder_layers(model):

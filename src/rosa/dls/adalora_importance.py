@@ -22,17 +22,9 @@ _AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of PEFT's RankAllocator, by
 
 
 def keep_frozen_importance(model: nn.Module, wrappers: Iterable[nn.Module]) -> Callable[[], None]:
-    """Make AdaLoRA's `update_and_allocate` skip layers without gradients.
+    """Make AdaLoRA's `update_and_allocate` skip layers without gradients; returns what undoes it.
 
-    Args:
-        model: the model that is trained.
-        wrappers: the modules around its list of layers, AdaLoRA's own among them.
-
-    Returns:
-        What undoes it. There is no effect without AdaLoRA.
-
-    Raises:
-        RosaError: `model` is the one inside AdaLoRA's wrapper.
+    `wrappers` are the modules around the model's list of layers, AdaLoRA's own among them.
     """
     allocators = [m.__dict__["rankallocator"] for m in wrappers if "rankallocator" in m.__dict__]
     if not allocators and any(".lora_E." in name for name, _ in model.named_parameters()):

@@ -55,14 +55,10 @@ def choose(
     seed: int,
     step: int,
 ) -> Choice:
-    """The choice of optimizer step `step`: Algorithm 1, line 9.
+    """The choice of optimizer step `step`, Algorithm 1, line 9: `k` of the candidate layers.
 
-    Args:
-        scores: one per layer of the model, indexed by layer.
-        candidates: the layers that can be chosen, ascending; at least `k`.
-        k: how many to choose.
-        p_exploit: probability of the top k; else k candidates are sampled.
-        seed, step: seed the generator. Its first number decides the mode, the next `k` the sample.
+    With probability `p_exploit` those with the highest `scores` (one per layer of the model), else
+    a random sample. The generator's first number decides which, the next `k` are the sample.
     """
     generator = random.Random(f"rosa-dls/{seed}/{step}")
     if generator.random() < p_exploit:

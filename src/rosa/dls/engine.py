@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -29,10 +30,6 @@ from rosa.errors import RosaError
 class Engine:
     """What trains the model: wrapper, process group and PyTorch optimizer.
 
-    Args:
-        model: the model that is trained, wrapped or not.
-        optimizer: its optimizer, or a wrapper with it in `.optimizer`.
-
     Attributes:
         model: the model without DDP's wrapper.
         optimizer: the PyTorch optimizer whose step hooks run.
@@ -41,9 +38,6 @@ class Engine:
         single_process: one process and no wrapper.
         known: whether `group` and `can_skip_gradients` are final; see `on_first_forward`.
         can_skip_gradients: whether frozen layers may have `requires_grad=False`.
-
-    Raises:
-        RosaError: DLS cannot work here.
     """
 
     def __init__(self, model: nn.Module, optimizer: Any) -> None:
@@ -65,12 +59,7 @@ class Engine:
         """Call `act` once, in the first training forward pass through `owner`.
 
         FSDP2 looks at its parameters as its own first pass begins; `before` is called before that.
-
-        Returns:
-            The handles that cancel it; none if everything is known already.
-
-        Raises:
-            RosaError: in that pass, if there are several processes and no wrapper.
+        Returns the handles that cancel it; none if everything is known already.
         """
         if self.known:
             return []
@@ -97,14 +86,13 @@ class Engine:
         """Raise a `RosaError` if FSDP2 cannot reduce the gradients of scored norms."""
         units = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
         unit_of = {p: unit for unit in units for p in unit.parameters()}  # the innermost
-        for norm in scored:
-            for parameter in trainable:
-                if unit_of.get(norm) is unit_of.get(parameter) and norm.dtype != parameter.dtype:
-                    raise RosaError(
-                        f"FSDP2 cannot reduce the gradients of scored norms in {norm.dtype} with "
-                        f"those of trained parameters in {parameter.dtype}: load the model in "
-                        f"{parameter.dtype} (mixed precision computes in less), or train the norms"
-                    )
+        for norm, parameter in product(unit_of.keys() & scored, unit_of.keys() & trainable):
+            if unit_of[norm] is unit_of[parameter] and norm.dtype != parameter.dtype:
+                raise RosaError(
+                    f"FSDP2 cannot reduce the gradients of scored norms in {norm.dtype} with those "
+                    f"of trained parameters in {parameter.dtype}: load the model in "
+                    f"{parameter.dtype} (mixed precision computes in less), or train the norms"
+                )
 
     def average_gradients(self, scored: Sequence[nn.Parameter]) -> None:
         """After a backward pass under DDP: average the gradients that DDP does not know."""
@@ -145,11 +133,7 @@ class Engine:
 
 
 def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """The PyTorch optimizer inside a wrapper such as Accelerate's; its hooks run on real steps.
-
-    Raises:
-        RosaError: it is not a PyTorch optimizer, or one that moves frozen layers.
-    """
+    """The PyTorch optimizer inside a wrapper such as Accelerate's; its hooks run on real steps."""
     while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = optimizer.optimizer
     if not isinstance(optimizer, torch.optim.Optimizer):

@@ -18,26 +18,20 @@ MAX_FOREIGN_STEPS = 8
 
 
 class ForeignSteps:
-    """Counts updates between gradients since the last step that DLS saw.
+    """Counts updates of `parameters` since the last step of `optimizer` (its class name).
 
     In-place changes show in a tensor's version counter, which every PyTorch operation increments;
     those of kernels outside PyTorch do not.
-
-    Args:
-        parameters: those that DLS freezes.
-        optimizer: class name of the optimizer whose steps DLS sees, for the error.
     """
 
     def __init__(self, parameters: Collection[nn.Parameter], optimizer: str) -> None:
-        self._parameters = parameters
-        self._optimizer = optimizer
+        self._parameters, self._optimizer = parameters, optimizer
         self._handle: RemovableHandle | None = None
-        self._steps = 0
-        self._version = self._versions()
+        self._steps, self._version = 0, self._versions()
 
     @property
     def found(self) -> bool:
-        """Whether the parameters have changed since the last step that DLS saw."""
+        """Whether there are updates since the last step that DLS saw."""
         return self._steps > 0 or self._version != self._versions()
 
     def restart(self) -> None:

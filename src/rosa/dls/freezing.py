@@ -32,10 +32,7 @@ class LayerParameters:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        layers: Sequence[nn.Module],
-        scored: Sequence[Sequence[nn.Parameter]],
+        self, model: nn.Module, layers: Sequence[nn.Module], scored: list[list[nn.Parameter]]
     ) -> None:
         inside = {module for layer in layers for module in layer.modules()}
         others = (module for module in model.modules() if module not in inside)
@@ -59,12 +56,10 @@ class LayerParameters:
         return sorted(set().union(*self._owners.values()))
 
     def set_requires_grad(self, selected: Collection[int] | None, scoring: bool) -> None:
-        """Set `requires_grad` for the next step.
+        """Set `requires_grad` for the next step, in which the `selected` layers (None: all) train.
 
-        Args:
-            selected: the layers that train; None for all. A parameter that several layers share
-                trains if any of them does.
-            scoring: all layers need gradients, and so do the norms that are only scored.
+        A parameter that several layers share trains if any of them does. If `scoring`, all layers
+        need gradients, and so do the norms that are only scored.
         """
         for parameter, owners in self._owners.items():
             parameter.requires_grad_(scoring or _trains(owners, selected))

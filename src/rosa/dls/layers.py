@@ -52,11 +52,9 @@ def find_decoder_layers(model: nn.Module) -> DecoderLayers:
     if not trained:
         paths = ", ".join(found.path for found in lists)
         outside = [name for name, p in model.named_parameters() if p.requires_grad]
-        reason = (
-            f"only parameters outside them train ({outside[0]}, ...); train without DLS"
-            if outside
-            else "attach it after get_peft_model or after setting requires_grad"
-        )
+        reason = "attach it after get_peft_model or after setting requires_grad"
+        if outside:
+            reason = f"only parameters outside them train ({outside[0]}, ...); train without DLS"
         raise RosaError(
             f"DLS found no trainable parameter in the layers of {kind} ({paths}): {reason}"
         )
@@ -77,7 +75,8 @@ def scored_norms(layer: nn.Module) -> dict[str, nn.Module]:
     naming `post_attention_layernorm` is the norm before the feed-forward. A layer that has no other
     norms (OLMo2) is scored by those.
     """
-    norms = {name: child for name, child in layer.named_children() if _is_norm_name(name)}
+    named = layer.named_children()
+    norms = {name: child for name, child in named if "norm" in name or name.startswith("ln")}
     before = {name: norm for name, norm in norms.items() if not name.startswith("post_")}
     if not before:
         return norms
@@ -137,7 +136,3 @@ def _inside_decoder(model: nn.Module, lists: list[DecoderLayers]) -> list[Decode
         return lists
     members = set(decoder.modules())
     return [found for found in lists if found.layers[0] in members] or lists
-
-
-def _is_norm_name(name: str) -> bool:
-    return "norm" in name or name.startswith("ln")

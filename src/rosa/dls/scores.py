@@ -45,8 +45,8 @@ def mean_gradients(
     a sharded parameter, and its shards are gathered.
 
     Returns:
-        One tensor per parameter, of its shape, in float64 if there are several ranks. In a single
-        process None where there is no gradient; else an absent gradient counts as zeros.
+        One tensor per parameter, of its shape; float64 if there are several ranks. An absent
+        gradient is None in a single process, else it counts as zeros.
     """
     full = [None if p.grad is None else _full(p.grad) for p in parameters]
     if world_size(group) == 1:

@@ -153,10 +153,7 @@ class DynamicLayerSelection:
         self._parameters.set_requires_grad(selected, scoring)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs, as JSON-able values.
-
-        The generator of a choice is seeded from `seed` and the step, which are its whole state.
-        """
+        """All that a resumed run needs, JSON-able; `seed` and `step` are the generator's state."""
         return {
             "version": _STATE_VERSION,
             "config": self.config.to_dict(),
@@ -169,12 +166,7 @@ class DynamicLayerSelection:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume where `state_dict` was taken: same step, choice, history and generator.
-
-        Raises:
-            RosaError: the state has another format, or is of a model with other layers or other
-                trainable layers.
-        """
+        """Resume where `state_dict` was taken: same step, choice, history and generator."""
         if state.get("version") != _STATE_VERSION:
             raise RosaError(
                 f"this DLS state has format {state.get('version')!r} and this version of rosa "
@@ -212,10 +204,7 @@ class DynamicLayerSelection:
         self._prepare_step()
 
     def detach(self) -> None:
-        """Restore model and optimizer; `selected` and `history` stay readable.
-
-        Warns if there were steps and no choice.
-        """
+        """Restore model and optimizer; `selected` and `history` stay. Warns if it never chose."""
         if not self.attached:
             return
         for handle in self._step_handles + self._gradient_handles:
