@@ -109,7 +109,7 @@ def test_rows_come_from_the_file_that_was_named_else_from_beside_the_test_set(da
     (shot,) = shots_of(data=data, num_fewshot=1, fewshot_data=own)
     assert shot.response == "answer is 0"
     with pytest.raises(
-        RosaError, match=r"no train\.json beside the test set of boolq.*fewshot_data"
+        RosaError, match=r"no train\.json next to the test set of boolq.*fewshot_data"
     ):
         training_file(load_task("boolq"), None, data)
 

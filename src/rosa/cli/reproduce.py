@@ -24,8 +24,8 @@ def build_parser() -> Parser:
     """The options of `rosa reproduce`."""
     parser = Parser(
         prog="rosa reproduce",
-        description="Run everything behind a table or figure of the paper, then write it with the "
-        "paper's own numbers beside it. Rerun to resume.",
+        description="Run everything behind a table or figure of the paper, then write it next "
+        "to the paper's own numbers. Rerun to resume.",
     )
     parser.add_argument("target", help="table1, table2, table3, table4, figure1, figure3, figure4")
     parser.add_argument(

@@ -20,7 +20,7 @@ def build_parser() -> Parser:
     """The options of `rosa tables`."""
     parser = Parser(
         prog="rosa tables",
-        description="Print a study's tables: scores, the paper's beside them, and each method's "
+        description="Print a study's tables: scores, with the paper's, and each method's "
         "difference to the best baseline with its tests. Without a study, --paper prints a table "
         "of the paper.",
     )

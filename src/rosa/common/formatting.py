@@ -1,4 +1,4 @@
-"""Durations, sizes, counts and lists of indices as a person reads them.
+"""Durations, sizes, counts and lists of indices for display.
 
 >>> format_duration(12600), format_duration(0.0312), format_duration(600, digits=2)
 ('3.50 h', '31.2 ms', '10 min')

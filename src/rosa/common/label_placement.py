@@ -1,4 +1,4 @@
-"""Labels beside the points of a scatter plot, none on top of another."""
+"""Labels next to the points of a scatter plot, without overlaps."""
 
 from __future__ import annotations
 

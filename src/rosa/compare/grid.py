@@ -74,7 +74,7 @@ class Grid:
     """What `rosa compare` runs.
 
     Args:
-        output_dir: the study's folder; the same command goes on with it.
+        output_dir: the study's folder; rerun the command to resume.
         models: base models, as a recipe's `model`.
         methods: method names, or mappings with a `name` and keys of a recipe.
         training_sets: what to train on and which tasks to ask, by name.
@@ -142,7 +142,7 @@ class Grid:
 
     @property
     def entries(self) -> list[MethodEntry]:
-        """The methods as mappings; a bare name stands for itself."""
+        """The methods as mappings; a bare name is a mapping with that name."""
         return [parse_method_entry(value) for value in self.methods]
 
 
@@ -157,7 +157,7 @@ class MethodEntry:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it has its method's own name, and so stands for it."""
+        """Whether it has its method's own name, and so represents it."""
         return self.name == self.recipe["method"]
 
     @property

@@ -120,7 +120,7 @@ class StudyResults:
     def answers(self, run: RunResult, task: str) -> list[dict[str, Any]]:
         """The lines of `<task>.jsonl`: index, prompt, response, prediction, label, correct.
 
-        Empty if the answers were not kept beside the results.
+        Empty if the answers were not kept with the results.
         """
         return read_jsonl(self.folder / run.folder / "evaluation" / f"{task}.jsonl")
 

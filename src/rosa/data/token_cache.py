@@ -37,7 +37,7 @@ def tokenize_rows_cached(
     Raises:
         RosaError: what `tokenize_rows` raises; nothing is written then.
     """
-    # A slow tokenizer cannot be serialized, so it cannot be told from another.
+    # A slow tokenizer cannot be serialized, so it cannot be distinguished from another.
     if len(rows) < MIN_CACHED_ROWS or not hasattr(tokenizer, "backend_tokenizer"):
         return tokenize_rows(rows, tokenizer, **options)
     file = cache_folder() / f"{_key(rows, tokenizer, options)}.npz"

@@ -121,7 +121,7 @@ class DynamicLayerSelection:
     def select(self, loss_scale: float = 1.0) -> None:
         """Choose, if this step is one that chooses, and drop the gradients of frozen layers.
 
-        The optimizer's step does this by itself. A loop that clips gradients calls it once per
+        The optimizer's step does this automatically. A loop that clips gradients calls it once per
         step, after the last backward pass and before clipping, so that the gradient norm is that
         of the selected layers and the recorded scores are not clipped. The choice takes effect
         with the step; a step that a `GradScaler` skips leaves no trace.

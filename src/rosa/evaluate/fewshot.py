@@ -41,13 +41,13 @@ def training_file(task: Task, file: str | Path | None, data: str | Path | None) 
     """The file that the worked examples of `task` are drawn from."""
     if file is not None:
         return Path(file)
-    beside = data_file(task, data, name="train.json")
-    if beside is None:
+    found = data_file(task, data, name="train.json")
+    if found is None:
         raise RosaError(
-            f"there is no train.json beside the test set of {task.name}; give a file of training "
+            f"there is no train.json next to the test set of {task.name}; give a file of training "
             "rows with --fewshot_data"
         )
-    return beside
+    return found
 
 
 def _has_label(task: Task, row: dict[str, Any]) -> bool:

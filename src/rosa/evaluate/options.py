@@ -26,7 +26,7 @@ class EvaluationOptions:
             answer. Scores are the same; other protocols can read the responses (`--rescore`).
         prompt: template around a question (`chat` is the model's own); null is the task's.
         num_fewshot: worked examples before each question; null is none.
-        fewshot_data: training rows to draw them from; null is `train.json` beside the test set.
+        fewshot_data: training rows to draw them from; null is `train.json` next to the test set.
         forgetting: plain text to measure an adapter's forgetting on: a file, `wikitext` (from the
             hub), `rosa-tiny`, or `auto`, which fits the base model; null does not measure it.
     """

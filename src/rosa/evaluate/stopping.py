@@ -19,7 +19,7 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class RowStoppingCriteria:
-    """A stopping criterion that finishes each row of a batch by itself.
+    """A stopping criterion that finishes each row of a batch separately.
 
     `lengths` maps each finished row to its number of new tokens; padding follows them.
 

@@ -63,7 +63,7 @@ class Task:
         hub: the test set on the hub, where one with these rows is known.
         seen_in_training: training sets that hold the training part of this test.
         citation: the benchmark's authors.
-        folder: the YAML's folder; data may be beside the YAML.
+        folder: the YAML's folder; data may be next to the YAML.
     """
 
     name: str

@@ -47,7 +47,7 @@ class Method:
     dls: bool = False  # whether dynamic layer selection is part of the method
     of_total_steps: dict[str, float] = dataclasses.field(default_factory=dict)
     # Arguments whose default is a share of the run's optimizer steps.
-    note: str = ""  # printed beside its numbers
+    note: str = ""  # printed with its numbers
 
     @property
     def paper_percent(self) -> dict[str, float]:

@@ -40,7 +40,7 @@ def weights_fingerprint(folder: str) -> str | None:
 
 
 def trained_on(name: str) -> list[str]:
-    """The training data that the recipe beside a local adapter names; empty if there is none."""
+    """The training data that the recipe next to a local adapter names; empty if there is none."""
     recipe = Path(name) / "recipe.yaml"
     if not recipe.is_file():
         return []

@@ -48,8 +48,8 @@ def modulate(
     Args:
         signals: of queries, of keys, or of both, where a fused projection makes both.
         rotation: the rotation that follows, with α in it ("post"); None for "pre".
-        in_place: write into `output`'s memory. Only for an output that nobody else reads and that
-            its maker does not keep for backward; what is returned takes its place.
+        in_place: write into `output`'s memory. Only for an output that has no other reader and is
+            not saved for backward; the returned tensor takes its place.
         variant: "triton" runs each of the `signals` as one kernel.
 
     Returns a tensor of output's shape and dtype; corrections are formed in the widest dtype.

@@ -1,4 +1,4 @@
-"""First derivatives only: who asks for second ones gets an error."""
+"""First derivatives only: second ones raise an error."""
 
 from __future__ import annotations
 

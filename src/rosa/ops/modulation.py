@@ -72,5 +72,5 @@ def modulate_pairs_backward(
 
 
 def _product(signal: Tensor, rotated: Tensor, own: bool) -> Tensor:
-    """S ⊙ rotated, in the wider dtype; in place of a signal that is nobody else's (`own`)."""
+    """S ⊙ rotated, in the wider dtype; in place of a signal without other readers (`own`)."""
     return signal.mul_(rotated) if own and signal.dtype == rotated.dtype else rotated * signal

@@ -19,8 +19,8 @@ Autocast = tuple[str, torch.dtype | None]  # device type, and the dtype; None wh
 def run_checkpointed(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
     """The modules applied one after another, bit for bit; in backward they run again.
 
-    For modules that are cheap beside what they would keep: tensors as large as `x`, which itself is
-    kept anyway by others. They must draw no random numbers and change no buffers. Where there is
+    For modules that are cheap relative to what they would save: tensors as large as `x`, which is
+    saved by others anyway. They must draw no random numbers and change no buffers. Where there is
     nothing to gain or something could go unnoticed (no gradient for a weight, forward or backward
     hooks, a compiler at work), they run as they are.
     """

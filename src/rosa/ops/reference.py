@@ -7,7 +7,7 @@ uses them,
     R = | c  -s |        R⁻¹ = ____1____ |  c  s |
         | s   c |              c² + s²   | -s  c |
 
-`pre` scales the pair where it stands. `post` must give R·z scaled after rotation, D·R·z with
+`pre` scales the pair in place. `post` must give R·z scaled after rotation, D·R·z with
 D = diag(1+α·s₁, 1+α·s₂), while the rotation comes later, in the model's own code: so the pair
 becomes R⁻¹·D·R·z. With D = 1 + α·diag(s₁, s₂) this is z + α·R⁻¹·diag(s₁, s₂)·R·z, and only the
 small second term is rounded in low precision. R⁻¹ is not Rᵀ: YaRN scales cos and sin, and rounding

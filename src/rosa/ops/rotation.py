@@ -61,7 +61,7 @@ def pair_rotation(
 
     It is cached on `cos` itself, which all layers of a forward pass share, and freed with it.
     """
-    inference = torch.is_inference_mode_enabled()  # what is made then, nobody can train with
+    inference = torch.is_inference_mode_enabled()  # its tensors cannot be trained with
     key = (_version(cos), _version(sin), inference, pairs, alpha, dtype)
     cached = getattr(cos, "_rosa_pair_rotation", None)
     if cached is None or cached[0] is not sin or cached[1] != key:

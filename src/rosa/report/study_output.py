@@ -1,4 +1,4 @@
-"""What `rosa compare` writes into a study's folder beside `results.json`."""
+"""What `rosa compare` writes into a study's folder next to `results.json`."""
 
 from __future__ import annotations
 

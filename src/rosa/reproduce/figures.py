@@ -1,4 +1,4 @@
-"""Figures 3 and 4 of the paper from a study's results, beside the paper's own.
+"""Figures 3 and 4 of the paper from a study's results, next to the paper's own.
 
 Each half has its own axis: a study on another model or other data is not the paper's, so only the
 shapes can be compared.

@@ -1,4 +1,4 @@
-"""The tables and figures that `rosa reproduce` writes for a target, beside the paper's own."""
+"""The tables and figures that `rosa reproduce` writes for a target, with the paper's own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_target_tables(target: Target, study: StudyResults) -> list[Table]:
 
 
 def draw_target_figures(target: Target, study: StudyResults) -> None:
-    """Draw a target's figures, beside its tables."""
+    """Draw a target's figures, next to its tables."""
     for name in FIGURES.get(target.name, ()):
         DRAW[name](study, target.models[0], target.folder / f"{name}.png")
 

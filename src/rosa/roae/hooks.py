@@ -1,14 +1,14 @@
 """The forward hook that modulates queries or keys, and how a `RosaLayer` hands it a modulation.
 
-The modulation lies in the `__dict__` of the hooked module for the length of one call of the
+The modulation is stored in the `__dict__` of the hooked module for the length of one call of the
 attention module. Each thread has its own: several may run one model at once, as those of a server
 do.
 
-Under `torch.compile`, a gradient-checkpointed layer is traced as a graph of its own, in which
+Under `torch.compile`, a gradient-checkpointed layer is traced as a separate graph, in which
 Dynamo forbids changes of anything that outlives it: it cannot see that these are undone before the
-layer ends, and would break the graph at every layer. So it is told not to check them. The graph
+layer ends, and would break the graph at every layer. So that check is disabled. The graph
 that is recomputed in the backward pass holds the tensors themselves, no dictionary. A graph knows
-no threads: its modulations lie apart, and it reads those of all threads.
+no threads: its modulations are stored separately, and it reads those of all threads.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _unchecked(change: Callable[..., None], *args: Any) -> None:
 
 
 def _can_write(module: nn.Module, inputs: tuple, output: Tensor) -> bool:
-    """Whether nobody else reads the output, so that it can be modulated in place.
+    """Whether the output has no other reader, so that it can be modulated in place.
 
     Neither a linear layer nor a norm keeps its output for its backward pass. A norm that is off
     (`nn.Identity`) gives its input; other hooks, and a `forward` that was replaced on the instance,

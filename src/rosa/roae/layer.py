@@ -208,7 +208,7 @@ class RosaLayer(KeepRequiresGradMixin, nn.Module, BaseTunerLayer):
     ) -> tuple[tuple[Tensor, bool], tuple[Tensor, bool]]:
         """The sources of S_q and S_k: S and False, or P and True where S = SiLU(P).
 
-        For a backward pass that is P for both where possible, so that S_q is not kept beside it.
+        For a backward pass that is P for both where possible, so that S_q is not saved too.
         """
         p = self.pre_activation(name, hidden_states)
         if variant == "reference" or not p.requires_grad:

@@ -72,7 +72,7 @@ def register_projection(name: str, factory: Factory) -> None:
             in_features is d, out_features h_q·d_low and config the `RosaConfig`. Returns a dict of
             modules, applied in its order to H (b, l, d), the last one giving P (b, l, h_q·d_low).
             P must be zero at first where `config.init_weights`, and random where not. Names of
-            the dict are Python identifiers; parameters and buffers lie directly in the modules,
+            the dict are Python identifiers; parameters and buffers belong directly to the modules,
             and module NAME's `weight` is saved as `rosa_NAME.weight`. Weights are created in
             float32 on the default device; the layer moves and casts them.
 

@@ -78,7 +78,7 @@ def low_pair_count(head_dim: int, rotary_dim: int, r_low: float) -> int:
 
     Raises RosaError where n = 0, naming head_dim and r_low.
     """
-    # 1e-9: products such as 20·0.7 = 13.999… stand for whole numbers
+    # 1e-9: products such as 20·0.7 = 13.999… stand for integers
     pairs = int(rotary_dim * r_low / 2 + 1e-9)
     if pairs < 1:
         rotated = "" if rotary_dim == head_dim else f" of which {rotary_dim} are rotated"

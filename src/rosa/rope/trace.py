@@ -19,7 +19,12 @@ import torch
 from torch import Tensor, nn
 
 _ROTATION = re.compile(r"_?apply_\w*rot\w*")
-_LENGTHS = (11, 13, 17, 19)  # one of them is no size of the model, so that it tells the axes apart
+_LENGTHS = (
+    11,
+    13,
+    17,
+    19,
+)  # one of them is no size of the model: the axis of tokens
 
 
 class DetectionError(Exception):

@@ -48,7 +48,7 @@ def pattern_of(tuner: AdaLoraModel) -> dict[str, list[bool]]:
 
 @contextmanager
 def all_ranks(model: Any) -> Iterator[None]:
-    """Inside, pruned ranks are saved and loaded too, as zeros; then the pattern is set anew."""
+    """Inside, pruned ranks are saved and loaded too, as zeros; then the pattern is set again."""
     tuner = adalora_of(model)
     if tuner is None:
         yield

@@ -1,8 +1,8 @@
 """A recipe: everything that decides a training run, as typed YAML keys.
 
 `rosa train RECIPE.yaml --key value` reads the file, applies the overrides, and prints and keeps the
-resolved recipe, so that a run folder alone is enough to repeat the run. A method's own keys stand
-under `adapter:` and are those of its PEFT config (`RosaConfig`, `LoraConfig`, ...).
+resolved recipe, so that a run folder alone is enough to repeat the run. A method's own keys are
+under `adapter:`, and are those of its PEFT config (`RosaConfig`, `LoraConfig`, ...).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Recipe:
     Args:
         model: hub id, local folder, or the built-in `rosa-tiny`.
         data: training rows: a JSON or JSONL file, a built-in toy task, or a hub id; or a list.
-        output_dir: the run's folder; refused when it holds another run.
+        output_dir: the run's folder; an error if it holds another run.
         method: a name from docs/reference/methods.md, or a PEFT method such as `ia3`.
         adapter: the method's own keys, those of its PEFT config.
         dls: dynamic layer selection; `null` trains every layer at every step. Where a recipe does

@@ -1,6 +1,6 @@
 """A run's folder: its files, the check that it is this run's, and where a run resumes.
 
-recipe.yaml          the resolved recipe; tells which run the folder belongs to
+recipe.yaml          the resolved recipe; identifies the run that the folder belongs to
 .rows                a hash of its rows; a resumed run must have the same
 metrics.jsonl        one line per log: step, loss, learning_rate, tokens_per_second, ...
 dls_history.jsonl    one line per choice of layers: step, mode, scores, selected
@@ -56,7 +56,7 @@ class RunFolder:
 
     @property
     def draft(self) -> Path:
-        """The adapter, until every file beside it is written."""
+        """The adapter, until all its files are written."""
         return self.path / ".adapter"
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 RANKING = "among the methods of a model; values that print the same are tied"
-DASH = "–"  # stands where there is no number
+DASH = "–"  # in place of a missing number
 SEEN = "†"  # test questions that the training data contains
 INCOMPLETE = "‡"  # a row with fewer seeds than asked for
 
@@ -45,7 +45,7 @@ class Column:
         return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines] or [""]
 
     def shown(self, value: float | str | None) -> str:
-        """A value as all formats for people print it.
+        """A value as the formats for reading print it.
 
         >>> Column("x").shown(85.94), Column("x").shown(None), Column("x", 1, "", True).shown(2)
         ('85.9', '–', '+2.0')
@@ -63,7 +63,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A number or a text; `spread` is the standard deviation that stands after ±."""
+    """A number or a text; `spread` is the standard deviation after ±."""
 
     value: float | str | None = None
     spread: float | None = None
@@ -104,7 +104,7 @@ class Table:
         head: heading of the labels ("Method").
         notes: sentences below it.
         ranking: what best and second best are among ("the methods of a model"); empty where no
-            cell is styled. Each format says how it shows them.
+            cell is styled. Each format explains how it shows them.
         names_models: whether a first column names the block of each row.
     """
 
@@ -138,7 +138,7 @@ class Table:
         return ["Model", self.head] if self.names_models else [self.head]
 
     def labeled(self, block: Block) -> Iterator[tuple[list[str], Row]]:
-        """Each row of a block with its labels; the block's title stands in the first row alone."""
+        """Each row of a block with its labels; the block's title in the first row alone."""
         for i, row in enumerate(block.rows):
             model = [block.title * (i == 0)] * self.names_models
             yield [*model, marked(row.label, row.mark)], row

@@ -48,7 +48,7 @@ def terminal(table: Table) -> str:
 
 
 def _pieces(table: Table, plain: bool, console: Console) -> list[list[int]]:
-    """The columns, in groups that fit into the width of the console beside the labels."""
+    """The columns, in groups that fit into the width of the console with the labels."""
     unlimited = console.options.update(width=10_000)
     pieces: list[list[int]] = [[]]
     for i in range(table.width):

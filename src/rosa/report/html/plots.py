@@ -30,7 +30,7 @@ MAX_LAYER_TICKS = 10
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure: its caption and a smaller text beside it."""
+    """One figure: its caption and a smaller text next to it."""
 
     title: str
     svg: Markup
@@ -50,7 +50,7 @@ class PlotGroup:
 
 
 def result_plots(section: Section) -> list[PlotGroup]:
-    """Per model: the micro average, its costs, and each task by itself."""
+    """Per model: the micro average, its costs, and each task separately."""
     found = []
     for model, methods in section.rows.items():
         runs = [run for method in methods for run in method.runs]

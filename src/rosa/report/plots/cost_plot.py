@@ -18,7 +18,7 @@ from rosa.common.label_placement import Mark, place_labels
 from rosa.common.plot_style import GRID, INK, SOFT, percent_axis, plot_style
 from rosa.errors import RosaError
 
-# Label, color and shape; Okabe and Ito's colors, which every kind of color vision tells apart.
+# Label, color and shape; Okabe and Ito's colors, which are distinct in every kind of color vision.
 GROUPS = {
     "ours": ("RoSA", "#d55e00", "o"),
     "baseline": ("baselines", "#0072b2", "s"),

@@ -1,4 +1,4 @@
-"""The pictures of a study: every method's seeds beside each other, and accuracy against costs.
+"""The pictures of a study: every method's seeds side by side, and accuracy against costs.
 
 write_pictures(study, study.folder / "figures")
 """
@@ -74,9 +74,9 @@ def methods_height(rows: MethodRows) -> float:
 
 
 def draw_methods(axes: Any, rows: MethodRows, value: Callable[[RunResult], float]) -> None:
-    """A line per method: its seeds as dots, their mean and standard deviation, and both in words.
+    """A line per method: its seeds as dots, their mean and standard deviation, and both as text.
 
-    A dotted line stands at the best baseline.
+    A dotted line marks the best baseline.
     """
     reach, baselines = [], []
     for y, runs in enumerate(rows.values()):

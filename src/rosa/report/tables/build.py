@@ -37,7 +37,7 @@ Score = tuple[Column, Callable[[RunResult], float]]
 
 
 def main_table(section: Section, *, averages_first: bool = False) -> Table:
-    """Methods x tasks, a block per model; the paper's averages beside them where they match."""
+    """Methods x tasks, a block per model; with the paper's averages where they match."""
     tasks, averages = _scores(section)
     scores = [*averages, *tasks] if averages_first else [*tasks, *averages]
     printed = paper.averages([task.name for task in section.tasks], section.models)

@@ -1,4 +1,4 @@
-"""Each method of a study against the best baseline, with the tests that say whether it is luck."""
+"""Each method of a study against the best baseline, with tests of significance."""
 
 from __future__ import annotations
 

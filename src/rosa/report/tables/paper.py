@@ -1,4 +1,4 @@
-"""The tables of the paper, and its averages beside a study's where names match."""
+"""The tables of the paper, and its averages in a study's tables where names match."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in one table: the runs of a training set and suite, by model and method.
+"""The content of one table: the runs of a training set and suite, by model and method.
 
 Tasks of different suites are never averaged together, so each suite has a table of its own.
 """
