@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo demo-record tiny-study test lint format nightly versions bench smollm2 real clean
+.PHONY: install demo demo-real demo-record tiny-study test lint format nightly versions bench smollm2 real clean
 
 install: .venv/installed
 
@@ -14,6 +14,10 @@ install: .venv/installed
 
 demo: install
 	$(BIN)/rosa demo
+
+# The same on a real model, SmolLM2-135M-Instruct; under ten minutes.
+demo-real: smollm2
+	$(BIN)/rosa demo --recipe recipes/smollm2_demo.yaml --output_dir runs/demo-real --limit 40
 
 # Measures what the README says about the demo; run it when nothing else runs.
 demo-record: install

@@ -20,6 +20,23 @@ def test_a_taken_folder_gets_a_number(tmp_path: Path) -> None:
     assert free_folder(tmp_path / "demo") == tmp_path / "demo-3"
 
 
+def test_another_recipe_shows_answers_before_and_after(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, folder = tmp_path / "short.yaml", tmp_path / "demo"
+    recipe.write_text(
+        "model: rosa-tiny\ndata: [tiny-sums, tiny-choice]\noutput_dir: x\nmax_steps: 2\n"
+        "validation: 0\nreport_to: []\nadapter: {r: 2}\n"
+    )
+    words = ["--recipe", str(recipe), "--output_dir", str(folder), "--limit", "3"]
+    assert main(["demo", *words]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("  base: ") == printed.count("  RoSA: ") == 3
+    assert "tokens per second" in printed
+    record = json.loads((folder / "demo.json").read_text())
+    assert record["after"]["tasks"][0]["scored"] == 3
+
+
 @pytest.mark.slow
 def test_fine_tuning_teaches_both_tasks(tmp_path: Path) -> None:
     folder = tmp_path / "demo"

@@ -1,15 +1,17 @@
-"""`rosa demo`: fine-tune the embedded toy model with RoSA and score it before and after."""
+"""`rosa demo`: fine-tune a small model with RoSA on the toy tasks; scores before and after."""
 
 from __future__ import annotations
 
 import json
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rosa.assets import ASSETS
 from rosa.cli.main import EXIT_INTERRUPTED
 from rosa.cli.parser import Parser
+from rosa.common.files import read_jsonl
 
 RECIPE = ASSETS / "recipes" / "demo.yaml"
 
@@ -21,6 +23,7 @@ def build_parser() -> Parser:
         description="Fine-tune the embedded toy model with RoSA and score it before and after; "
         "under five minutes on two CPU cores.",
     )
+    parser.add_argument("--recipe", default=str(RECIPE), help="train another model on the tasks")
     parser.add_argument("--output_dir", default="runs/demo", help="a number is added if taken")
     parser.add_argument("--limit", type=int, help="score a seeded sample of N questions per task")
     return parser
@@ -41,20 +44,27 @@ def run(args: Any) -> int:
     start = time.perf_counter()
     console = Console(markup=False, highlight=False, soft_wrap=True)
     folder = free_folder(Path(args.output_dir))
-    recipe = load_recipe(str(RECIPE), "--output_dir", str(folder))
+    recipe = load_recipe(args.recipe, "--output_dir", str(folder))
     options = EvaluationOptions(limit=args.limit)
-    console.print(f"1. the base model {recipe.model}, a toy that knows a small world of its own")
-    before = run_evaluation(recipe.model, ["toy"], options, progress=True)
+    console.print(f"1. the base model {recipe.model} answers questions of a small world")
+    with TemporaryDirectory() as base:
+        before = run_evaluation(recipe.model, ["toy"], options, out=base, progress=True)
+        first = read_answers(Path(base))
     console.print("2. fine-tuning with RoSA")
     result = train(recipe, log=console.print)
-    if not result.finished:
+    if not (result.finished and result.costs):
         console.print(
             f"stopped after step {result.steps} of {result.total_steps}; resume with\n"
             f"rosa train {folder / 'recipe.yaml'} --resume"
         )
         return EXIT_INTERRUPTED
     console.print("3. the same questions again")
-    after = run_evaluation(folder, ["toy"], options, progress=True)
+    after = run_evaluation(folder, ["toy"], options, out=folder / "evaluation", progress=True)
+    examples = list(zip(first, read_answers(folder / "evaluation"), strict=True))[
+        :: len(first) // 3
+    ]
+    for old, new in examples[:3]:
+        console.print(f"\n{question(old)}\n  base: {shown(old)}\n  RoSA: {shown(new)}")
     assert before
     assert after
     columns = (Column("questions", 0), Column("base"), Column("RoSA"))
@@ -66,18 +76,37 @@ def run(args: Any) -> int:
     print_table(Table("demo", title, "task", columns, (Block("", tuple(rows)),)), console)
     seconds = round(time.perf_counter() - start)
     record = {
+        "model": recipe.model,
         "trainable": result.trainable,
         "seconds": seconds,
+        "tokens_per_second": result.costs.tokens_per_second,
         "before": before.to_json(),
         "after": after.to_json(),
         **describe_environment(),
     }
     (folder / "demo.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    console.print(f"{seconds} seconds in all; the figures are in {folder / 'demo.json'}")
+    speed = f"{result.costs.tokens_per_second:,.0f} tokens per second of training"
+    console.print(f"{seconds} seconds in all, {speed}; the figures are in {folder / 'demo.json'}")
     for picture in ("loss.png", "layers.png"):
         if (folder / picture).is_file():
             console.print(f"picture: {folder / picture}")
     return 0
+
+
+def read_answers(folder: Path) -> list[dict[str, Any]]:
+    """The recorded answers of an evaluation's tasks, in the order of their names."""
+    return [record for file in sorted(folder.glob("*.jsonl")) for record in read_jsonl(file)]
+
+
+def question(record: dict[str, Any]) -> str:
+    """The instruction within a recorded prompt, on one line."""
+    return " ".join(record["prompt"].split("### Instruction:")[-1].split("### Resp")[0].split())
+
+
+def shown(record: dict[str, Any]) -> str:
+    """The first line of a response, and whether it is right."""
+    text = (record["response"].strip() or "(nothing)").splitlines()[0][:80]
+    return f"{text}   [{'right' if record['correct'] else 'wrong'}]"
 
 
 def free_folder(wanted: Path) -> Path:
