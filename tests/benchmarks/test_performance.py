@@ -231,7 +231,7 @@ def test_products_are_what_the_formulas_say(bench):
     assert found["lora"] - found["floor"] == tokens * (counted.lora() - unasked)
 
 
-def test_a_profile_tells_the_adapter_from_the_model(bench):
+def test_a_profile_distinguishes_the_adapter_from_the_model(bench):
     rows = list(profiled.profiled(bench))
     training = {row["kind"]: row for row in rows if row["what"] == "training"}
     assert list(training) == list(profiled.KINDS)

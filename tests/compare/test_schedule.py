@@ -168,9 +168,7 @@ def test_a_method_whose_tuning_failed_is_reported_and_the_others_run(tmp_path: P
 
 
 @pytest.mark.parametrize("how", ["dies", "stops"])
-def test_no_rate_is_chosen_before_every_candidate_has_ended_by_itself(
-    tmp_path: Path, how: str
-) -> None:
+def test_no_rate_is_chosen_before_every_candidate_has_ended(tmp_path: Path, how: str) -> None:
     schedule = make_schedule(tmp_path, tune=LearningRateSearch(RATES))
     run(schedule, FakeExecutor(tmp_path, **{how: "rosa/lr-0.001"}))  # which would have won
     assert "rosa/lr-0.001" in schedule.errors["runs/rosa-tiny/toy/rosa/seed-1"]
@@ -209,7 +207,7 @@ def test_a_method_keeps_the_rate_that_its_first_run_had(tmp_path: Path) -> None:
     assert results[0]["losses"] == {"0.001": 0.2, "0.01": 0.3}
 
 
-def test_a_run_that_something_else_stopped_is_told(tmp_path: Path) -> None:
+def test_a_run_that_something_else_stopped_is_reported(tmp_path: Path) -> None:
     schedule = make_schedule(tmp_path)
     run(schedule, FakeExecutor(tmp_path, stops="rosa/seed-2"))
     assert "rerun to resume" in schedule.errors["runs/rosa-tiny/toy/rosa/seed-2"]
@@ -272,7 +270,7 @@ def test_losses_are_means_over_the_tuning_seeds(tmp_path: Path) -> None:
     assert best_learning_rate(losses, "no luck") == 1e-3
 
 
-def test_the_progress_tells_how_many_are_done_and_how_long_it_takes(tmp_path: Path) -> None:
+def test_the_progress_shows_how_many_are_done_and_how_long_it_takes(tmp_path: Path) -> None:
     schedule = make_schedule(tmp_path)
     stream = io.StringIO()
     progress = StudyProgress(schedule, workers=2, console=Console(file=stream, width=40))
@@ -311,7 +309,7 @@ def test_the_table_shows_every_group(tmp_path: Path) -> None:
         (EvaluationOptions(forgetting="no.txt"), ["no.txt"]),
     ],
 )
-def test_what_cannot_be_asked_is_told_before_anything_is_trained(
+def test_an_impossible_request_raises_before_anything_is_trained(
     tmp_path: Path, evaluate: EvaluationOptions, words: list[str]
 ) -> None:
     grid = make_grid(output_dir=str(tmp_path / "study"), evaluate=evaluate)
@@ -374,7 +372,7 @@ class TestClaim:
             save_grid(tmp_path, make_grid())
 
 
-def test_ctrl_c_says_that_the_study_goes_on(
+def test_ctrl_c_says_how_to_resume_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def interrupted(*_: Any) -> None:

@@ -129,7 +129,7 @@ def test_holm_by_hand():
 
 
 @given(st.lists(st.floats(0, 1) | st.none(), max_size=8))
-def test_holm_lies_between_no_correction_and_bonferroni(ps):
+def test_holm_is_between_no_correction_and_bonferroni(ps):
     made = sum(p is not None for p in ps)
     for before, after in zip(ps, holm(ps), strict=True):
         if before is None:

@@ -86,7 +86,7 @@ def test_an_evaluation_is_resumed(folder: Path) -> None:
     assert verdicts[0] == verdicts[1]
 
 
-def test_a_study_is_reported_as_it_stands(folder: Path) -> None:
+def test_a_study_is_reported_unchanged(folder: Path) -> None:
     assert main(["tables", "study"]) == 0
     assert main(["report", "study"]) == 0
     page = Path("study/report.html").read_text(encoding="utf-8")

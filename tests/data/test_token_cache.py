@@ -198,7 +198,7 @@ def test_without_a_place_to_write_nothing_is_kept(
     assert tokenize_rows_cached(ROWS, TOKENIZERS["words"], max_length=20).rows
 
 
-def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("ROSA_CACHE", raising=False)
     monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
     assert token_cache.cache_folder() == Path.home() / ".cache" / "rosa"

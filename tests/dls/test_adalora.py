@@ -153,7 +153,7 @@ def test_afterwards_adalora_is_as_it_was() -> None:
     assert set(vars(allocator)) == attributes
 
 
-def test_wrong_uses_are_told() -> None:
+def test_wrong_uses_raise() -> None:
     model = adapted()
     with pytest.raises(RosaError, match=r"inside AdaLoRA.*what get_peft_model returned"):
         DynamicLayerSelection(model.get_base_model(), adamw(model), EVERY_THIRD)

@@ -43,7 +43,7 @@ def test_called_once_per_pass_with_all_gradients_there(use_reentrant: bool | Non
     assert len(calls) == 2
 
 
-def test_goes_on_after_a_pass_that_failed() -> None:
+def test_works_after_a_pass_that_failed() -> None:
     model = TwoOutputs()
     calls = []
     on_backward_end(model, lambda: calls.append(1))

@@ -61,7 +61,7 @@ def test_norms_of_other_kinds_of_layer(model_type: str, changes: dict, norms: li
     assert sorted(scored_norms(found.layers[0])) == sorted(norms)
 
 
-def test_norms_without_weight_are_refused() -> None:
+def test_norms_without_weight_raise() -> None:
     found = find_decoder_layers(from_config("olmo"))
     with pytest.raises(RosaError, match=r"model\.layers\.0.*no weight.*without DLS"):
         scored_parameters(found.layers[0], f"{found.path}.0")
@@ -113,7 +113,7 @@ class TwoStacks(nn.Module):
         self.right = nn.ModuleList(Block() for _ in range(2))
 
 
-def test_several_possible_lists_are_refused_until_one_is_trained() -> None:
+def test_several_possible_lists_raise_until_one_is_trained() -> None:
     model = TwoStacks()
     with pytest.raises(RosaError, match="left or right: leave only one of them trainable"):
         find_decoder_layers(model)
@@ -121,12 +121,12 @@ def test_several_possible_lists_are_refused_until_one_is_trained() -> None:
     assert find_decoder_layers(model).path == "right"
 
 
-def test_no_list_of_layers_is_refused() -> None:
+def test_no_list_of_layers_raises() -> None:
     with pytest.raises(RosaError, match="no list of decoder layers in Sequential"):
         find_decoder_layers(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
 
 
-def test_nothing_trainable_in_the_layers_is_refused() -> None:
+def test_nothing_trainable_in_the_layers_raises() -> None:
     model = tiny_llama()
     model.model.layers.requires_grad_(False)
     with pytest.raises(RosaError, match=r"no trainable parameter.*\(model\.layers\)"):

@@ -204,7 +204,7 @@ def refused(method: str) -> pytest.MarkDecorator:
         pytest.param(PrefixTuningConfig, marks=refused("prefix tuning")),
     ],
 )
-def test_prompts_are_outside_all_layers_and_refused(config: type) -> None:
+def test_prompts_are_outside_all_layers_and_raise(config: type) -> None:
     prompts = config(task_type="CAUSAL_LM", num_virtual_tokens=3)
     model = get_peft_model(tiny_llama(torch.float32), prompts)
     with pytest.raises(
@@ -213,7 +213,7 @@ def test_prompts_are_outside_all_layers_and_refused(config: type) -> None:
         DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
 
 
-def test_a_model_that_trains_nothing_is_told_so() -> None:
+def test_a_model_that_trains_nothing_raises() -> None:
     model = tiny_llama().requires_grad_(False)
     with pytest.raises(RosaError, match="attach it after get_peft_model"):
         DynamicLayerSelection(model, adamw(model), EVERY_THIRD)

@@ -231,7 +231,7 @@ def test_two_optimizers_with_select_before_the_first(first: str) -> None:
     assert len(dls.history) == 2
 
 
-def test_another_optimizer_than_the_one_given_is_told() -> None:
+def test_another_optimizer_than_the_one_given_is_reported() -> None:
     """An optimizer that was made anew after attaching, and steps in place of the first."""
     model = full()
     DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
@@ -240,7 +240,7 @@ def test_another_optimizer_than_the_one_given_is_told() -> None:
         train(model, newer, MAX_FOREIGN_STEPS + 1)
 
 
-def test_a_step_around_the_hooks_is_told() -> None:
+def test_a_step_around_the_hooks_is_reported() -> None:
     model = full()
     optimizer = adamw(model)
     optimizer.step = type(optimizer).step.__wrapped__.__get__(optimizer)  # as a compiled one is

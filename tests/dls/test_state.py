@@ -84,7 +84,7 @@ def test_the_seed_is_part_of_the_state() -> None:
     assert choices(*resumed) == expected
 
 
-def test_state_of_another_model_or_format_is_refused() -> None:
+def test_state_of_another_model_or_format_raises() -> None:
     model = full()
     dls = DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
     with pytest.raises(RosaError, match="4 layers, and this one has 6"):
@@ -93,7 +93,7 @@ def test_state_of_another_model_or_format_is_refused() -> None:
         dls.load_state_dict({**dls.state_dict(), "version": 99})
 
 
-def test_a_state_whose_layers_cannot_train_is_refused() -> None:
+def test_a_state_whose_layers_cannot_train_raises() -> None:
     def some(layers: list[int]) -> tuple[nn.Module, torch.optim.Optimizer]:
         config = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=layers)
         model = get_peft_model(tiny_llama(), config)
@@ -111,14 +111,14 @@ def test_a_state_whose_layers_cannot_train_is_refused() -> None:
     assert dls.selected is None
 
 
-def test_a_damaged_state_is_told() -> None:
+def test_a_damaged_state_is_reported() -> None:
     model = full()
     dls = DynamicLayerSelection(model, adamw(model), DlsConfig(interval=1, warmup=0))
     with pytest.raises(RosaError, match="is damaged: it has no config, history, layers"):
         dls.load_state_dict({"version": 1})
 
 
-def test_a_copy_of_an_attached_model_is_told_when_to_copy() -> None:
+def test_a_copy_of_an_attached_model_raises() -> None:
     model = full()
     DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
     twin = copy.deepcopy(model)
@@ -188,7 +188,7 @@ def test_after_detach_its_methods_have_no_effect() -> None:
 
 
 @pytest.mark.parametrize("how", ["thawed", "adapter"])
-def test_what_begins_to_train_later_is_refused(how: str) -> None:
+def test_what_begins_to_train_later_raises(how: str) -> None:
     model = lora()
     optimizer = adamw(model)
     dls = DynamicLayerSelection(model, optimizer, DlsConfig(interval=2, warmup=0))
@@ -227,7 +227,7 @@ def test_total_steps_is_asked_for() -> None:
     assert not getattr(model, ATTACHED, False)
 
 
-def test_an_optimizer_of_other_parameters_is_refused() -> None:
+def test_an_optimizer_of_other_parameters_raises() -> None:
     model = full()
     stranger = torch.optim.SGD(model.lm_head.parameters(), lr=0.1)
     with pytest.raises(RosaError, match="holds none of the trainable parameters"):
@@ -246,7 +246,7 @@ def test_an_optimizer_of_other_parameters_is_refused() -> None:
         ("ACCELERATE_USE_FSDP", "true", "not sharded yet: attach it to what"),
     ],
 )
-def test_engines_it_cannot_work_under_are_refused(monkeypatch, variable, value, sentence) -> None:
+def test_engines_it_cannot_work_under_raise(monkeypatch, variable, value, sentence) -> None:
     model = full()
     monkeypatch.setenv(variable, value)
     with pytest.raises(RosaError, match=sentence):
@@ -264,7 +264,7 @@ class Fsdp1(FullyShardedDataParallel):
         self.wrapped = model
 
 
-def test_fsdp1_is_refused() -> None:
+def test_fsdp1_raises() -> None:
     model = Fsdp1(full())
     with pytest.raises(RosaError, match=r"with FSDP1.*use FSDP2"):
         DynamicLayerSelection(model, adamw(model), EVERY_THIRD)

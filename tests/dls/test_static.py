@@ -80,7 +80,7 @@ def test_nothing_is_asked_about_the_runs_length_and_nothing_warned(recwarn) -> N
 @pytest.mark.parametrize(
     "layers", [[], [1, 1], [-1], [0.5], [True], "0", 3, {0: 1}, [None]], ids=repr
 )
-def test_what_is_no_list_of_layers_is_refused(layers: object) -> None:
+def test_what_is_no_list_of_layers_raises(layers: object) -> None:
     with pytest.raises(RosaError, match=r"dls\.layers must be a list of distinct layer indices"):
         DlsConfig(layers=layers)  # type: ignore[arg-type]
 
@@ -96,7 +96,7 @@ def test_layers_that_the_model_lacks_or_cannot_train_are_named() -> None:
             DynamicLayerSelection(model, adamw(model), DlsConfig(layers=layers))
 
 
-def test_its_state_goes_on_and_a_changed_choice_is_a_new_record() -> None:
+def test_its_state_resumes_and_a_changed_choice_is_a_new_record() -> None:
     model = lora()
     optimizer = adamw(model)
     dls = DynamicLayerSelection(model, optimizer, STATIC)

@@ -64,7 +64,7 @@ def told(trainer: Trainer) -> list[tuple[int, dict[str, float]]]:
     return tracker.told
 
 
-def test_a_static_choice_is_told_at_the_start_and_once(tmp_path: Path, monkeypatch) -> None:
+def test_a_static_choice_is_reported_at_the_start_and_once(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tracker", Tracker)
     static = DlsConfig(layers=[1])
     saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}

@@ -228,7 +228,7 @@ def test_accumulation_equals_the_big_batch(tmp_path: Path) -> None:
         assert torch.allclose(one, two, rtol=1e-4, atol=1e-5)
 
 
-def test_two_backward_passes_in_a_step_that_chooses_are_refused(tmp_path: Path) -> None:
+def test_two_backward_passes_in_a_step_that_chooses_raise(tmp_path: Path) -> None:
     # The first would choose by half of the gradients, and the Trainer gives no later moment.
     class Halves(Trainer):
         def training_step(self, model: nn.Module, inputs: Any, *args: Any) -> torch.Tensor:
@@ -295,7 +295,7 @@ def test_chosen_layers_are_in_the_logs(finished: Finished) -> None:
     assert len(logged(finished.trainer, "dls_selected")) == STEPS - 2
 
 
-def test_checkpoint_without_dls_state_starts_anew_with_a_warning(tmp_path: Path) -> None:
+def test_checkpoint_without_dls_state_starts_again_with_a_warning(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4}
     train(tmp_path, lora(), max_steps=4, **changes)
     callback = DlsCallback(DlsConfig(interval=3, warmup=2))
@@ -383,7 +383,7 @@ def test_a_run_in_which_it_never_chose_warns_at_start_and_end(tmp_path: Path) ->
 
 
 @pytest.mark.dls_cell(method="any", loop="any", engine="DeepSpeed", says="error")
-def test_deepspeed_is_refused(tmp_path: Path) -> None:
+def test_deepspeed_raises(tmp_path: Path) -> None:
     callback = DlsCallback(CONFIG)
     trainer = Trainer(
         tiny_llama(torch.float32), arguments(tmp_path), train_dataset=rows(), callbacks=[callback]

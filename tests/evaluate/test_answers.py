@@ -29,7 +29,7 @@ def test_the_first_label_decides(task, data):
 
 
 @given(data=st.data(), task=st.sampled_from(LABELLED))
-def test_no_label_stands_before_the_one_that_decides(task, data):
+def test_no_label_precedes_the_one_that_decides(task, data):
     """Against a search that knows no regular expressions, in text made of pieces of labels."""
     pieces = [*task.answers, *(a[:-1] for a in task.answers), " ", "x", "A", "1", "é"]
     text = "".join(data.draw(st.lists(st.sampled_from(pieces), max_size=8)))

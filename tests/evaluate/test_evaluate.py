@@ -179,7 +179,7 @@ def test_more_tasks_may_join_a_run(score, tmp_path):
         ({"max_new_tokens": 3}, "other questions of the task boolq"),
     ],
 )
-def test_a_folder_of_another_run_is_refused_untouched(score, tmp_path, other, complaint):
+def test_a_folder_of_another_run_raises_and_stays_untouched(score, tmp_path, other, complaint):
     out = tmp_path / "out"
     score(["boolq"], out=out, limit=3, run={"model": "a"})
     before = {file: file.read_bytes() for file in out.iterdir()}
@@ -197,7 +197,7 @@ def test_changed_data_is_another_run(score, data, tmp_path):
         score(["boolq"], data=tmp_path, limit=ROWS - 1, out=tmp_path / "out")
 
 
-def test_a_folder_with_other_files_or_a_file_is_refused(tmp_path):
+def test_a_folder_with_other_files_or_a_file_raises(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RosaError, match="not empty and holds no evaluation"):
         EvaluationFolder(tmp_path).claim({"model": "a"}, {})

@@ -88,7 +88,7 @@ def test_mistakes_are_one_sentence_and_exit_2(model, words, complaint, capsys):
     assert said.count("\n") == 1
 
 
-def test_another_runs_folder_is_refused_with_exit_2(model, tmp_path, capsys):
+def test_another_runs_folder_exits_with_2(model, tmp_path, capsys):
     words = ["evaluate", model, "--tasks", "tiny-sums", "--max_new_tokens", "2"]
     out = ["--out", str(tmp_path / "out")]
     assert main([*words, "--limit", "2", *out]) == 0

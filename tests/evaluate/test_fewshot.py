@@ -102,7 +102,7 @@ def test_a_bad_training_row_is_named(tmp_path, row, complaint):
     assert "train.json" in str(caught.value)
 
 
-def test_rows_come_from_the_file_that_was_named_else_from_beside_the_test_set(data, tmp_path):
+def test_rows_come_from_the_file_that_was_named_else_from_next_to_the_test_set(data, tmp_path):
     assert training_file(load_task("gsm8k"), None, data) == data / "gsm8k" / "train.json"
     assert training_file(load_task("tiny-sums"), None, None).is_file()
     own = write(tmp_path / "own.json", TRAIN[:1])

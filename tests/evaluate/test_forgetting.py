@@ -225,7 +225,7 @@ def test_the_command_measures_and_goes_together_with_tasks(
     assert main(words) == 0  # beside answers of the same model
 
 
-def test_the_command_refuses_what_cannot_work(
+def test_the_command_rejects_what_cannot_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, reason in (

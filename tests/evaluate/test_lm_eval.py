@@ -129,7 +129,7 @@ def test_without_the_package_one_sentence_says_what_to_install(monkeypatch):
         find_tasks(["places"])
 
 
-def test_options_of_the_harness_without_it_are_refused(capsys):
+def test_options_of_the_harness_without_it_raise(capsys):
     assert main(["evaluate", "rosa-tiny", "--tasks", "toy", "--task_dir", "."]) == 2
     assert "add --harness lm-eval" in capsys.readouterr().err
 

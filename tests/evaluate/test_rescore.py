@@ -82,7 +82,7 @@ def test_there_and_back_again(score, tmp_path):
         assert (tmp_path / "back" / f"{name}.jsonl").read_text() == text
 
 
-def test_an_evaluation_goes_on_in_the_new_folder_and_asks_nothing_again(
+def test_an_evaluation_resumes_in_the_new_folder_without_repeating_questions(
     score, tmp_path, monkeypatch
 ):
     score(tmp_path / "published")
@@ -145,7 +145,7 @@ def test_a_task_of_ones_own_is_named_again(score, tmp_path):
     assert results["mine"].scored == 1
 
 
-def test_the_command_puts_the_folder_beside_the_old_one(score, tmp_path, capsys):
+def test_the_command_puts_the_folder_next_to_the_old_one(score, tmp_path, capsys):
     score(tmp_path / "evaluation")
     words = ["evaluate", str(tmp_path / "evaluation"), "--rescore"]
     assert main([*words, "--protocol", "strict"]) == 0

@@ -178,7 +178,7 @@ PROMPTS = [[5 + i, 6, 7 + 3 * i, 8] for i in range(8)]
 
 
 @pytest.mark.parametrize(("pad", "end"), [("<pad>", "</s>"), ("</s>", "is")])
-def test_each_row_ends_by_itself_and_tokens_are_counted_without_padding(pad, end):
+def test_each_row_ends_separately_and_tokens_are_counted_without_padding(pad, end):
     model, tokenizer = tiny_llama(seed=3), word_tokenizer()
     tokenizer.pad_token, tokenizer.eos_token = pad, end
     model.generation_config.eos_token_id = tokenizer.eos_token_id

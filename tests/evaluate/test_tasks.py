@@ -275,7 +275,7 @@ def write_own(folder, **changes):
     return str(file)
 
 
-def test_a_users_yaml_is_a_task_with_its_data_beside_it(tmp_path):
+def test_a_users_yaml_is_a_task_with_its_data_next_to_it(tmp_path):
     (tmp_path / "colors.jsonl").write_text('{"instruction": "Sky?", "answer": "blue"}\n')
     (task,) = resolve_tasks([write_own(tmp_path)])
     (example,) = load_examples(task)

@@ -93,19 +93,19 @@ def test_total_steps_reaches_adalora_and_an_override_wins():
     ("total", "tinit", "tfinal"),
     [(3780, 472, 1890), (200, 25, 100), (8, 1, 4), (2, 0, 1), (1, 0, 0)],
 )
-def test_adalora_warms_up_and_ends_with_fixed_ranks_unless_told(total, tinit, tfinal):
+def test_adalora_warms_up_and_ends_with_fixed_ranks_by_default(total, tinit, tfinal):
     config = method_config("adalora", total_steps=total)
     assert (config.tinit, config.tfinal, config.total_step) == (tinit, tfinal, total)
     told = method_config("adalora", {"tinit": 0, "tfinal": 0}, total_steps=total)
     assert (told.tinit, told.tfinal) == (0, 0)
 
 
-def test_a_schedule_without_room_for_cutting_ranks_is_refused():
+def test_a_schedule_without_room_for_cutting_ranks_raises():
     with pytest.raises(RosaError, match="don't allow for a budgeting phase"):
         method_config("adalora", {"tinit": 90}, total_steps=100)
 
 
-def test_adalora_without_a_number_of_steps_is_refused_in_one_sentence():
+def test_adalora_without_a_number_of_steps_raises_one_sentence():
     with pytest.raises(RosaError, match=r"'adalora' cannot be configured: .*total_step"):
         method_config("adalora")
 

@@ -121,7 +121,7 @@ def test_help_of_a_method_is_printed(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize("method", sorted(UNSUPPORTED))
-def test_a_method_that_text_rows_cannot_train_is_refused_in_one_sentence(method: str) -> None:
+def test_a_method_that_text_rows_cannot_train_raises_one_sentence(method: str) -> None:
     with pytest.raises(RosaError, match=f"'{method}' cannot be trained by a recipe: "):
         load_method(method)
 
@@ -133,13 +133,13 @@ def test_the_studys_own_methods_go_before_peft_defaults() -> None:
         load_method("randlor")
 
 
-def test_a_value_that_does_not_fit_the_model_is_told_in_one_sentence(recipe_file: str) -> None:
+def test_a_value_that_does_not_fit_the_model_raises_one_sentence(recipe_file: str) -> None:
     recipe = load_recipe(recipe_file, "--method", "vblora", "--adapter.vector_length", "7")
     with pytest.raises(RosaError, match=r"vblora cannot be attached to .*divisible by"):
         train(recipe, log=str)
 
 
-def test_an_adapter_on_the_output_embeddings_is_refused_before_the_run(recipe_file: str) -> None:
+def test_an_adapter_on_the_output_embeddings_raises_before_the_run(recipe_file: str) -> None:
     targets = ["--adapter.target_modules", "[lm_head]"]
     recipe = load_recipe(recipe_file, "--method", "lora", *targets)
     with pytest.raises(RosaError, match=r"output embeddings.*lm_head"):
@@ -147,7 +147,7 @@ def test_an_adapter_on_the_output_embeddings_is_refused_before_the_run(recipe_fi
     assert not Path(recipe.output_dir).exists()
 
 
-def test_all_linear_layers_are_targeted_only_where_nobody_says_which() -> None:
+def test_all_linear_layers_are_targeted_only_where_none_are_given() -> None:
     def targets(config, model_type):
         set_default_targets(config, model_type)
         return config.target_modules

@@ -106,13 +106,13 @@ def damaged(tmp_path: Path, change) -> Path:
     ],
     ids=["other", "half", "ten bytes", "architecture"],
 )
-def test_a_bad_file_is_refused(change, says: str, tmp_path: Path) -> None:
+def test_a_bad_file_raises(change, says: str, tmp_path: Path) -> None:
     with pytest.raises(RosaError, match=says):
         convert_gguf(damaged(tmp_path, change), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_arguments_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_arguments_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RosaError, match="no file"):
         convert_gguf(tmp_path / "nope.gguf", tmp_path / "out")
     file = tmp_path / "x.gguf"

@@ -97,7 +97,7 @@ def test_as_many_parameters_as_of_the_base_in_full(folder: Path, bits: str) -> N
 
 
 @each_quantizer
-def test_merging_is_refused(folder: Path, bits: str) -> None:
+def test_merging_raises(folder: Path, bits: str) -> None:
     for merge in ("merge_and_unload", "merge_adapter"):
         with pytest.raises(RosaError, match="cannot be merged"):
             getattr(adapted(folder, bits), merge)()

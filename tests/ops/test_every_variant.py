@@ -111,5 +111,5 @@ def test_layer_selection_is_algorithm_1() -> None:
 
 @pytest.mark.slow
 @each_variant
-def test_layer_selection_beside_lora_on_the_same_projections() -> None:
+def test_layer_selection_with_lora_on_the_same_projections() -> None:
     test_composition.test_layer_selection_freezes_both_methods_of_a_layer("attention")

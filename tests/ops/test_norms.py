@@ -55,7 +55,7 @@ def results(run: Callable[[Tensor], Tensor], norm: nn.Module, x: Tensor) -> list
     return [out, x.grad, *(parameter.grad for parameter in norm.parameters())]
 
 
-def test_forms_are_told_by_what_a_norm_does() -> None:
+def test_the_form_is_found_from_what_a_norm_does() -> None:
     assert rms_form(norm_of("llama")) == RmsForm(1e-3, 0.0)
     assert rms_form(norm_of("gemma2")) == RmsForm(1e-6, 1.0)
     assert rms_form(norm_of("torch rms")) == RmsForm(1e-5, 0.0)
@@ -117,7 +117,7 @@ def test_only_gradients_that_are_wanted(trained: bool, wanted: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "cohere", "torch layer norm"])
-def test_nothing_is_kept_beside_the_input(name: str) -> None:
+def test_nothing_but_the_input_is_saved(name: str) -> None:
     norm, x = norm_of(name), states()
     resident = [x, *norm.parameters()]
     small = 3 * x[..., 0].numel() * 4  # a few numbers for each token
@@ -181,7 +181,7 @@ def test_recomputation_under_autocast_is_the_same_one() -> None:
         torch.testing.assert_close(third, other, rtol=2e-2, atol=2e-2)
 
 
-def test_gradient_of_a_gradient_is_refused() -> None:
+def test_gradient_of_a_gradient_raises() -> None:
     norm, x = norm_of("llama"), states()
     (first,) = torch.autograd.grad((trained_norm(norm, x) ** 2).sum(), x, create_graph=True)
     with pytest.raises(RosaError, match="second derivatives"):

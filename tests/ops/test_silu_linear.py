@@ -108,7 +108,7 @@ def test_backward_inside_autocast_is_in_full_precision() -> None:
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
-def test_second_derivatives_are_refused() -> None:
+def test_second_derivatives_raise() -> None:
     modules, p = maps(), pre_activation()
     (first,) = torch.autograd.grad(linear_of_silu(modules, p).sum(), p, create_graph=True)
     with pytest.raises(RosaError, match="second derivatives"):

@@ -296,7 +296,7 @@ def test_what_autograd_keeps(stage: str) -> None:
     assert out.untyped_storage().nbytes() == z.untyped_storage().nbytes()
 
 
-def test_in_place_is_told_to_whom_it_hurts() -> None:
+def test_in_place_raises_where_it_does_harm() -> None:
     """An operation that did keep the output for its backward pass fails, rather than lie."""
     case = Case("flat", "halves", "post")
     z, source = case.inputs()
@@ -355,7 +355,7 @@ def test_angles_seen_under_inference_mode_first_can_be_trained_with() -> None:
     assert not pair_rotation(cos, sin, pairs, 0.1, torch.float32).cos.is_inference()
 
 
-def test_the_command_line_refuses_a_wrong_switch_before_it_does_anything(
+def test_the_command_line_rejects_a_wrong_switch_first(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ROSA_OPS", "nonsense")

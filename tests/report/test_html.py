@@ -132,7 +132,7 @@ def test_the_protocol_is_that_of_the_evaluation(study: StudyResults) -> None:
         file.unlink()
 
 
-def test_the_command_writes_beside_the_results(
+def test_the_command_writes_next_to_the_results(
     study: StudyResults,
     html: str,
     tmp_path: Path,
@@ -149,7 +149,7 @@ def test_the_command_writes_beside_the_results(
     assert not list(study.folder.glob("*.part"))
 
 
-def test_the_command_refuses_in_one_sentence(
+def test_the_command_reports_a_mistake_in_one_sentence(
     study: StudyResults, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for argv, said in (

@@ -252,7 +252,7 @@ def test_a_right_b_wrong_is_the_set_that_python_finds(
     assert is_quiet(page)
 
 
-def test_a_seed_that_failed_is_nobodys_error(
+def test_a_seed_that_failed_is_not_counted_as_an_error(
     browser: Browser, study: StudyResults, written: Path
 ) -> None:
     page = at_examples(browser.open(written))

@@ -139,7 +139,7 @@ def test_missing_seeds_are_marked_with_their_reason(tmp_path):
         assert "out of memory on purpose" in render(table)
 
 
-def test_runs_that_are_still_to_come_are_told_from_failed_ones(tmp_path):
+def test_runs_that_are_still_to_come_are_distinguished_from_failed_ones(tmp_path):
     study = synthetic_study(tmp_path, train_sets=ONE)
     early = dataclasses.replace(study, runs=tuple(r for r in study.runs if r.seed == 1))
     notes = main_table(only(early)).notes
@@ -306,7 +306,7 @@ def test_the_protocol_is_the_grids(tmp_path):
     ).notes
 
 
-def test_test_sets_that_are_not_the_published_ones_are_told(tmp_path):
+def test_test_sets_that_are_not_the_published_ones_are_reported(tmp_path):
     notes = main_table(only(synthetic_study(tmp_path, train_sets={"c": ["boolq"]}))).notes
     assert "Not the published test sets: BoolQ 60 rows, not 3,270." in notes
 

@@ -152,7 +152,7 @@ def test_methods_and_tasks_of_the_paper_are_those_of_the_package():
         load_method(row["method"])
 
 
-def test_the_papers_numbers_stand_beside_ours_only_where_names_match():
+def test_the_papers_numbers_are_added_only_where_names_match():
     tasks = [t.name for t in built_in_tasks().values() if t.suite == "commonsense"]
     found = paper.averages(tasks, ["Qwen/Qwen2.5-7B", "meta-llama/Llama-3.1-8B", "rosa-tiny"])
     assert len(found) == 2 * 9 + 8  # Table 1's, and the variants and other k_ratios of Table 4
@@ -172,7 +172,7 @@ def test_the_papers_numbers_stand_beside_ours_only_where_names_match():
     assert paper.matching_table(tasks, ["rosa-tiny"]) is None
 
 
-def test_the_papers_table_is_written_beside_a_study_of_its_models(tmp_path):
+def test_the_papers_table_is_written_with_a_study_of_its_models(tmp_path):
     files = write_tables(study_of_the_paper(tmp_path, 3), tmp_path / "out")
     assert "paper-table3.tex" in {file.name for file in files}
 

@@ -189,7 +189,7 @@ def test_tests_may_lie_elsewhere_and_be_fewer(adapters_clone):
     assert grid.training_sets["Commonsense15K"].tasks == ["boolq", "piqa"]
 
 
-def test_other_training_data_is_refused_with_both_hashes(adapters_clone):
+def test_other_training_data_raises_with_both_hashes(adapters_clone):
     target = load_target("table1", "full", Overrides(data=str(adapters_clone)))
     train_set = target.grid.training_sets["Commonsense15K"]
     own = hashlib.sha256(Path(train_set.data).read_bytes()).hexdigest()
@@ -290,7 +290,7 @@ def test_figure_4_draws_what_has_finished(tmp_path):
         figures.draw_figure3(results(tmp_path, "figure4", {}), "rosa-tiny", tmp_path / "x.png")
 
 
-def test_the_papers_half_of_table_4_stands_beside_each_figure():
+def test_the_papers_half_of_table_4_is_next_to_each_figure():
     assert [t.name for t in paper_tables_of("figure3")] == ["paper-table4-k_ratio"]
     assert [t.name for t in paper_tables_of("figure4")] == ["paper-table4-ablation"]
     assert len(paper_tables_of("table4")) == 2

@@ -107,7 +107,7 @@ def test_a_quantized_cache_holds_the_modulated_keys(name: str, stage: str, backe
 @pytest.mark.parametrize("static", [False, True])
 @each_stage
 @torch.no_grad()
-def test_a_cache_is_cropped_and_another_text_goes_on(stage: str, static: bool) -> None:
+def test_a_cache_is_cropped_and_another_text_continues(stage: str, static: bool) -> None:
     model = adapted("qwen3", rope_stage=stage, dtype=torch.float64)
     config = model.get_base_model().config
     cache = StaticCache(config, max_cache_len=32) if static else DynamicCache(config=config)

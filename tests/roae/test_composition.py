@@ -149,7 +149,7 @@ def test_by_transformers_own_means(tmp_path: Path) -> None:
     assert torch.equal(logits(model), logits(tiny_model("llama-gqa")))
 
 
-def test_loading_one_part_of_a_composition_is_told(tmp_path: Path) -> None:
+def test_loading_one_part_of_a_composition_is_reported(tmp_path: Path) -> None:
     model = composed("feed-forward")
     model.add_adapter("another", RosaConfig(**SMALL))
     model.save_pretrained(tmp_path)
@@ -236,7 +236,7 @@ def test_a_second_adapter_of_rosa_is_switched_and_deleted_without_touching_lora(
     assert trainable(model) == names
 
 
-def test_what_was_loaded_for_inference_stays_frozen_beside_a_new_adapter(tmp_path: Path) -> None:
+def test_what_was_loaded_for_inference_stays_frozen_with_a_new_adapter(tmp_path: Path) -> None:
     lora = get_peft_model(tiny_model("llama-gqa"), OTHERS["head in full"](), adapter_name="ffn")
     lora.save_pretrained(tmp_path)
     base = tiny_model("llama-gqa")
@@ -270,7 +270,7 @@ def test_what_was_loaded_for_inference_stays_frozen_beside_a_new_adapter(tmp_pat
         ),
     ],
 )
-def test_what_does_not_go_together_is_told_before_the_model_is_changed(
+def test_incompatible_adapters_raise_before_the_model_is_changed(
     first: PeftConfig, rosa: dict[str, Any], name: str, sentence: str
 ) -> None:
     base = tiny_model("llama-gqa")
@@ -291,7 +291,7 @@ def test_norms_are_the_other_methods_where_rosa_leaves_them() -> None:
     assert not any("modules_to_save" in name for name in trainable(model))
 
 
-def test_one_model_inside_the_other_is_refused() -> None:
+def test_one_model_inside_the_other_raises() -> None:
     lora = get_peft_model(tiny_model("llama-gqa"), OTHERS["feed-forward"]())
     with pytest.raises(RosaError, match="give it the base model"):
         get_peft_model(lora, RosaConfig(**SMALL))  # type: ignore[arg-type]

@@ -114,7 +114,7 @@ def test_a_trace() -> None:
     assert relative_error(traced(TOKENS), plain(TOKENS)) < EXACT
 
 
-def test_second_derivatives_are_refused_or_right() -> None:
+def test_second_derivatives_raise_or_are_right() -> None:
     """PyTorch's own refusal does not reach `torch.autograd.grad`, which would leave terms out."""
     model = adapted("llama-gqa", dtype=torch.float64)
     model.get_base_model().set_attn_implementation("eager")  # others have no second derivatives

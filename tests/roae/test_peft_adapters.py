@@ -278,7 +278,7 @@ def test_transformers_switches_norms_with_the_rest(kind: str, tmp_path: Path) ->
 
 
 @each_kind
-def test_merging_is_refused_and_unloading_works(kind: str) -> None:
+def test_merging_raises_and_unloading_works(kind: str) -> None:
     model = wrapped(kind)
     expected = logits(model)
     layer = next(module for module in model.modules() if isinstance(module, RosaLayer))

@@ -98,7 +98,7 @@ def test_saving_and_loading(kind: str, tmp_path: Path) -> None:
 
 
 @each_kind
-def test_keys_that_are_missing_or_unexpected_are_told(kind: str, tmp_path: Path) -> None:
+def test_keys_that_are_missing_or_unexpected_are_reported(kind: str, tmp_path: Path) -> None:
     model = wrapped(kind)
     model.save_pretrained(tmp_path)
     whole = load_file(tmp_path / WEIGHTS)

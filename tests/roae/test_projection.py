@@ -274,7 +274,7 @@ def _transient() -> nn.Module:
         (lambda i, o: {"A": nn.Linear(i, o)}, "fails: TypeError"),
     ],
 )
-def test_a_wrong_parametrization_is_told_before_the_model_is_changed(
+def test_a_wrong_parametrization_raises_before_the_model_is_changed(
     factory: Any, sentence: str
 ) -> None:
     register_projection("wrong", factory)

@@ -67,7 +67,7 @@ def test_logits_in_float32(name: str, stage: str) -> None:
 
 
 @torch.no_grad()
-def test_the_reference_tells_the_stages_apart() -> None:
+def test_the_reference_distinguishes_the_stages() -> None:
     """Else the two tests above could not fail for a library that mixes them up."""
     model = adapted("llama-yarn", dtype=torch.float64, rope_stage="post")
     reference = reference_for("llama-yarn", model, "pre", torch.float64)

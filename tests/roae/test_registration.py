@@ -75,7 +75,7 @@ def said_of_selection(act: Callable[[], None]) -> list[str]:
     return [str(w.message) for w in said if "layer selection" in str(w.message)]
 
 
-def test_a_selection_that_nobody_attached_is_told_once() -> None:
+def test_a_selection_that_is_not_attached_warns_once() -> None:
     model = adapted("llama-gqa", dls=DlsConfig())
     one_step(adapted("qwen2"))  # another model's optimizer says nothing
     first = said_of_selection(lambda: one_step(model))

@@ -76,7 +76,7 @@ def test_round_trip_through_the_auto_class(tmp_path: Path) -> None:
     assert torch.equal(logits_of(loaded), logits_of(model.eval()))
 
 
-def test_loading_beside_another_adapter_and_going_on_with_training(tmp_path: Path) -> None:
+def test_loading_next_to_another_adapter_and_resuming_training(tmp_path: Path) -> None:
     model = adapted("gemma3")
     model.save_pretrained(tmp_path)
     other = get_peft_model(tiny_model("gemma3"), RosaConfig(r=2, train_norms=False)).eval()

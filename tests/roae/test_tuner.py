@@ -198,7 +198,7 @@ def test_adapters_of_different_shape_are_switched_and_deleted() -> None:
     assert torch.equal(logits_of(model), alone["default"])
 
 
-def test_two_adapters_at_once_are_refused() -> None:
+def test_two_adapters_at_once_raise() -> None:
     model = adapted("llama-gqa", train_norms=False)
     model.add_adapter("other", RosaConfig(**SMALL, train_norms=False))
     with pytest.raises(RosaError, match="one adapter at a time, but default, other"):
@@ -206,7 +206,7 @@ def test_two_adapters_at_once_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("merge"), ["merge_and_unload", "merge_adapter"])
-def test_merging_is_refused_and_unload_offered(merge: str) -> None:
+def test_merging_raises_and_offers_unload(merge: str) -> None:
     model = adapted("llama-gqa")
     expected = logits_of(model)
     with pytest.raises(RosaError, match=r"cannot be merged.*unload\(\)"):
@@ -245,7 +245,7 @@ def test_excluded_modules_are_left_alone() -> None:
     assert sum("modules_to_save" in name for name in names) == 1
 
 
-def test_modules_to_save_are_trained_and_saved_beside_the_adapter() -> None:
+def test_modules_to_save_are_trained_and_saved_with_the_adapter() -> None:
     model = adapted("llama-gqa", modules_to_save=["lm_head"])
     assert "base_model.model.lm_head.weight" in adapter_state(model)
     assert any("lm_head" in name for name in trainable(model))
@@ -266,7 +266,7 @@ def test_injection_without_a_peft_model() -> None:
     assert isinstance(model.model.layers[0].self_attn, RosaLayer)
 
 
-def test_lora_on_the_feed_forward_beside_it() -> None:
+def test_with_lora_on_the_feed_forward() -> None:
     model = tiny_model("llama-gqa")
     inject_adapter_in_model(LoraConfig(target_modules=["up_proj"]), model, "lora")
     with pytest.warns(UserWarning, match="peft_config"):
@@ -274,13 +274,13 @@ def test_lora_on_the_feed_forward_beside_it() -> None:
     assert torch.equal(logits_of(both), logits_of(tiny_model("llama-gqa")))
 
 
-def test_a_model_without_rope_is_refused() -> None:
+def test_a_model_without_rope_raises() -> None:
     gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=16, n_head=2, n_layer=1, vocab_size=32))
     with pytest.raises(RosaError, match=r"gpt2.*has no rotary position embeddings"):
         get_peft_model(gpt2, RosaConfig())
 
 
-def test_a_rotation_that_cannot_be_measured_is_refused_with_the_reason() -> None:
+def test_a_rotation_that_cannot_be_measured_raises_with_the_reason() -> None:
     """DBRX clips its queries and keys between the projection and the rotation."""
     config = DbrxConfig(
         d_model=16, n_heads=2, n_layers=1, max_seq_len=32, vocab_size=64,
@@ -292,7 +292,7 @@ def test_a_rotation_that_cannot_be_measured_is_refused_with_the_reason() -> None
         get_peft_model(DbrxForCausalLM(config), RosaConfig())
 
 
-def test_a_known_architecture_that_clips_its_queries_is_refused() -> None:
+def test_a_known_architecture_that_clips_its_queries_raises() -> None:
     config = OlmoConfig(
         hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16,
         vocab_size=32, pad_token_id=0, clip_qkv=8.0,
@@ -301,7 +301,7 @@ def test_a_known_architecture_that_clips_its_queries_is_refused() -> None:
         get_peft_model(OlmoForCausalLM(config), RosaConfig())
 
 
-def test_an_r_low_too_small_for_the_head_is_refused() -> None:
+def test_an_r_low_too_small_for_the_head_raises() -> None:
     with pytest.raises(RosaError, match=r"r_low=0\.05 .*head_dim=16; use r_low >= 0\.125"):
         get_peft_model(tiny_model("llama-gqa"), RosaConfig(r_low=0.05))
 
@@ -316,12 +316,12 @@ def test_an_r_low_too_small_for_the_head_is_refused() -> None:
         ({"layers_to_transform": 7}, "layers_to_transform=7"),
     ],
 )
-def test_a_choice_that_matches_nothing_is_refused(config: dict[str, Any], sentence: str) -> None:
+def test_a_choice_that_matches_nothing_raises(config: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RosaError, match=sentence):
         get_peft_model(tiny_model("llama-gqa"), RosaConfig(**config))
 
 
-def test_a_refused_model_is_unchanged() -> None:
+def test_a_model_that_raises_is_unchanged() -> None:
     model = tiny_model("llama-gqa")
     with pytest.raises(RosaError):
         get_peft_model(model, RosaConfig(r_low=0.05))
@@ -330,7 +330,7 @@ def test_a_refused_model_is_unchanged() -> None:
     assert torch.equal(logits_of(model), logits_of(tiny_model("llama-gqa")))
 
 
-def test_mixed_batches_are_refused() -> None:
+def test_mixed_batches_raise() -> None:
     model = adapted("llama-gqa")
     with pytest.raises(RosaError, match="one adapter for a whole batch"):
         model(input_ids=random_tokens(), adapter_names=["default", "__base__"])

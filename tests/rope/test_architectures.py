@@ -293,7 +293,7 @@ def test_the_page_counts_them() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WITHOUT_ROTATION)
-def test_a_type_without_rotation_is_refused(name: str) -> None:
+def test_a_type_without_rotation_raises(name: str) -> None:
     model = without_weights(name, **WITHOUT_ROTATION[name])
     assert "has no rotary position embeddings (RoPE)" in attach_error(model)
 
@@ -309,7 +309,7 @@ def test_a_multimodal_model_is_adapted_in_its_language_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_adapted_is_refused_in_one_sentence(name: str) -> None:
+def test_what_cannot_be_adapted_raises_one_sentence(name: str) -> None:
     """OPT, GPT-2, BLOOM and MPT have no rotation; others rotate what RoSA cannot reach."""
     sentence = refusal(name)
     assert f"| `{name}` | {sentence} |" in PAGE.read_text(encoding="utf-8")
@@ -334,7 +334,7 @@ def test_a_factor_before_the_rotation_is_seen_through() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("name", "says"), [("llama", 8), ("nemotron", 16), ("llama4_text", 8)])
-def test_a_model_that_rotates_other_dimensions_than_it_says_is_refused(
+def test_a_model_that_rotates_other_dimensions_than_it_says_raises(
     name: str, says: int, stage: str
 ) -> None:
     """As Bamba in early releases of Transformers 5: RoAE would adapt other pairs in silence."""
@@ -356,7 +356,7 @@ def test_measuring_leaves_a_model_as_it_was() -> None:
     assert sys.modules[type(model).__module__].apply_rotary_pos_emb is rotation
 
 
-def test_a_model_on_the_meta_device_that_must_be_detected_is_refused(
+def test_a_model_on_the_meta_device_that_must_be_detected_raises(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(detect, "_DETECTED", {})  # another test may have detected it already

@@ -122,7 +122,7 @@ def test_work_lost_to_a_kill_is_not_counted_twice(
 
 
 @pytest.mark.parametrize("validation", [0, 4])
-def test_a_run_killed_while_it_writes_its_results_goes_on_with_them(
+def test_a_run_killed_while_it_writes_its_results_resumes_with_them(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch, validation: int
 ) -> None:
     def killed(*_args: Any) -> None:

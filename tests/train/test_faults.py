@@ -132,7 +132,7 @@ def unprivileged() -> Iterator[Path]:
 
 
 @POSIX
-def test_a_read_only_folder_is_refused_before_anything_is_loaded(
+def test_a_read_only_folder_raises_before_anything_is_loaded(
     recipe: Recipe, unprivileged: Path
 ) -> None:
     for place in (unprivileged, unprivileged / "new" / "run"):
@@ -142,12 +142,12 @@ def test_a_read_only_folder_is_refused_before_anything_is_loaded(
     assert not list(unprivileged.iterdir())
 
 
-def test_a_folder_below_a_file_is_refused(recipe: Recipe) -> None:
+def test_a_folder_below_a_file_raises(recipe: Recipe) -> None:
     with pytest.raises(RosaError, match=r"rows\.json is a file; name another folder"):
         train(replace(recipe, output_dir=f"{recipe.data}/run"), log=str)
 
 
-def test_data_that_vanished_is_named_and_the_run_goes_on_when_it_is_back(
+def test_data_that_vanished_is_named_and_the_run_resumes_when_it_is_back(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = Path(str(recipe.data))
@@ -211,9 +211,7 @@ def test_a_tilde_in_a_recipe_is_the_home_folder(
         ("dls: {seed: 1}\ndls: {interval: 2}\n", "'dls' is in line 1 and again in line 2"),
     ],
 )
-def test_a_key_that_stands_twice_in_a_recipe_is_refused(
-    tmp_path: Path, text: str, words: str
-) -> None:
+def test_a_duplicate_key_in_a_recipe_raises(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     with pytest.raises(RosaError, match=rf"the recipe '.*recipe\.yaml': the key {words}; leave"):
@@ -349,7 +347,7 @@ def test_k_ratio_out_of_range_is_one_sentence_also_in_a_recipe(
     assert said.count("\n") == 1
 
 
-def test_an_interval_longer_than_the_run_is_told_at_its_end(
+def test_an_interval_longer_than_the_run_warns_at_its_end(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "recipe.yaml"

@@ -211,7 +211,7 @@ def test_torn_last_lines_are_written_again(place: Path, whole: tuple[Path, float
     assert_same_run(run, whole[0])
 
 
-def test_a_folder_that_was_moved_goes_on_with_its_best_checkpoint(
+def test_a_folder_that_was_moved_resumes_with_its_best_checkpoint(
     place: Path, whole: tuple[Path, float]
 ) -> None:
     here, there = place / "here", place / "there"

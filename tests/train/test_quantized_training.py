@@ -215,7 +215,7 @@ def test_gradients_reach_the_first_layer_after_an_evaluation(
     assert all(parameter.grad.abs().max() > 0 for parameter in trainable(model).values())
 
 
-def test_a_quantized_run_that_was_stopped_goes_on_to_the_same_adapter(
+def test_a_quantized_run_that_was_stopped_resumes_to_the_same_adapter(
     recipe: Recipe, tmp_path: Path
 ) -> None:
     recipe = replace(recipe, quantization="nf4", keep_checkpoints=3)
@@ -231,7 +231,7 @@ def test_a_quantized_run_that_was_stopped_goes_on_to_the_same_adapter(
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
 
 
-def test_what_cannot_be_is_told_in_a_sentence(
+def test_what_cannot_be_raises_one_sentence(
     recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(RosaError, match="unknown quantization 'int4'; choose from nf4, int8"):

@@ -170,7 +170,7 @@ def test_a_folder_with_another_run_is_left_alone(recipe: Recipe) -> None:
     assert (folder / "adapter_model.safetensors").read_bytes() == before
 
 
-def test_a_refused_choice_of_layers_leaves_the_folder_free(recipe: Recipe) -> None:
+def test_an_invalid_choice_of_layers_leaves_the_folder_free(recipe: Recipe) -> None:
     refused = replace(recipe, dls=DlsConfig(layers=[99]))
     with pytest.raises(RosaError, match="names 99"):
         train(refused, log=str)
@@ -178,16 +178,14 @@ def test_a_refused_choice_of_layers_leaves_the_folder_free(recipe: Recipe) -> No
     assert train(corrected, log=str).finished
 
 
-def test_resuming_another_recipe_is_refused(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resuming_another_recipe_raises(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt_at(monkeypatch, step=2)
     train(recipe, log=str)
     with pytest.raises(RosaError, match=r"`learning_rate` \(0.02, now 0.5\)"):
         train(replace(recipe, learning_rate=0.5), resume=True, log=str)
 
 
-def test_a_folder_in_use_is_refused(recipe: Recipe) -> None:
+def test_a_folder_in_use_raises(recipe: Recipe) -> None:
     Path(recipe.output_dir).mkdir()
     with (
         lock_folder(Path(recipe.output_dir)),
@@ -220,7 +218,7 @@ def test_a_damaged_recipe_of_the_run_is_named(
             train(recipe, resume=True, log=str)
 
 
-def test_resuming_nothing_is_refused(recipe: Recipe) -> None:
+def test_resuming_nothing_raises(recipe: Recipe) -> None:
     with pytest.raises(RosaError, match="holds no run"):
         train(recipe, resume=True, log=str)
 
@@ -244,7 +242,7 @@ def test_resuming_nothing_is_refused(recipe: Recipe) -> None:
         ({"adapter": {"target_modules": "("}}, "cannot be attached|no attention module"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_written(
+def test_bad_input_raises_before_anything_is_written(
     recipe: Recipe, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(RosaError, match=words):
@@ -252,7 +250,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not Path(recipe.output_dir).exists()
 
 
-def test_a_path_without_a_folder_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_path_without_a_folder_raises(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below", Path("/dev/null")):
         with pytest.raises(RosaError, match=r"is a file|cannot be written"):

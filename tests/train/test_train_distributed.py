@@ -173,7 +173,7 @@ def has_steps(folder: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_all_after_one_step_and_one_process_goes_on(
+def test_ctrl_c_stops_all_after_one_step_and_one_process_resumes(
     recipe: Path, tmp_path: Path
 ) -> None:
     folder, one = tmp_path / "two", tmp_path / "one"
@@ -224,6 +224,6 @@ def test_a_step_has_the_same_rows_for_any_number_of_processes(
     assert share[0] <= batch_size
 
 
-def test_rows_that_cannot_be_shared_out_are_refused() -> None:
+def test_rows_that_cannot_be_shared_out_raise() -> None:
     with pytest.raises(RosaError, match=r"3 x gradient_accumulation 1 = 3 rows.*2 processes"):
         split_step(3, 1, 2)
