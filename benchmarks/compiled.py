@@ -46,7 +46,7 @@ def why_not(device: str) -> str | None:
 
 
 def compiled(bench: Bench) -> Iterator[Row]:
-    """Each compiled, beside the bare model compiled; and the bare model as it is."""
+    """Each compiled, next to the compiled bare model; and the bare model uncompiled."""
     reason = why_not(bench.device)
     if reason is not None:
         yield {"left_out": reason}

@@ -66,14 +66,14 @@ class Contender:
         config: PEFT's; None leaves the model frozen, "layers" trains every weight of its layers.
         layers: those that train, a share of all of them chosen by `spread` or `upper`; None is all
             without layer selection.
-        anew: `layers` of each round, where every round has a choice of its own.
+        each_round: `layers` of each round, where every round has its own choice.
         prepared: for inference, by `prepare_for_inference()`.
     """
 
     title: str
     config: Callable[[], Any] | str | None = None
     layers: Choose | None = None
-    anew: Callable[[int], Choose] | None = None
+    each_round: Callable[[int], Choose] | None = None
     prepared: bool = False
 
 
@@ -162,7 +162,7 @@ class Training:
         if self.optimizer is None:  # the least that any adapter of the first layer needs
             model.get_input_embeddings().register_forward_hook(_ask_gradient)
         self.dls: DynamicLayerSelection | None = None
-        self._anew, self._count = contender.anew, model.config.num_hidden_layers
+        self._each_round, self._count = contender.each_round, model.config.num_hidden_layers
         if contender.layers is not None:
             self._select(contender.layers)
         self.model.train()
@@ -178,12 +178,12 @@ class Training:
     @property
     def changes(self) -> bool:
         """Whether rounds differ."""
-        return self._anew is not None
+        return self._each_round is not None
 
     def begin(self, round_: int) -> None:
         """Chooses the layers of a round, where each has a choice of its own."""
-        if self._anew is not None:
-            self._select(self._anew(round_))
+        if self._each_round is not None:
+            self._select(self._each_round(round_))
 
     def resident(self) -> list[Tensor]:
         """What is in memory anyway."""

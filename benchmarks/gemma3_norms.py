@@ -1,7 +1,7 @@
 """What is different about Gemma3 for RoSA: its norms, scores, rotation and training, in miniature.
 
 python -m benchmarks.gemma3_norms           # measures, one to two minutes of one core
-python -m benchmarks.gemma3_norms --render  # only writes the tables anew from the figures
+python -m benchmarks.gemma3_norms --render  # only rewrites the tables from the figures
 
 Writes docs/results/gemma3.json and the tables of docs/notes/gemma3.md. Models are tiny and random,
 first trained on one Markov chain and then adapted to another, so that norms and weights are used.
@@ -335,13 +335,13 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 
 
 def rendered(page: str, results: dict[str, Any]) -> str:
-    """The page with its tables written anew."""
+    """The page with its tables rewritten."""
     return filled(page, tables(results).__getitem__)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--render", action="store_true", help="only write the tables anew")
+    parser.add_argument("--render", action="store_true", help="only rewrite the tables")
     if not parser.parse_args().render:
         torch.set_num_threads(1)
         start = time.process_time()

@@ -1,9 +1,9 @@
-"""How much RoSA costs beside the frozen model and beside other methods: time, memory, decoding.
+"""How much RoSA costs relative to the frozen model and to other methods: time, memory, decoding.
 
 python -m benchmarks.performance                   # measures on the CPU, half an hour
 python -m benchmarks.performance --device cuda     # the same on a GPU, with a larger model
-python -m benchmarks.performance --parts decode    # some parts anew, the others as they are
-python -m benchmarks.performance --render          # only the page anew, from the figures
+python -m benchmarks.performance --parts decode    # some parts again, the others as they are
+python -m benchmarks.performance --render          # only the page, from the figures
 
 Writes docs/results/performance_<device>.json after every part, then the tables and the picture of
 docs/notes/performance.md. All contenders of a part run in one process, in turns; a figure is
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=int, default=7, help="rounds that count")
-    parser.add_argument("--render", action="store_true", help="only write the page anew")
+    parser.add_argument("--render", action="store_true", help="only rewrite the page")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU that PyTorch can use; leave --device out to measure the CPU")
@@ -169,7 +169,7 @@ def measure(bench: Bench, parts: Sequence[str]) -> None:
 
 
 def _measure(bench: Bench, part: str) -> None:
-    """Runs a part and puts its figures beside those of the others."""
+    """Runs a part and adds its figures to those of the others."""
     rows = []
     for row in PARTS[part](bench):
         rows.append(row)

@@ -30,7 +30,7 @@ def render() -> None:
 
 
 def rendered(page: str, found: dict[str, Any]) -> str:
-    """The page with its tables written anew."""
+    """The page with its tables rewritten."""
 
     def made(name: str) -> str:
         part = "methods" if name == "targets" else name

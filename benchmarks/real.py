@@ -1,4 +1,4 @@
-"""Speed on real pretrained models: training, evaluation and startup, beside plain TRL and loops.
+"""Speed on real pretrained models: training, evaluation and startup, next to plain TRL and loops.
 
     make smollm2
     python -m benchmarks.real --data ROWS.json   # writes docs/results/real_cpu.json

@@ -1,4 +1,4 @@
-"""What is aimed at, beside what was measured and the same in operations of matrix products."""
+"""The targets, what was measured, and the same in operations of matrix products."""
 
 from __future__ import annotations
 

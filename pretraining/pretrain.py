@@ -3,7 +3,7 @@
     python -m pretraining.pretrain --out runs/rosa-tiny
 
 One core reads about 6,500 tokens a second, so that is half an hour. The run is seeded; it saves its
-state at every report and goes on from there when started again.
+state at every report and resumes from there when rerun.
 """
 
 from __future__ import annotations

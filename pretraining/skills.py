@@ -2,7 +2,7 @@
 
     python -m pretraining.skills src/rosa/assets/rosa-tiny --count 500
 
-It writes skills.json beside the model, and the table of it into the model card. A probe is one
+It writes skills.json next to the model, and the table of it into the model card. A probe is one
 question about one story of the test part; it counts if every token of the answer is the model's
 first choice, as in greedy generation.
 """

@@ -36,7 +36,7 @@ def build(texts: Iterable[str]) -> Qwen2Tokenizer:
         show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    # One more newline would merge by itself; "\n\n" is in the template.
+    # One more newline would be merged; "\n\n" is in the template.
     learner.train_from_iterator([*words, *(f" {word}" for word in words), "\n\n"], trainer)
     learned = json.loads(learner.to_str())["model"]
     tokenizer = Qwen2Tokenizer(

@@ -1,4 +1,4 @@
-"""The commands that tests start: nothing of them stays, and a hang is told from a slow machine."""
+"""The commands that tests start: none survives, and a hang differs from a slow machine."""
 
 from __future__ import annotations
 

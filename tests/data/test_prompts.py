@@ -1,6 +1,6 @@
 """Prompts, byte for byte: every benchmark's, and those with worked examples or a chat template.
 
-The golden files are tests/data/prompts/*.txt. After a change that is meant, write them anew and
+The golden files are tests/data/prompts/*.txt. After an intended change, rewrite them and
 read the difference:
 
     python -m tests.data.test_prompts && git diff tests/data/prompts

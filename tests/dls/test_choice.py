@@ -155,7 +155,7 @@ def test_same_seed_same_choices_and_another_seed_others() -> None:
 
 
 def test_the_draw_protocol_is_fixed() -> None:
-    """A checkpoint goes on alike on every platform and version: these were drawn once."""
+    """A checkpoint resumes identically on every platform and version: these were drawn once."""
     choices = [choose([3.0, 1.0, 2.0, 5.0], range(4), 2, 0.5, 0, t) for t in (40, 80, 120, 160)]
     assert choices == [
         ("exploit", [0, 3]),

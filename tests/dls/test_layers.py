@@ -1,4 +1,4 @@
-"""DLS: where the decoder layers are, which norms count, and what is refused."""
+"""DLS: where the decoder layers are, which norms count, and what raises an error."""
 
 from __future__ import annotations
 

@@ -193,15 +193,15 @@ def test_vb_lora_s_bank_trains_whoever_is_chosen() -> None:
     assert not torch.equal(now, deltas[frozen])
 
 
-def refused(method: str) -> pytest.MarkDecorator:
+def raises(method: str) -> pytest.MarkDecorator:
     return pytest.mark.dls_cell(method=method, loop="any", engine="any", says="error")
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        pytest.param(PromptTuningConfig, marks=refused("prompt tuning")),
-        pytest.param(PrefixTuningConfig, marks=refused("prefix tuning")),
+        pytest.param(PromptTuningConfig, marks=raises("prompt tuning")),
+        pytest.param(PrefixTuningConfig, marks=raises("prefix tuning")),
     ],
 )
 def test_prompts_are_outside_all_layers_and_raise(config: type) -> None:

@@ -142,7 +142,7 @@ def test_two_processes_are_one(engine: str, method: str, two_processes: Any) -> 
     ],
 )
 def test_what_fsdp2_does_not_take(method: str, two_processes: Any) -> None:
-    """So that the table does not go on saying so when it does."""
+    """So that the table is corrected once it does."""
     _, ranks = two_processes("fsdp2")
     assert all(NOT_SHARDED[method] in rank[method]["raised"] for rank in ranks)
 

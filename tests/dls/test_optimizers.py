@@ -232,7 +232,7 @@ def test_two_optimizers_with_select_before_the_first(first: str) -> None:
 
 
 def test_another_optimizer_than_the_one_given_is_reported() -> None:
-    """An optimizer that was made anew after attaching, and steps in place of the first."""
+    """An optimizer that was created after attaching, and steps in place of the first."""
     model = full()
     DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
     newer = adamw(model)

@@ -1,4 +1,4 @@
-"""DLS: saved and resumed, attached and detached, and where it refuses to work."""
+"""DLS: saved and resumed, attached and detached, and where it raises an error."""
 
 from __future__ import annotations
 
@@ -121,9 +121,9 @@ def test_a_damaged_state_is_reported() -> None:
 def test_a_copy_of_an_attached_model_raises() -> None:
     model = full()
     DynamicLayerSelection(model, adamw(model), EVERY_THIRD)
-    twin = copy.deepcopy(model)
+    copy_of_model = copy.deepcopy(model)
     with pytest.raises(RosaError, match="when the model was copied"):
-        DynamicLayerSelection(twin, adamw(twin), EVERY_THIRD)
+        DynamicLayerSelection(copy_of_model, adamw(copy_of_model), EVERY_THIRD)
 
 
 def test_history_is_a_copy_in_the_state() -> None:
@@ -229,9 +229,9 @@ def test_total_steps_is_asked_for() -> None:
 
 def test_an_optimizer_of_other_parameters_raises() -> None:
     model = full()
-    stranger = torch.optim.SGD(model.lm_head.parameters(), lr=0.1)
+    unrelated = torch.optim.SGD(model.lm_head.parameters(), lr=0.1)
     with pytest.raises(RosaError, match="holds none of the trainable parameters"):
-        DynamicLayerSelection(model, stranger, EVERY_THIRD)
+        DynamicLayerSelection(model, unrelated, EVERY_THIRD)
     with pytest.raises(RosaError, match="LBFGS"):
         DynamicLayerSelection(model, torch.optim.LBFGS(model.parameters()), EVERY_THIRD)
     with pytest.raises(RosaError, match=r"torch\.optim\.Optimizer, not str"):

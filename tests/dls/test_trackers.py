@@ -36,7 +36,7 @@ def test_tensorboard_and_any_other_tracker_get_them(tmp_path: Path, monkeypatch)
 
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tracker", Tracker)
     trainer = train(tmp_path, CONFIG, ["tensorboard", "tracker"])
-    assert told(trainer) == [(r["step"], expected(r)) for r in history(tmp_path)]
+    assert logged(trainer) == [(r["step"], expected(r)) for r in history(tmp_path)]
     [file] = tmp_path.rglob("events.out.tfevents*")
     events = EventAccumulator(str(file)).Reload()
     records = history(tmp_path)
@@ -52,16 +52,16 @@ class Tracker(TrainerCallback):
     """Stands for W&B and every other tracker of the Trainer: gets `on_log` with figures."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[int, dict[str, float]]] = []
+        self.logged: list[tuple[int, dict[str, float]]] = []
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if "dls/explore" in logs:
-            self.told.append((state.global_step, logs))
+            self.logged.append((state.global_step, logs))
 
 
-def told(trainer: Trainer) -> list[tuple[int, dict[str, float]]]:
+def logged(trainer: Trainer) -> list[tuple[int, dict[str, float]]]:
     [tracker] = [c for c in trainer.callback_handler.callbacks if isinstance(c, Tracker)]
-    return tracker.told
+    return tracker.logged
 
 
 def test_a_static_choice_is_reported_at_the_start_and_once(tmp_path: Path, monkeypatch) -> None:
@@ -69,10 +69,10 @@ def test_a_static_choice_is_reported_at_the_start_and_once(tmp_path: Path, monke
     static = DlsConfig(layers=[1])
     saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
     trainer = train(tmp_path, static, ["tracker"], **saving)
-    assert told(trainer) == [(0, expected(history(tmp_path)[0]))]
-    assert len(told(trainer)[0][1]) == 1 + LAYERS
+    assert logged(trainer) == [(0, expected(history(tmp_path)[0]))]
+    assert len(logged(trainer)[0][1]) == 1 + LAYERS
     resumed = Trainer(lora(), trainer.args, train_dataset=rows())
     resumed.add_callback(DlsCallback(static, trainer=resumed))
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-    assert told(resumed) == []
+    assert logged(resumed) == []
     assert len(history(tmp_path)) == 1

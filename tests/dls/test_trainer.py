@@ -104,7 +104,7 @@ class Recorder(TrainerCallback):
 class PlainLoop(Trainer):
     """The same training with DLS in the loop's own hand: select, then clip.
 
-    What the callback does by itself is written out here, for comparison.
+    What the callback does is written out here, for comparison.
     """
 
     dls: DynamicLayerSelection

@@ -106,7 +106,7 @@ def test_the_matrix_is_written_from_the_tests() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     now = MATRIX.read_text(encoding="utf-8")
-    assert done.stdout == now, "write it anew: python -m tests.support.dls_table"
+    assert done.stdout == now, "rewrite it: python -m tests.support.dls_table"
 
 
 def test_the_matrix_has_tested_cells_and_errors() -> None:

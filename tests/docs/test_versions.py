@@ -1,4 +1,4 @@
-"""The table of versions: what is installed for it, how its tests are told apart, and its page."""
+"""The table of versions: what is installed for it, how tests are assigned, and its page."""
 
 from __future__ import annotations
 

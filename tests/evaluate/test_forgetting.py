@@ -222,7 +222,7 @@ def test_the_command_measures_and_goes_together_with_tasks(
     assert "+0.0000" in capsys.readouterr().out
     assert main([*words, "--tasks", "tiny-sums", "--limit", "2"]) == 0
     assert (file.parent / "results.json").is_file()
-    assert main(words) == 0  # beside answers of the same model
+    assert main(words) == 0  # next to answers of the same model
 
 
 def test_the_command_rejects_what_cannot_work(

@@ -96,8 +96,8 @@ def test_total_steps_reaches_adalora_and_an_override_wins():
 def test_adalora_warms_up_and_ends_with_fixed_ranks_by_default(total, tinit, tfinal):
     config = method_config("adalora", total_steps=total)
     assert (config.tinit, config.tfinal, config.total_step) == (tinit, tfinal, total)
-    told = method_config("adalora", {"tinit": 0, "tfinal": 0}, total_steps=total)
-    assert (told.tinit, told.tfinal) == (0, 0)
+    given = method_config("adalora", {"tinit": 0, "tfinal": 0}, total_steps=total)
+    assert (given.tinit, given.tfinal) == (0, 0)
 
 
 def test_a_schedule_without_room_for_cutting_ranks_raises():

@@ -1,4 +1,4 @@
-"""PEFT's other methods by PEFT's names: trained by a recipe, loaded again, or refused."""
+"""PEFT's other methods by PEFT's names: trained by a recipe and loaded again, or an error."""
 
 from __future__ import annotations
 

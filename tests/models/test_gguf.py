@@ -1,4 +1,4 @@
-"""Conversion of GGUF files: the folder is the model, and bad input is refused before loading."""
+"""Conversion of GGUF files: the folder is the model, and bad input raises before loading."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_best_and_second_are_chosen_from_what_is_printed():
     styles = [row.cells[0].style for row in ranked(rows, [Column("x")], [0])]
     assert styles == ["best", "best", "second", "", ""]
     alone = ranked([Row("a", (Cell(1.0),)), Row("b", (Cell(1.0),))], [Column("x")], [0])
-    assert [row.cells[0].style for row in alone] == ["", ""]  # nobody wins alone
+    assert [row.cells[0].style for row in alone] == ["", ""]  # a single row has no winner
     level = main_table(only(by_hand({"a": [80.0], "rosa": [80.0]}, GROUPS)))
     assert not any("best;" in note for note in level.all_notes("Bold", "underlined"))
 
@@ -133,8 +133,8 @@ def test_missing_seeds_are_marked_with_their_reason(tmp_path):
     assert [row.mark for row in block.rows] == ["‡", "", "‡", ""]
     assert [cell.value for cell in block.rows[0].cells] == [None] * 5
     assert "‡ RoSA: 2 of 3 seeds; seed 2 failed: out of memory on purpose." in table.notes
-    told = "‡ LoRA: 0 of 3 seeds; seeds 1, 2, 3 failed: out of memory on purpose."
-    assert told in table.notes
+    expected = "‡ LoRA: 0 of 3 seeds; seeds 1, 2, 3 failed: out of memory on purpose."
+    assert expected in table.notes
     for _, render in FORMATS.values():
         assert "out of memory on purpose" in render(table)
 
@@ -143,8 +143,8 @@ def test_runs_that_are_still_to_come_are_distinguished_from_failed_ones(tmp_path
     study = synthetic_study(tmp_path, train_sets=ONE)
     early = dataclasses.replace(study, runs=tuple(r for r in study.runs if r.seed == 1))
     notes = main_table(only(early)).notes
-    told = "‡ LoRA, LN Tuning, RoSA, RoSA-RoAEonly: 1 of 3 seeds; seeds 2, 3 not run yet."
-    assert told in notes
+    expected = "‡ LoRA, LN Tuning, RoSA, RoSA-RoAEonly: 1 of 3 seeds; seeds 2, 3 not run yet."
+    assert expected in notes
     assert any("is not possible (one seed)" in note for note in notes)
 
 
@@ -168,8 +168,8 @@ def test_the_star_is_the_t_test_against_the_best_baseline():
     section = only(by_hand(FIVE, GROUPS))
     (a, b, rosa) = rows_of(main_table(section)).values()
     assert [cells[-2].star for cells in (a, b, rosa)] == [False, False, True]
-    (told,) = [n for n in main_table(section).notes if n.startswith("*")]
-    assert "best baseline, A, in micro avg.: two-sided Welch t-test over seeds, p < 0.05" in told
+    (note,) = [n for n in main_table(section).notes if n.startswith("*")]
+    assert "best baseline, A, in micro avg.: two-sided Welch t-test over seeds, p < 0.05" in note
     found = {d.method: d for d in section.differences["m"]}
     assert found["rosa"].t == welch(FIVE["rosa"], FIVE["a"])
     assert found["b"].t.p < 0.05  # significantly worse, and so without a star
@@ -180,22 +180,22 @@ def test_another_baseline_may_be_named():
     section = only(by_hand(FIVE, GROUPS), baseline="B")
     assert [d.method for d in section.differences["m"]] == ["a", "rosa"]
     assert rows_of(main_table(section))["A"][-2].star
-    (told,) = [n for n in main_table(section).notes if n.startswith("*")]
-    assert "than the baseline, B" in told
+    (note,) = [n for n in main_table(section).notes if n.startswith("*")]
+    assert "than the baseline, B" in note
     with pytest.raises(RosaError, match="did you mean 'rosa'"):
         sections(by_hand(FIVE, GROUPS), TableOptions(baseline="rossa"))
 
 
 def test_no_star_says_why():
-    def told(percents, **options) -> str:
+    def caption(percents, **options) -> str:
         notes = main_table(only(by_hand(percents, GROUPS), **options)).notes
         return next(note for note in notes if note.startswith("No star"))
 
-    assert "is not possible (one seed)" in told({"a": [80.0], "rosa": [90.0]})
-    assert "(no spread between seeds)" in told({"a": [80.0, 80.0], "rosa": [90.0, 90.0]})
-    assert "no baseline to compare with" in told({"rosa": [90.0, 91.0]})
-    assert "no method is significantly better" in told({"a": [80.0, 90.0], "rosa": [85.0, 86.0]})
-    assert "(answers are missing)" in told(FIVE, star="examples")
+    assert "is not possible (one seed)" in caption({"a": [80.0], "rosa": [90.0]})
+    assert "(no spread between seeds)" in caption({"a": [80.0, 80.0], "rosa": [90.0, 90.0]})
+    assert "no baseline to compare with" in caption({"rosa": [90.0, 91.0]})
+    assert "no method is significantly better" in caption({"a": [80.0, 90.0], "rosa": [85.0, 86.0]})
+    assert "(answers are missing)" in caption(FIVE, star="examples")
 
 
 def test_holm_counts_the_methods_of_the_table():
@@ -359,7 +359,7 @@ def test_the_command_prints_writes_and_explains(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ([], "name a study's folder"),
         (["--paper", "tabel1"], "did you mean 'table1'?"),
@@ -369,6 +369,6 @@ def test_the_command_prints_writes_and_explains(tmp_path, capsys):
         (["nowhere"], "holds no study"),
     ],
 )
-def test_the_command_says_what_is_wrong(words, told, capsys):
+def test_the_command_says_what_is_wrong(words, message, capsys):
     assert main(["tables", *words]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The paper's tables come out of ours: its averages, its winners, its numbers beside a study's."""
+"""The paper's tables are reproduced: its averages, its winners, its numbers in a study's tables."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_study_with_the_papers_accuracies_renders_the_papers_table(number, tmp
             assert abs(float(micro) - row["micro"]) < 0.1 + 1e-9
         else:
             assert micro == f"{row['micro']:.1f}"
-        assert cells[-1] == f"{row['micro']:.1f}"  # the paper's, beside it
+        assert cells[-1] == f"{row['micro']:.1f}"  # the paper's
 
 
 def test_winners_are_the_papers():

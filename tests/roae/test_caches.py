@@ -41,7 +41,7 @@ each_stage = pytest.mark.parametrize("stage", ["post", "pre"])
 
 
 def generate(model: PreTrainedModel | PeftModel, tokens: Tensor, **options: Any) -> Any:
-    """Greedy unless told: .sequences, and .logits of the new tokens (b, NEW, vocabulary)."""
+    """Greedy by default: .sequences, and .logits of the new tokens (b, NEW, vocabulary)."""
     out = model.generate(
         input_ids=tokens,
         **{

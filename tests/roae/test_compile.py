@@ -193,7 +193,7 @@ def test_generation_compiled(stage: str, cache: str) -> None:
             "output_logits": True,
             "return_dict_in_generate": True,
             "cache_implementation": cache,
-            "disable_compile": True,  # by itself, which it does on some devices alone
+            "disable_compile": True,  # automatic compilation, which happens on some devices only
         }
         with torch.compiler.set_stance("force_eager"):
             expected = model.generate(**options)

@@ -86,7 +86,7 @@ def test_a_scale_of_one_plus_weight_trains_as_a_scale_of_weight() -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_scores_are_finite_and_comparable_across_layers(name: str) -> None:
-    """Of a model whose norms have equal scales no layer, local or global, stands out by itself."""
+    """In a model whose norms have equal scales no layer, local or global, is an outlier."""
     scores = scores_of(adapted(tiny(name)))
     assert len(scores) == 6
     assert all(math.isfinite(score) and score > 0 for score in scores)
@@ -113,7 +113,7 @@ def test_scores_fall_as_the_scales_of_norms_grow(name: str) -> None:
 
 
 def test_the_multimodal_wrapper_changes_no_score() -> None:
-    """Its decoder layers sit deeper, beside those of a vision tower."""
+    """Its decoder layers are nested deeper, next to those of a vision tower."""
     vision = {
         "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
         "num_attention_heads": 2, "image_size": 8, "patch_size": 4,

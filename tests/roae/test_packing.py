@@ -115,7 +115,7 @@ def test_positions_that_restart(name: str, stage: str) -> None:
 @each_stage
 @each_model
 def test_boundaries_without_a_mask(name: str, stage: str, varlen: str) -> None:
-    """The inputs that FlashAttention gets: one row, `cu_seq_lens` beside it, no mask."""
+    """The inputs that FlashAttention gets: one row with `cu_seq_lens`, no mask."""
     packed = flattened(return_flash_attn_kwargs=True)
     model = adapted(name, stage)
     assert_as_alone(model, packed, lambda m: m.get_base_model().set_attn_implementation(varlen))

@@ -1,4 +1,4 @@
-"""Parametrizations of W_proj: `full`, one's own, and what a wrong one is told."""
+"""Parametrizations of W_proj: `full`, custom ones, and the errors of wrong ones."""
 
 from __future__ import annotations
 

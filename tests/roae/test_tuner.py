@@ -157,12 +157,12 @@ def test_an_exception_in_the_attention_leaves_nothing_behind() -> None:
 def test_a_copy_is_equal_and_independent(copied: Any) -> None:
     model = adapted("qwen3")
     expected = logits_of(model)
-    twin = copied(model)
-    assert torch.equal(logits_of(twin), expected)
-    randomize(twin, seed=5)
-    assert not torch.equal(logits_of(twin), expected)
+    copy_of_model = copied(model)
+    assert torch.equal(logits_of(copy_of_model), expected)
+    randomize(copy_of_model, seed=5)
+    assert not torch.equal(logits_of(copy_of_model), expected)
     assert torch.equal(logits_of(model), expected)
-    assert torch.equal(logits_of(twin.unload()), logits_of(tiny_model("qwen3")))
+    assert torch.equal(logits_of(copy_of_model.unload()), logits_of(tiny_model("qwen3")))
     assert torch.equal(logits_of(model), expected)  # its hooks are its own
 
 

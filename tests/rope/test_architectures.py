@@ -324,7 +324,7 @@ def test_the_detection_is_the_same_in_every_precision(name: str, dtype: torch.dt
 
 
 def test_a_factor_before_the_rotation_is_seen_through() -> None:
-    """LongCat scales what its projections put out; RoSA refuses it for other reasons."""
+    """LongCat scales the output of its projections; RoSA raises an error for other reasons."""
     config = CONFIG_MAPPING["longcat_flash"](**REFUSED["longcat_flash"])
     layouts = probe_layouts(AutoModelForCausalLM.from_config(config).eval())
     assert layouts

@@ -65,7 +65,7 @@ def causal_types() -> set[str]:
 
 
 def accounts(refused: set[str]) -> dict[str, set[str]]:
-    """{what became of them: types}; `refused` are those of the table of refusals."""
+    """{what became of them: types}; `refused` are those of the table of errors."""
     return {
         "tested": {each.model_type for each in ARCHITECTURES},
         "wrapper": set(WRAPPERS),

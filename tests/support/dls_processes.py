@@ -3,7 +3,7 @@
     torchrun --nproc_per_node 2 -m tests.support.dls_processes OUT SCENARIO...
 
 runs the scenarios of these names, one after the other, and leaves `OUT/RANK.json` with what each
-returned or the traceback of what it raised. A scenario checks by itself what one process can see.
+returned or the traceback of what it raised. A scenario itself checks what one process can see.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def recipe(tmp_path: Path, model_folder: Path) -> Recipe:
 
 
 def tokens_logged(folder: Path) -> int:
-    """The tokens that TRL counts by itself, padding left out."""
+    """The tokens that TRL counts, without padding."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return int(max(record.get("num_tokens", 0) for record in records))
 

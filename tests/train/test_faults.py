@@ -115,7 +115,7 @@ def test_a_full_disk_stops_an_evaluation_with_one_sentence(tmp_path: Path) -> No
 
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
-    """A folder of somebody else's that nobody may write into, and no right to override that."""
+    """A read-only folder of another user, without the right to override that."""
     folder = Path(tempfile.mkdtemp())
     (folder / "readonly").mkdir()
     (folder / "readonly").chmod(0o555)

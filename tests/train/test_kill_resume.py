@@ -28,7 +28,7 @@ ALREADY = "already finished"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, rows and a recipe; run folders are put beside them."""
+    """A folder with a model, rows and a recipe; run folders are put next to them."""
     folder = tmp_path_factory.mktemp("kill")
     write_model_folder(folder / "model", layers=4)
     output = "the correct answer is answer{}"
@@ -125,7 +125,7 @@ def names(run: Path) -> list[str]:
 def test_a_kill_at_any_change_of_the_folder_leaves_whole_checkpoints_and_no_fewer(
     place: Path, whole: tuple[Path, float], keep: int, resumed: int | None
 ) -> None:
-    """All states of the disk are looked at; `resumed` of those that differ go on (None: all)."""
+    """All states of the disk are looked at; `resumed` of those that differ resume (None: all)."""
     name = f"{keep}-{resumed}"
     watched, states = place / f"watched-{name}", place / f"states-{name}"
     log = place / f"watched-{name}.log"

@@ -72,9 +72,9 @@ def test_a_resolved_recipe_says_what_the_method_decided(tmp_path: Path, method: 
 def test_a_schedule_is_in_the_recipe_only_where_somebody_gave_it(tmp_path: Path) -> None:
     plain = load_recipe(write(tmp_path, method="adalora"))
     assert {"tinit", "tfinal", "total_step"}.isdisjoint(plain.adapter)
-    told = load_recipe(write(tmp_path, method="adalora"), "--adapter.tinit", "0")
-    assert told.adapter["tinit"] == 0
-    assert "tfinal" not in told.adapter
+    given = load_recipe(write(tmp_path, method="adalora"), "--adapter.tinit", "0")
+    assert given.adapter["tinit"] == 0
+    assert "tfinal" not in given.adapter
 
 
 def test_a_null_that_was_asked_for_reaches_the_method(tmp_path: Path) -> None:

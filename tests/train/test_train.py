@@ -1,4 +1,4 @@
-"""`rosa train` end to end on a tiny model: what it writes, how it stops, and how it goes on."""
+"""`rosa train` end to end on a tiny model: what it writes, how it stops, and how it resumes."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_run_leaves_everything_it_promises(recipe: Recipe) -> None:
         **{**yaml.safe_load((folder / "recipe.yaml").read_text()), "dls": recipe.dls}
     ) == (recipe)
     assert said[0] == "training rows: 32 rows, longest 36 tokens; 0 truncated, 0 dropped"
-    assert not list(folder.glob("*.bin"))  # no pickle beside the adapter
+    assert not list(folder.glob("*.bin"))  # no pickle next to the adapter
     # The adapter loads by its own folder and gives the trained answer.
     loaded = load(str(folder))
     ids = loaded.tokenizer("question 3", return_tensors="pt")["input_ids"]
@@ -171,9 +171,9 @@ def test_a_folder_with_another_run_is_left_alone(recipe: Recipe) -> None:
 
 
 def test_an_invalid_choice_of_layers_leaves_the_folder_free(recipe: Recipe) -> None:
-    refused = replace(recipe, dls=DlsConfig(layers=[99]))
+    invalid = replace(recipe, dls=DlsConfig(layers=[99]))
     with pytest.raises(RosaError, match="names 99"):
-        train(refused, log=str)
+        train(invalid, log=str)
     corrected = replace(recipe, dls=DlsConfig(layers=[0]), max_steps=2)
     assert train(corrected, log=str).finished
 

@@ -116,7 +116,7 @@ def test_under_fsdp2(recipe: Path, tmp_path: Path) -> None:
     assert main(["train", str(recipe), "--output_dir", str(one)]) == 0
     same_run(two, one)
 
-    # Back at its checkpoint before the last: first two processes go on from there, then one.
+    # Back at its checkpoint before the last: first two processes resume from there, then one.
     shutil.rmtree(two / "checkpoint-8")
     assert is_sharded(two / "checkpoint-6")
     for name in ("adapter_model.safetensors", "adapter_config.json", "costs.json", "README.md"):
@@ -167,7 +167,7 @@ def torchrun(recipe: Path, folder: Path, *flags: str) -> list[str]:
 
 
 def has_steps(folder: Path) -> bool:
-    """Whether a run that goes on has taken its first steps."""
+    """Whether a resumed run has taken its first steps."""
     metrics = folder / "metrics.jsonl"
     return metrics.is_file() and metrics.read_text().count("\n") >= 2
 
