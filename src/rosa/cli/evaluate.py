@@ -26,11 +26,8 @@ def build_parser() -> Parser:
         prog="rosa evaluate",
         description="Score a model or an adapter on benchmarks. Rerun the same command to resume.",
     )
-    parser.add_argument(
-        "model",
-        help="hub id or folder of a model or adapter, or 'rosa-tiny'; with --rescore the folder "
-        "of a finished evaluation",
-    )
+    what = "hub id or folder of a model or adapter, or 'rosa-tiny'"
+    parser.add_argument("model", help=f"{what}; with --rescore, a finished evaluation's folder")
     parser.add_argument(
         "--tasks",
         nargs="+",

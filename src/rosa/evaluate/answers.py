@@ -28,13 +28,11 @@ _SENTENCE = 200  # characters of a statement that count, where no full stop come
 
 @dataclass(frozen=True)
 class AnswerFilter:
-    """How the responses to one kind of task are read.
+    """How the responses to one kind of task are read; answers are the task's labels or `numeric`.
 
-    Attributes:
-        parse: (response, labels) to the answer that the response gives, None where it gives none.
-        numeric: whether answers are numbers; otherwise they are the labels that the task lists.
-        decided: (response, labels) to whether `parse` returns the same for every text that begins
-            with the response; None where only a complete response decides.
+    `parse(response, labels)` is the answer in a response or None. `decided(response, labels)` says
+    whether `parse` returns the same for every text that begins with the response; it is None where
+    only a complete response decides.
     """
 
     parse: Callable[[str, Sequence[str]], str | None]

@@ -38,9 +38,8 @@ class EvaluationFolder:
             yield
 
     def claim(self, run: Mapping[str, Any], tasks: Mapping[str, str]) -> None:
-        """Make the folder this run's; a folder that is already may get more tasks.
+        """Make the folder this run's, or add tasks to it; `tasks` maps names to fingerprints.
 
-        `run` holds everything that determines the answers; `tasks` maps names to fingerprints.
         Raises RosaError, writing nothing, if the folder holds another run or other files.
         """
         before = self._read_run()
@@ -56,10 +55,7 @@ class EvaluationFolder:
         self.write_json("run.json", {**run, "tasks": {**known, **tasks}})
 
     def write_forgetting(self, result: Forgetting, run: Mapping[str, Any]) -> None:
-        """Write `forgetting.json`; `run` is the model's identity (`rosa.models.identity`).
-
-        Raises RosaError if the folder holds another model's answers or other files.
-        """
+        """Write `forgetting.json`, unless the folder holds answers of another model than `run`."""
         before = self._read_run()
         self._compare({key: before[key] for key in run if key in before}, run if before else {})
         self.write_json(FORGETTING, {**asdict(result), **run})

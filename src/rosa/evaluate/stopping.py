@@ -21,16 +21,10 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 class RowStoppingCriteria:
     """A stopping criterion that finishes each row of a batch separately.
 
-    `lengths` maps each finished row to its number of new tokens; padding follows them.
-
-    Args:
-        tokenizer: the model's.
-        start: position of the first new token in a row.
-        stops: token ids that end a response.
-        until: a text that ends a response.
-        stop_when: whether a text contains all that its answer depends on.
-        greedy: whether a row stays the same response. Beams change rows: nothing is remembered of
-            them, and `stop_when` is not called.
+    A row is finished by one of the token ids `stops`, by the text `until`, or when its text
+    satisfies `stop_when`; `start` is the position of its first new token. `lengths` maps each
+    finished row to its number of new tokens; padding follows them. Beams (`greedy=False`) change
+    rows: nothing is remembered of them, and `stop_when` is not called.
     """
 
     def __init__(

@@ -86,10 +86,7 @@ class Task:
         return PROTOCOLS[protocol][self.filter].parse(response, self.answers)
 
     def early_stop(self, protocol: str = PUBLISHED) -> Callable[[str], bool] | None:
-        """A check whether a response so far fixes what `parse` returns for all of it.
-
-        None where only a complete response does.
-        """
+        """Whether a response so far fixes the answer; None if only a complete one can tell."""
         decided = PROTOCOLS[protocol][self.filter].decided
         return decided and (lambda response: decided(response, self.answers))
 
@@ -225,34 +222,23 @@ def load_examples(task: Task, data: str | Path | None = None) -> list[Example]:
     own YAML, or from the hub.
     """
     file = data_file(task, data)
-    if file is not None:
-        rows, source = read_rows(file), str(file)
-    else:
-        rows, source = _hub_rows(task)
+    if file is None and data is not None:
+        there = [t.name for t in built_in_tasks().values() if (Path(data) / t.file).is_file()]
+        known = ", ".join(there) or "no known test set (LLM-Adapters' layout: <name>/test.json)"
+        raise RosaError(
+            f"there is no {Path(data) / task.file} for the task {task.name}; {data} holds {known}"
+        )
+    rows, source = _hub_rows(task) if file is None else (read_rows(file), str(file))
     return [_example(task, row, source, number) for number, row in enumerate(rows, 1)]
 
 
 def data_file(task: Task, data: str | Path | None, name: str | None = None) -> Path | None:
-    """The local file of the test set, or the file `name` in its folder; None if there is none.
-
-    Raises RosaError if `data` is given and neither it nor the YAML's folder has the test set.
-    """
-    path = Path(task.file).with_name(name) if name else Path(task.file)
+    """The local file of the test set, or the file `name` in its folder; None if there is none."""
+    path = Path(task.file).with_name(name or Path(task.file).name)
     if task.packaged:
         return ASSETS / "tiny-data" / path
-    places = [task.folder / path] if data is None else [Path(data) / path, task.folder / path]
-    found = next((file for file in places if file.is_file()), None)
-    if found is None and data is not None and name is None:
-        raise RosaError(_missing_file(task, places[0]))
-    return found
-
-
-def _missing_file(task: Task, file: Path) -> str:
-    data = file.parents[len(Path(task.file).parts) - 1]
-    there = [t.name for t in built_in_tasks().values() if (data / t.file).is_file()]
-    return f"there is no {file} for the task {task.name}; {data} holds " + (
-        ", ".join(there) or "no known test set (LLM-Adapters' layout: <name>/test.json)"
-    )
+    folders = [task.folder] if data is None else [Path(data), task.folder]
+    return next((folder / path for folder in folders if (folder / path).is_file()), None)
 
 
 def read_question(row: dict[str, Any], source: str, number: int) -> Question:
