@@ -119,7 +119,7 @@ def test_a_near_match_has_no_note() -> None:
 
 
 def test_a_target_rank_not_below_the_initial_rank_raises() -> None:
-    with pytest.raises(RosaError, match="init_r 4 is not above target_r 8"):
+    with pytest.raises(RosaError, match="init_r 4 must be above target_r 8"):
         method_config("adalora", {"init_r": 4}, total_steps=10)
 
 

@@ -135,7 +135,7 @@ def test_a_file_is_no_folder_to_draw_into(model: str, tmp_path: Path, capsys) ->
     for out in (tmp_path / "notes.txt", tmp_path / "notes.txt" / "pictures"):
         assert main(["inspect", model, "--text", "A B", "--out", str(out)]) == 2
         said = capsys.readouterr().err
-        assert "is a file; name another folder" in said
+        assert "is a file; use another folder" in said
         assert len(said.splitlines()) == 1
 
 

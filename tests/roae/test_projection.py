@@ -206,8 +206,8 @@ def test_an_adapter_whose_projection_is_not_registered_here(
     adapted("llama-gqa", projection="two_layers").save_pretrained(tmp_path)
     del registry["two_layers"], registry["scaled"]
     sentence = (
-        "projection must be one of low_rank, full, not 'two_layers'; one of your own is made known "
-        "with rosa.register_projection(name, factory), before its adapter is created or loaded"
+        "projection must be one of low_rank, full, not 'two_layers'; register your own with "
+        "rosa.register_projection(name, factory) before its adapter is created or loaded"
     )
     with pytest.raises(RosaError) as caught:
         PeftModel.from_pretrained(tiny_model("llama-gqa"), tmp_path)
@@ -220,8 +220,8 @@ def test_an_adapter_whose_projection_is_not_registered_here(
 @pytest.mark.parametrize(
     ("name", "factory", "sentence"),
     [
-        ("full", two_layers, "there is a projection 'full' already"),
-        ("two_layers", scaled, "there is a projection 'two_layers' already"),
+        ("full", two_layers, "a projection 'full' is already registered"),
+        ("two_layers", scaled, "a projection 'two_layers' is already registered"),
         ("two-layers", two_layers, "must be a Python identifier, not 'two-layers'"),
         ("another", {"A": nn.Linear(2, 2)}, "'another' must be registered with a function"),
     ],
@@ -266,10 +266,10 @@ def _transient() -> nn.Module:
         (lambda i, o, c: {"A": _zero(o + 1, i)}, r"maps \(1, 2, d\) to \(1, 2, 33\), not to"),
         (lambda i, o, c: {"A": nn.Linear(i, o)}, "is not zero at first"),
         (lambda i, o, c: {"A": _zero(4, i), "B": _zero(o, 4)}, "would never learn"),
-        (lambda i, o, c: {"gqa_A": _zero(o, i)}, "has a stage 'gqa_A'"),
-        (lambda i, o, c: {"a.b": _zero(o, i)}, r"has a stage 'a\.b'"),
-        (lambda i, o, c: {"A": nn.Sequential(_zero(o, i))}, r"has 0\.weight in its stage 'A'"),
-        (lambda i, o, c: {"A": _transient()}, "has cache in its stage 'A'"),
+        (lambda i, o, c: {"gqa_A": _zero(o, i)}, "has a module 'gqa_A'"),
+        (lambda i, o, c: {"a.b": _zero(o, i)}, r"has a module 'a\.b'"),
+        (lambda i, o, c: {"A": nn.Sequential(_zero(o, i))}, r"has 0\.weight in its module 'A'"),
+        (lambda i, o, c: {"A": _transient()}, "has cache in its module 'A'"),
         (lambda i, o, c: {"A": nn.Linear(i + 1, o)}, "fails: RuntimeError"),
         (lambda i, o: {"A": nn.Linear(i, o)}, "fails: TypeError"),
     ],
