@@ -121,7 +121,7 @@ def test_the_trainer_trains_as_a_plain_loop_with_its_loss(
     assert same(snapshot(trainer.model), weights)
 
 
-def test_between_choices_frozen_layers_compute_nothing_though_peft_thaws_them(
+def test_between_choices_frozen_layers_compute_nothing_though_peft_unfreezes_them(
     tmp_path: Path,
 ) -> None:
     callback = DlsCallback(EVERY_THIRD)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import distributed
 
 from tests.dls.test_every_loop import LOOPS, PARTS, loader, made, plain
-from tests.support.dls_processes import meet, report_done, start
+from tests.support.dls_processes import connect, report_done, start
 
 METHODS = ("full fine-tuning", "RoSA", "LoRA")
 
@@ -75,7 +75,7 @@ def test_two_processes_are_one(loop: str, method: str, run: Any) -> None:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    meet()
+    connect()
     rank, results = distributed.get_rank(), {}
     for loop, train in LOOPS.items():
         for method in METHODS:

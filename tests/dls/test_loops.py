@@ -183,14 +183,14 @@ def test_a_step_that_is_given_up_leaves_no_gradient_behind(
 ) -> None:
     """Of norms that are only scored too, which an optimizer of what trains does not hold."""
 
-    def run(given_up: int | None) -> DynamicLayerSelection:
+    def run(skipped: int | None) -> DynamicLayerSelection:
         model = lora()
         trained = [p for p in model.parameters() if p.requires_grad]
         plain = torch.optim.AdamW(trained, lr=0.01)
         optimizer = AcceleratedOptimizer(plain) if wrapped else plain
         dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
         for t in range(1, 8):
-            if t == given_up:
+            if t == skipped:
                 (model(**batch(99)).loss * torch.nan).backward()
                 optimizer.zero_grad(set_to_none=set_to_none)
             model(**batch(t)).loss.backward()
@@ -205,7 +205,7 @@ def test_a_step_that_is_given_up_leaves_no_gradient_behind(
 
 
 @pytest.mark.parametrize("make", [lora, rosa])
-def test_asking_the_base_model_in_between_thaws_nothing(make) -> None:
+def test_asking_the_base_model_in_between_unfreezes_nothing(make) -> None:
     """PEFT's `disable_adapter` leaves every adapter parameter with requires_grad=True."""
     reference = make()
     expected = algorithm_1(reference, EVERY_THIRD, 7)

@@ -161,7 +161,7 @@ def test_a_method_under_dls(method: str, architecture: str) -> None:
 
 
 def test_vera_s_shared_matrices_are_no_parameters() -> None:
-    """A and B are one pair of fixed random buffers: DLS governs each layer's scalings."""
+    """A and B are one pair of fixed random buffers: DLS freezes each layer's scalings."""
     model = adapted("VeRA")
     layers = decoder_layers(model)
     of_each = [{id(b): b for b in layer.buffers() if b.ndim == 2} for layer in layers]
@@ -173,8 +173,8 @@ def test_vera_s_shared_matrices_are_no_parameters() -> None:
     for t in range(1, STEPS + 1):
         train_step(model, optimizer, t)
     assert all(torch.equal(before[key], b) for key, b in of_each[0].items())
-    governed = {n for n, p in model.named_parameters() if p in set(dls._parameters.trainable)}
-    assert {name.split(".")[-2] for name in governed} == {"vera_lambda_b", "vera_lambda_d"}
+    frozen = {n for n, p in model.named_parameters() if p in set(dls._parameters.trainable)}
+    assert {name.split(".")[-2] for name in frozen} == {"vera_lambda_b", "vera_lambda_d"}
 
 
 def test_vb_lora_s_bank_trains_whoever_is_chosen() -> None:

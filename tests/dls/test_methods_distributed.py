@@ -26,9 +26,9 @@ from tests.dls.test_methods import METHODS
 from tests.support.dls_models import EVERY_THIRD, batch, decoder_layers, same
 from tests.support.dls_processes import (
     CLIP,
+    connect,
     full_tensor,
     local,
-    meet,
     my_part,
     report_done,
     start,
@@ -149,7 +149,7 @@ def test_what_fsdp2_does_not_take(method: str, two_processes: Any) -> None:
 
 def main(folder: Path, engine: str, methods: list[str]) -> None:
     torch.set_num_threads(1)
-    meet()
+    connect()
     results: dict[str, Any] = {}
     for method in methods:
         try:

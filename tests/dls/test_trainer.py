@@ -1,4 +1,4 @@
-"""DLS in Transformers' Trainer and TRL's SFTTrainer: clipping, checkpoints, files, refusals."""
+"""DLS in Transformers' Trainer and TRL's SFTTrainer: clipping, checkpoints, files, errors."""
 
 from __future__ import annotations
 

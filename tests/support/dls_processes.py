@@ -299,7 +299,7 @@ SLOW = [
 # ---- running them
 
 
-def meet() -> None:
+def connect() -> None:
     """Joins the other process; a collective that hangs says where before the tests give it up."""
     distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=PATIENCE / 2))
 
@@ -311,7 +311,7 @@ def report_done(name: str) -> None:
 
 def main(folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
-    meet()
+    connect()
     rank = distributed.get_rank()
     results: dict[str, Any] = {}
     for name in names:
@@ -333,11 +333,11 @@ def start(command: list[str], **environment: str) -> list[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    team = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    team |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", **environment}
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    variables |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", **environment}
     with ExitStack() as stack:
         ranks = [
-            stack.enter_context(running(command, RANK=rank, LOCAL_RANK=rank, **team))
+            stack.enter_context(running(command, RANK=rank, LOCAL_RANK=rank, **variables))
             for rank in "01"
         ]
         wait_for(*ranks)
