@@ -108,6 +108,6 @@ def _check(args: Any) -> None:
         raise RosaError("--data and --text both give a text; use one of them")
     for name, least in (("limit", 1), ("max_length", 2), ("batch_size", 1)):
         if getattr(args, name) < least:
-            raise RosaError(f"--{name} must be at least {least}, found {getattr(args, name)}")
+            raise RosaError(f"--{name} must be at least {least}, not {getattr(args, name)}")
     if args.r_low is not None and not 0 < args.r_low <= 1:
-        raise RosaError(f"--r_low must be above 0 and at most 1, found {args.r_low:g}")
+        raise RosaError(f"--r_low must be above 0 and at most 1, not {args.r_low:g}")

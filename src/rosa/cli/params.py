@@ -46,7 +46,7 @@ def build_parser() -> Parser:
         type=str | None,
         metavar="N|P%|METHOD",
         help="for each method the rank or block size whose count is nearest to a number of "
-        "parameters, a share of all such as 0.26%%, or another method's count",
+        "parameters, a share of all such as 0.26%, or another method's count",
     )
     add(
         "--table",
