@@ -204,6 +204,7 @@ def test_launches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [launched.count(kernel) for kernel in kernels] == [of_model, of_model]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("triton" not in FAST, reason="Triton is not installed")
 def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """Triton's interpreter accepts more than its compiler does, which needs no GPU."""

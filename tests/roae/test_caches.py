@@ -24,20 +24,19 @@ from transformers import (
 
 from rosa import tiny_model_path
 from tests.support.adapters import SMALL, adapted, adapter_state
+from tests.support.nightly import each_stage, over
 from tests.support.op_variants import each_variant_nightly
 from tests.support.reference import Reference, relative_error
 from tests.support.tiny_models import random_tokens, tiny_model
 
 NEW = 12  # of prompts of 12 tokens: sliding windows are 8
-NAMES = ("llama-gqa", "qwen3", "mistral", "gemma3")
 QUANTISED: dict[str, dict[str, Any]] = {
     "fp8": {},
     # By default the 128 latest tokens are not quantized, which is all of these.
     "hqq": {"nbits": 8, "residual_length": 3, "q_group_size": 16, "axis_key": 1, "axis_value": 1},
 }
 slow = pytest.mark.slow
-each_model = pytest.mark.parametrize("name", NAMES)
-each_stage = pytest.mark.parametrize("stage", ["post", "pre"])
+each_model = over("name", ["llama-gqa", "gemma3"], nightly=["qwen3", "mistral"])
 
 
 def generate(model: PreTrainedModel | PeftModel, tokens: Tensor, **options: Any) -> Any:
@@ -83,7 +82,7 @@ def test_a_cache_equals_recomputation(name: str, stage: str, options: dict[str, 
 @each_variant_nightly
 @pytest.mark.parametrize("backend", QUANTISED)
 @each_stage
-@pytest.mark.parametrize("name", ["llama-gqa", "qwen3"])
+@over("name", ["llama-gqa"], nightly=["qwen3"])
 @torch.no_grad()
 def test_a_quantized_cache_holds_the_modulated_keys(name: str, stage: str, backend: str) -> None:
     model = adapted(name, rope_stage=stage)
@@ -168,7 +167,7 @@ def test_beams_are_reordered_with_their_cache(stage: str, cache: str) -> None:
     assert relative_error(out.sequences_scores, without.sequences_scores) <= 1e-6
 
 
-@pytest.mark.parametrize("helper", ["bare", "adapted", "itself", "prompt"])
+@over("helper", ["adapted", "prompt"], nightly=["bare", "itself"])
 @each_stage
 @torch.no_grad()
 def test_assisted_decoding_is_greedy_decoding(stage: str, helper: str) -> None:
@@ -223,7 +222,7 @@ def test_the_pipeline_takes_an_adapted_model() -> None:
 @each_variant_nightly
 @pytest.mark.parametrize("kernel", ["eager", pytest.param("flex_attention", marks=slow)])
 @each_stage
-@pytest.mark.parametrize("name", ["llama-gqa", "qwen3", "gemma3"])
+@over("name", ["llama-gqa", "gemma3"], nightly=["qwen3"])
 @torch.no_grad()
 def test_attention_kernels_agree(name: str, stage: str, kernel: str) -> None:
     """In float32, with a padded row, over a window of 8."""

@@ -324,6 +324,7 @@ def test_a_break_inside_the_attention_itself(breaking_attention: str, stage: str
     assert 0 < found[1] <= found[0]
 
 
+@slow
 @torch.no_grad()
 def test_an_exception_in_a_compiled_model_leaves_nothing_behind() -> None:
     def failing(*args: object, **kwargs: object) -> None:

@@ -26,6 +26,7 @@ from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 from rosa.errors import RosaError
 from rosa.roae import load_adapter_checked
 from tests.support.adapters import SMALL
+from tests.support.nightly import each_stage, over
 from tests.support.op_variants import each_variant_nightly
 from tests.support.pages import ROOT, blocks
 from tests.support.reference import relative_error
@@ -111,7 +112,7 @@ def test_both_are_trained_and_nothing_else(other: str) -> None:
 
 
 @each
-@pytest.mark.parametrize("model_name", ["llama-gqa", "qwen3"])
+@over("model_name", ["llama-gqa"], nightly=["qwen3"])
 def test_saved_and_loaded(other: str, model_name: str, tmp_path: Path) -> None:
     model = composed(other, model_name)
     away_from_the_start(model)
@@ -153,10 +154,10 @@ def test_loading_one_part_of_a_composition_is_reported(tmp_path: Path) -> None:
     model = composed("feed-forward")
     model.add_adapter("another", RosaConfig(**SMALL))
     model.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="was saved together with ffn, of other methods"):
+    with pytest.warns(UserWarning, match="was trained together with ffn, of other methods"):
         load_adapter_checked(tiny_model("llama-gqa"), tmp_path)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*saved together")
+        warnings.filterwarnings("error", message=".*trained together")
         load_adapter_checked(tiny_model("llama-gqa"), tmp_path / "another")
 
 
@@ -176,8 +177,8 @@ def test_disabled_and_unloaded(other: str) -> None:
 
 
 @each_variant_nightly
-@pytest.mark.parametrize("stage", ["post", "pre"])
-@pytest.mark.parametrize("model_name", ["llama-gqa", "qwen3", "gemma3"])
+@each_stage
+@over("model_name", ["llama-gqa", "gemma3"], nightly=["qwen3"])
 def test_what_is_modulated_is_what_lora_gives(model_name: str, stage: str) -> None:
     """Equal to RoSA alone on a base with LoRA's weights merged in, in float64."""
     model = composed("all", model_name, rope_stage=stage).double()
@@ -249,24 +250,29 @@ def test_what_was_loaded_for_inference_stays_frozen_with_a_new_adapter(tmp_path:
 @pytest.mark.parametrize(
     ("first", "rosa", "name", "sentence"),
     [
-        (LoraConfig(target_modules=FFN), {}, "default", "an adapter 'default' already, of LORA"),
+        (
+            LoraConfig(target_modules=FFN),
+            {},
+            "default",
+            "has an adapter 'default', of LORA",
+        ),
         (
             LoraConfig(target_modules=FFN, modules_to_save=["input_layernorm"]),
             {},
             "ffn",
-            r"layers\.0\.input_layernorm is trained by the adapter 'ffn' of another method",
+            r"layers\.0\.input_layernorm is already trained by the adapter 'ffn' of another method",
         ),
         (
             LNTuningConfig(target_modules=["post_attention_layernorm"]),
             {},
             "ffn",
-            r"layers\.0\.post_attention_layernorm is trained by the adapter 'ffn'",
+            r"layers\.0\.post_attention_layernorm is already trained by the adapter 'ffn'",
         ),
         (
             LoraConfig(target_modules=["lm_head"]),
             {"modules_to_save": ["lm_head"]},
             "ffn",
-            "lm_head is trained by the adapter 'ffn'",
+            "lm_head is already trained by the adapter 'ffn'",
         ),
     ],
 )
@@ -378,6 +384,7 @@ torch.save((logits(model), generated(model)), folder / "out.pt")
 """
 
 
+@pytest.mark.slow
 def test_loaded_in_a_new_process(tmp_path: Path) -> None:
     model = composed("all")
     away_from_the_start(model)

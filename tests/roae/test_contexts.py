@@ -23,13 +23,13 @@ from rosa.errors import RosaError
 from rosa.ops import use
 from tests.support.adapters import SMALL, adapted, randomize
 from tests.support.architectures import BY_NAME
+from tests.support.nightly import each_stage
 from tests.support.op_variants import each_variant
 from tests.support.reference import relative_error
 from tests.support.tiny_models import random_tokens
 
 EXACT = 1e-5  # float32
 TOKENS = random_tokens()
-each_stage = pytest.mark.parametrize("stage", ["post", "pre"])
 
 
 def loss_of(model: nn.Module, tokens: Tensor = TOKENS) -> Tensor:

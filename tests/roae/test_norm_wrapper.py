@@ -41,7 +41,7 @@ def test_every_way_to_call_it(args: tuple[str, ...], kwargs: dict[str, Any]) -> 
     wrapper.enable_adapters(False)
     assert torch.equal(wrapper(*given, **named), values["x"] * gate)
     wrapper.enable_adapters(True)
-    wrapper.follow([])
+    wrapper.set_adapter_of_layer([])
     assert torch.equal(wrapper(*given, **named), values["x"] * gate)
 
 

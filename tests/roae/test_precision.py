@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from rosa import RosaConfig
 from rosa.roae.norms import NormWrapper
 from tests.support.adapters import SMALL, randomize
+from tests.support.nightly import over
 from tests.support.op_variants import each_variant_nightly
 from tests.support.reference import relative_error
-from tests.support.tiny_models import VARIANTS, random_tokens, tiny_model
+from tests.support.tiny_models import KINDS, OTHERS, random_tokens, tiny_model
 
 TOKENS = random_tokens(length=48)
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -83,7 +84,12 @@ def gradient(name: str, precision: Any) -> Tensor:
 @each_precision
 @pytest.mark.parametrize(
     ("name", "rope_stage"),
-    [*((name, "post") for name in VARIANTS), ("llama-gqa", "pre"), ("gemma3", "pre")],
+    [
+        *((name, "post") for name in KINDS),
+        ("llama-gqa", "pre"),
+        *(pytest.param(name, "post", marks=pytest.mark.slow) for name in OTHERS),
+        pytest.param("gemma3", "pre", marks=pytest.mark.slow),
+    ],
 )
 def test_the_adapter_adds_little_to_what_the_base_loses(
     name: str, rope_stage: str, precision: str, ops_variant: str
@@ -98,7 +104,7 @@ def test_the_adapter_adds_little_to_what_the_base_loses(
 
 @each_variant_nightly
 @each_precision
-@pytest.mark.parametrize("name", ["llama-gqa", "llama-yarn", "qwen3-mha", "gemma3"])
+@over("name", ["llama-gqa", "gemma3"], nightly=["llama-yarn", "qwen3-mha"])
 def test_gradients_point_where_those_of_float32_do(name: str, precision: str) -> None:
     less, exact = gradient(name, PRECISIONS[precision]), gradient(name, FLOAT32)
     assert torch.nn.functional.cosine_similarity(less, exact, dim=0) > 0.98

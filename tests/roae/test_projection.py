@@ -18,6 +18,7 @@ from rosa.budget.parameters import count_parameters, load_model_config
 from rosa.errors import RosaError
 from rosa.roae import load_adapter_checked, projection
 from tests.support.adapters import SMALL, adapted, adapter_state, randomize
+from tests.support.nightly import each_stage, over
 from tests.support.op_variants import each_variant_nightly
 from tests.support.pages import ROOT, blocks
 from tests.support.reference import Reference, relative_error
@@ -93,8 +94,8 @@ def test_the_file_holds_its_weights_under_its_own_names(name: str) -> None:
 
 
 @each_variant_nightly
-@pytest.mark.parametrize("stage", ["post", "pre"])
-@pytest.mark.parametrize("model", ["llama-gqa", "llama-mha", "gemma3"])
+@each_stage
+@over("model", ["llama-gqa", "llama-mha"], nightly=["gemma3"])
 def test_full_is_one_matrix_in_the_equations(model: str, stage: str) -> None:
     """Against the float64 reference, which takes the low-rank factors W = I·W."""
     adapter = adapted(model, dtype=torch.float64, projection="full", rope_stage=stage)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from tests.support.adapters import SMALL, adapted, adapter_state
+from tests.support.nightly import over
 from tests.support.op_variants import each_variant
 from tests.support.reference import Reference, recorded_rotation, relative_error
-from tests.support.tiny_models import TEXT_VARIANTS, VARIANTS, random_tokens, tiny_model
+from tests.support.tiny_models import KINDS, OTHERS, TEXT_VARIANTS, random_tokens, tiny_model
 
 STAGES = ("post", "pre")
 
@@ -22,7 +23,7 @@ def reference_for(name: str, model: Any, stage: str, dtype: torch.dtype) -> Refe
 
 @each_variant
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", VARIANTS)
+@over("name", [*KINDS, "llama-yarn"], nightly=sorted(set(OTHERS) - {"llama-yarn"}))
 @torch.no_grad()
 def test_rotated_queries_and_keys_and_logits_in_float64(name: str, stage: str) -> None:
     model = adapted(name, dtype=torch.float64, rope_stage=stage)
@@ -57,7 +58,7 @@ def test_rotated_queries_and_keys_and_logits_in_float64(name: str, stage: str) -
 
 @each_variant
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", TEXT_VARIANTS)
+@over("name", ["llama-gqa", "gemma3"], nightly=sorted({*TEXT_VARIANTS} - {"llama-gqa", "gemma3"}))
 @torch.no_grad()
 def test_logits_in_float32(name: str, stage: str) -> None:
     model = adapted(name, rope_stage=stage)

@@ -34,6 +34,7 @@ def test_import_rosa_loads_neither_torch_nor_peft() -> None:
     assert loaded == "[]"
 
 
+@pytest.mark.slow  # as it did here, where other tests load adapters
 def test_a_saved_adapter_is_known_where_peft_came_first(tmp_path: Path) -> None:
     RosaConfig(r=4).save_pretrained(str(tmp_path))
     assert run(f"import peft, rosa; {LOAD.format(folder=str(tmp_path))}") == "RosaConfig"

@@ -24,8 +24,9 @@ from rosa import RosaConfig
 from rosa.errors import RosaError
 from rosa.roae import check_adapter, load_adapter_checked
 from tests.support.adapters import SMALL, adapted, adapter_state
+from tests.support.nightly import over
 from tests.support.op_variants import each_variant_nightly
-from tests.support.tiny_models import COMMON, GQA, VARIANTS, random_tokens, tiny_model
+from tests.support.tiny_models import COMMON, GQA, KINDS, OTHERS, random_tokens, tiny_model
 
 TOKENS = random_tokens()
 WEIGHTS = "adapter_model.safetensors"
@@ -38,7 +39,7 @@ def logits_of(model: nn.Module) -> torch.Tensor:
 
 @each_variant_nightly
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-@pytest.mark.parametrize("name", VARIANTS)
+@over("name", KINDS, nightly=OTHERS)
 def test_round_trip_through_peft(name: str, low_cpu_mem_usage: bool, tmp_path: Path) -> None:
     model = adapted(name)
     model.save_pretrained(tmp_path)
@@ -51,7 +52,7 @@ def test_round_trip_through_peft(name: str, low_cpu_mem_usage: bool, tmp_path: P
 
 
 @each_variant_nightly
-@pytest.mark.parametrize("name", VARIANTS)
+@over("name", KINDS, nightly=OTHERS)
 def test_round_trip_through_transformers(name: str, tmp_path: Path) -> None:
     model = adapted(name)
     model.save_pretrained(tmp_path)

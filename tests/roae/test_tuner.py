@@ -18,9 +18,10 @@ from rosa import RosaConfig, RosaModel
 from rosa.errors import RosaError
 from rosa.roae import RosaLayer
 from tests.support.adapters import SMALL, adapted, adapter_state, randomize
+from tests.support.nightly import over
 from tests.support.op_variants import each_variant
 from tests.support.reference import relative_error
-from tests.support.tiny_models import VARIANTS, random_tokens, tiny_model
+from tests.support.tiny_models import KINDS, OTHERS, random_tokens, tiny_model
 
 TOKENS = random_tokens()
 
@@ -42,7 +43,7 @@ def trainable(model: nn.Module) -> set[str]:
 
 @each_variant
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", VARIANTS)
+@over("name", KINDS, nightly=OTHERS)
 def test_the_base_model_bit_for_bit_at_first_when_disabled_and_unloaded(
     name: str, dtype: torch.dtype
 ) -> None:
@@ -73,7 +74,7 @@ def test_without_init_weights_it_starts_elsewhere() -> None:
 
 
 @each_variant
-@pytest.mark.parametrize("name", VARIANTS)
+@over("name", KINDS, nightly=OTHERS)
 def test_only_adapter_parameters_learn_and_every_one_does(name: str) -> None:
     model = adapted(name, random=False)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -297,7 +298,7 @@ def test_a_known_architecture_that_clips_its_queries_raises() -> None:
         hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16,
         vocab_size=32, pad_token_id=0, clip_qkv=8.0,
     )  # fmt: skip
-    with pytest.raises(RosaError, match=r"olmo model clips.*clip_qkv=8\.0"):
+    with pytest.raises(RosaError, match=r"olmo model, which clips.*clip_qkv=8\.0"):
         get_peft_model(OlmoForCausalLM(config), RosaConfig())
 
 

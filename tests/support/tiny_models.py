@@ -93,6 +93,10 @@ def _configs() -> dict[str, Any]:
 
 
 VARIANTS = tuple(_configs())
+# One of each kind: grouped queries, as many keys as queries, norms of queries and keys, sliding
+# windows with norms after each block, a vision tower.
+KINDS = ("llama-gqa", "llama-mha", "qwen3-mha", "gemma3", "gemma3-multimodal")
+OTHERS = tuple(name for name in VARIANTS if name not in KINDS)
 TEXT_VARIANTS = tuple(name for name in VARIANTS if name != "gemma3-multimodal")
 
 
