@@ -137,13 +137,13 @@ def test_a_read_only_folder_raises_before_anything_is_loaded(
 ) -> None:
     for place in (unprivileged, unprivileged / "new" / "run"):
         bad = replace(recipe, model="./absent", output_dir=str(place))
-        with pytest.raises(RosaError, match=r"readonly cannot be written; name another folder"):
+        with pytest.raises(RosaError, match=r"readonly cannot be written; use another folder"):
             train(bad, log=str)
     assert not list(unprivileged.iterdir())
 
 
 def test_a_folder_below_a_file_raises(recipe: Recipe) -> None:
-    with pytest.raises(RosaError, match=r"rows\.json is a file; name another folder"):
+    with pytest.raises(RosaError, match=r"rows\.json is a file; use another folder"):
         train(replace(recipe, output_dir=f"{recipe.data}/run"), log=str)
 
 
@@ -168,7 +168,7 @@ def test_data_that_changed_is_another_run(recipe: Recipe, monkeypatch: pytest.Mo
     backwards = json.dumps(json.loads(content)[::-1])
     for changed in (content.replace("question 3", "question 4"), backwards):
         data.write_text(changed)
-        with pytest.raises(RosaError, match=r"the rows are not those that the run in '.*' began"):
+        with pytest.raises(RosaError, match=r"the run in '.*' was started with other rows"):
             train(recipe, resume=True, log=str)
     data.write_text(content)
     assert train(recipe, resume=True, log=str).finished
@@ -214,7 +214,9 @@ def test_a_tilde_in_a_recipe_is_the_home_folder(
 def test_a_duplicate_key_in_a_recipe_raises(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    with pytest.raises(RosaError, match=rf"the recipe '.*recipe\.yaml': the key {words}; leave"):
+    with pytest.raises(
+        RosaError, match=rf"the recipe '.*recipe\.yaml': the key {words}; remove one"
+    ):
         load_recipe(str(path))
 
 
@@ -237,7 +239,9 @@ def test_a_table_is_called_what_it_is(tmp_path: Path, name: str) -> None:
 
 
 def test_a_wrong_key_of_dls_is_an_error_and_a_later_version_s_a_warning(tmp_path: Path) -> None:
-    with pytest.raises(RosaError, match="dls has no key 'intervall'; its keys are"):
+    with pytest.raises(
+        RosaError, match=r"dls has no key 'intervall' \(did you mean 'interval'\?\); its keys are"
+    ):
         RosaConfig(dls={"intervall": 7})
     RosaConfig(dls=DlsConfig(interval=7)).save_pretrained(tmp_path)
     file = tmp_path / "adapter_config.json"
@@ -358,7 +362,7 @@ def test_an_interval_longer_than_the_run_warns_at_its_end(
     warned = [x for x in capsys.readouterr().err.splitlines() if "DLS never selects" in x]
     assert "in the 2 steps of this run, so every layer is trained throughout" in warned[-1]
     assert main(["plot", recipe.output_dir]) == 2
-    assert "holds no choice" in capsys.readouterr().err
+    assert "has no choice" in capsys.readouterr().err
 
 
 def test_norms_without_weights_have_no_score_but_can_be_given_a_choice() -> None:
@@ -368,7 +372,7 @@ def test_norms_without_weights_have_no_score_but_can_be_given_a_choice() -> None
         num_attention_heads=2, pad_token_id=0,
     )  # fmt: skip
     model = get_peft_model(OlmoForCausalLM(config), LoraConfig(r=2, target_modules=["q_proj"]))
-    with pytest.raises(RosaError, match=r"cannot score .*layers\.0: its norms .* have no weight"):
+    with pytest.raises(RosaError, match=r"cannot score .*layers\.0, whose norms .* have no weight"):
         DynamicLayerSelection(model, adamw(model), EVERY)
     optimizer = adamw(model)
     dls = DynamicLayerSelection(model, optimizer, DlsConfig(layers=[2]))

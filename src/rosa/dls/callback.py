@@ -12,11 +12,11 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.utils.hooks import RemovableHandle
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 from transformers.trainer_callback import ExportableState
 
@@ -61,16 +61,9 @@ class DlsCallback(TrainerCallback, ExportableState):
             "dls": None if self.dls is None else self.dls.state_dict(),
         }
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: Any,
-        model: Any = None,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach to model and optimizer, and resume from a checkpoint's state."""
+        model, optimizer = kwargs["model"], kwargs.get("optimizer")
         self._detach()  # from a run that failed
         if args.deepspeed:
             raise RosaError(
@@ -78,9 +71,8 @@ class DlsCallback(TrainerCallback, ExportableState):
                 "launch --use_fsdp --fsdp_version 2) or DDP, or leave out DlsCallback"
             )
         config = self.config or adapter_config(model) or DlsConfig()
-        # Declared as a list of callbacks, but the Trainer keeps their states by class name.
-        states = cast("dict[str, Any]", state.stateful_callbacks)
-        stored = states.get(type(self).__name__)
+        states, name = state.stateful_callbacks, type(self).__name__
+        stored = states.get(name)
         stored = stored.get("dls") if isinstance(stored, dict) and state.global_step else None
         self.dls = DynamicLayerSelection(model, optimizer, config, total_steps=state.max_steps)
         if stored is not None:
@@ -93,7 +85,7 @@ class DlsCallback(TrainerCallback, ExportableState):
             )
             self.dls.start_at(state.global_step)
         # The state of a run without this callback has no entry for it.
-        states.setdefault(type(self).__name__, self.state())
+        states.setdefault(name, self.state())
         self._select_before_clipping(self.dls, optimizer)
         self._written = len(self.dls.history)
         if state.is_world_process_zero:  # exactly the choices up to here
@@ -107,7 +99,7 @@ class DlsCallback(TrainerCallback, ExportableState):
         """Expect the gradients of a new step, or again those of one that was skipped."""
         self._selected_at = None
 
-    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Append this step's choice, if there was one, to `dls_history.jsonl`."""
         if self.dls is None or len(self.dls.history) == self._written:
             return
@@ -118,16 +110,13 @@ class DlsCallback(TrainerCallback, ExportableState):
         self._written = len(self.dls.history)
         self._log_to_trackers(new, args, state, control)
 
-    def on_log(
-        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Add `dls_selected`, the layers that train, to the training logs."""
         if self.dls is None or self.dls.selected is None or not logs or "loss" not in logs:
             return
         logs["dls_selected"] = list(self.dls.selected)
         if state.log_history:
-            latest: dict[str, Any] = state.log_history[-1]
-            latest["dls_selected"] = list(self.dls.selected)
+            state.log_history[-1]["dls_selected"] = list(self.dls.selected)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore model and optimizer."""
@@ -212,7 +201,7 @@ def _tracked_values(record: Mapping[str, Any]) -> dict[str, float]:
     return values
 
 
-def _history_file(args: TrainingArguments) -> Path:
+def _history_file(args: Any) -> Path:
     return Path(args.output_dir or ".") / HISTORY_FILE
 
 

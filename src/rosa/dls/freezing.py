@@ -103,8 +103,8 @@ def held_by(optimizer: torch.optim.Optimizer) -> set[nn.Parameter]:
 
 def on_zero_grad(optimizer: torch.optim.Optimizer, act: Callable[[], None]) -> Callable[[], None]:
     """Call `act` at every `optimizer.zero_grad()`, which has no hook; returns what undoes it."""
-    overridden = optimizer.__dict__.get("zero_grad")  # on the instance, by someone else
-    zero_grad = optimizer.zero_grad
+    attributes, zero_grad = optimizer.__dict__, optimizer.zero_grad
+    overridden = attributes.get("zero_grad")  # on the instance, by someone else
     active = True
 
     @functools.wraps(zero_grad)
@@ -116,12 +116,12 @@ def on_zero_grad(optimizer: torch.optim.Optimizer, act: Callable[[], None]) -> C
     def undo() -> None:
         nonlocal active
         active = False
-        if optimizer.__dict__.get("zero_grad") is act_and_zero_grad:
-            del optimizer.__dict__["zero_grad"]
+        if attributes.get("zero_grad") is act_and_zero_grad:
+            del attributes["zero_grad"]
             if overridden is not None:
-                optimizer.__dict__["zero_grad"] = overridden
+                attributes["zero_grad"] = overridden
 
-    optimizer.__dict__["zero_grad"] = act_and_zero_grad
+    attributes["zero_grad"] = act_and_zero_grad
     return undo
 
 
