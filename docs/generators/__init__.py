@@ -11,32 +11,37 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from docs.generators import methods, precision, recipe, scale, tiny_study
+from docs.generators import methods, precision, readme, recipe, scale, tasks, tiny_study
 from docs.generators.blocks import DOCS, ROOT, filled
-from rosa import DlsConfig
+from rosa import DlsConfig, RosaConfig
 
 
 def pages() -> dict[Path, str]:
     """Every page with generated parts, as it should be."""
     blocks = {
-        ROOT / "README.md": {"demo-table": tiny_study.demo_table()},
+        ROOT / "README.md": {
+            "parameters": readme.parameters_line(),
+            "costs": readme.costs_table(),
+            "status": readme.status(),
+            "demo-table": readme.demo_table(),
+        },
         DOCS / "guides/dls.md": {"dls-config": recipe.table(DlsConfig)},
+        DOCS / "reference/methods.md": {
+            "paper-methods": methods.methods_table(["baseline", "ours"]),
+            "variants": methods.methods_table(["variant"]),
+            "unsupported": methods.unsupported_table(),
+        },
+        DOCS / "reference/tasks.md": {"tasks": tasks.tasks_table()},
+        DOCS / "reference/adapter_format.md": {"config": recipe.table(RosaConfig)},
         DOCS / "notes/tiny_study.md": {
             "scores": tiny_study.scores_table(),
             "questions": tiny_study.questions_table(),
             "rates": tiny_study.rates_table(),
         },
-        DOCS / "reference/methods.md": {
-            "paper-methods": methods.methods_table(["baseline", "ours"]),
-            "variants": methods.methods_table(["variant"]),
-            "refused": methods.refused_table(),
-        },
-        DOCS / "scale.md": {
+        DOCS / "notes/performance.md": {
             "scale-costs": scale.cost_table(),
             "scale-memory": scale.memory_table(),
             "scale-check": scale.check_table(),
-        },
-        DOCS / "precision.md": {
             "precision-logits": precision.logits_table(),
             "precision-training": precision.training_table(),
         },

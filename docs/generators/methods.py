@@ -8,7 +8,7 @@ from typing import Any
 from rosa.methods.peft_methods import UNSUPPORTED
 from rosa.methods.registry import Method, MethodGroup, load_method, method_names
 
-HEAD = "| name | title | PEFT class | arguments | layers selected | remarks |"
+HEAD = "| name | title | PEFT class | arguments | DLS | remarks |"
 
 
 def methods_table(groups: list[MethodGroup]) -> str:
@@ -17,10 +17,10 @@ def methods_table(groups: list[MethodGroup]) -> str:
     return "\n".join([HEAD, "|---|---|---|---|---|---|", *rows])
 
 
-def refused_table() -> str:
+def unsupported_table() -> str:
     """PEFT's methods that a recipe cannot train."""
     rows = [f"| `{name}` | {reason} |" for name, reason in UNSUPPORTED.items()]
-    return "\n".join(["| refused | because |", "|---|---|", *rows])
+    return "\n".join(["| raises an error | because |", "|---|---|", *rows])
 
 
 def _row(method: Method) -> str:

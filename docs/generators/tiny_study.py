@@ -1,4 +1,4 @@
-"""The tables of the tiny study, from docs/results/tiny (`make tiny-study`), and the demo's."""
+"""The tables of the tiny study, from docs/results/tiny (`make tiny-study`)."""
 
 from __future__ import annotations
 
@@ -30,14 +30,3 @@ def rates_table() -> str:
 def questions_table() -> str:
     """Pairs of methods with their tests, which `record_study` compared."""
     return (RESULTS / "tiny" / "questions.md").read_text(encoding="utf-8").strip()
-
-
-def demo_table() -> str:
-    """What the demo found: accuracy per toy task before and after, time and machine."""
-    record = read_json("demo.json")
-    lines = ["| held-out questions | base model | after RoSA |", "|---|---:|---:|"]
-    for old, new in zip(record["before"]["tasks"], record["after"]["tasks"], strict=True):
-        name = f"{old['title']} ({old['scored']})"
-        lines.append(f"| {name} | {old['accuracy']:.1f} % | {new['accuracy']:.1f} % |")
-    cost = f"{record['trainable']:,} trainable parameters, {record['seconds']} seconds in all"
-    return "\n".join([*lines, "", f"{cost}; {measured_on(record)}."])

@@ -25,7 +25,7 @@ from rosa.report.tables import paper
 from rosa.report.tables.build import main_table
 from rosa.report.tables.sections import sections
 from rosa.report.tables.write import write_tables
-from tests.support.pages import rosa_commands
+from tests.support.pages import read_page, rosa_commands, section
 
 PRINTED = json.loads((Path(__file__).parents[1] / "fixtures" / "paper_accuracies.json").read_text())
 # Where averaging the printed accuracies does not print as the paper's average: (model, method).
@@ -183,7 +183,7 @@ def test_an_unknown_table_is_an_error():
 
 
 def test_the_docs_say_the_same_and_their_commands_run(capsys):
-    page = (Path(__file__).parents[2] / "docs" / "tables.md").read_text(encoding="utf-8")
+    page = section(read_page("guides/comparing.md"), "## Tables")
     for (table, model, method), value in OFF.items():
         assert f"| Table {table}, {model} | {method} |" in page
         assert f"| {value:.2f} |" in page

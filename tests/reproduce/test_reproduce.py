@@ -31,6 +31,7 @@ from rosa.reproduce.targets import (
     scale_setting,
     target_names,
 )
+from tests.support.pages import read_page
 
 RUNS = {
     ("table1", "full"): 3 * 9 * 5,
@@ -337,7 +338,7 @@ def test_a_real_model_on_stand_in_data(shared_data, tmp_path, capsys):
 
 
 def test_the_docs_commands_are_valid(tmp_path, monkeypatch, capsys):
-    page = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    page = read_page("guides/comparing.md")
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"^rosa (reproduce [^#\n]*)", page, re.M)
     assert len(commands) >= 4

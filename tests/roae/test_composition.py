@@ -28,7 +28,7 @@ from rosa.roae import load_adapter_checked
 from tests.support.adapters import SMALL
 from tests.support.nightly import each_stage, over
 from tests.support.op_variants import each_variant_nightly
-from tests.support.pages import ROOT, blocks
+from tests.support.pages import ROOT
 from tests.support.reference import relative_error
 from tests.support.tiny_models import random_tokens, tiny_model
 
@@ -393,16 +393,3 @@ def test_loaded_in_a_new_process(tmp_path: Path) -> None:
     expected, text = torch.load(tmp_path / "out.pt")
     assert torch.equal(expected, logits(model))
     assert text == generated(model)
-
-
-def test_the_page_on_composition_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its two blocks are one program."""
-    page = (ROOT / "docs" / "composition.md").read_text("utf-8")
-    names: dict[str, Any] = {"__name__": "page"}
-    monkeypatch.chdir(tmp_path)
-    train_it, load_it = blocks(page, "python")
-    exec(train_it, names)
-    trained = names["model"].eval()
-    exec(load_it, names)
-    assert torch.equal(logits(names["model"].eval()), logits(trained))
-    assert names["model"] is not trained

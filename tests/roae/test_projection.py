@@ -20,7 +20,6 @@ from rosa.roae import load_adapter_checked, projection
 from tests.support.adapters import SMALL, adapted, adapter_state, randomize
 from tests.support.nightly import each_stage, over
 from tests.support.op_variants import each_variant_nightly
-from tests.support.pages import ROOT, blocks
 from tests.support.reference import Reference, relative_error
 from tests.support.tiny_models import random_tokens, tiny_model
 
@@ -293,16 +292,3 @@ def test_trying_it_out_leaves_the_random_generator_alone() -> None:
     state = torch.get_rng_state()
     projection.check_projection(48, 32, RosaConfig(**SMALL, projection="scaled"))
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_the_page_on_projections_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "\n".join(blocks((ROOT / "docs" / "projections.md").read_text("utf-8"), "python"))
-    names: dict[str, Any] = {"__name__": "page"}
-    monkeypatch.chdir(tmp_path)
-    exec(code, names)
-    state = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    assert {key.rpartition("rosa_kron.")[2] for key in state if "rosa_kron" in key} == {"U", "V"}
-    randomize(names["model"])
-    names["model"].save_pretrained("adapter")
-    exec(code[code.index("again =") :], names)
-    assert torch.equal(logits(names["again"].eval()), logits(names["model"].eval()))

@@ -1,6 +1,6 @@
 """Pages of the docs as tests read them: their code blocks and the commands in them.
 
-A block is run unless `<!-- no-run -->` precedes it. A `bash` block holds commands that a test
+A block runs unless `<!-- no-run -->` stands above it. A `bash` block holds commands that a test
 runs, a `console` block (`$ rosa ...`) a session that needs data or hardware of the reader's.
 """
 
@@ -22,12 +22,29 @@ def read_page(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
 
 
+def headings(text: str) -> list[tuple[int, str]]:
+    """(line number, heading with its marks) of each heading outside of code blocks."""
+    found, in_code = [], False
+    for number, line in enumerate(text.splitlines()):
+        in_code ^= line.startswith("```")
+        if not in_code and re.match(r"#{1,6} ", line):
+            found.append((number, line))
+    return found
+
+
 def section(text: str, heading: str) -> str:
-    """The text under a heading, up to the next heading of its level or above."""
-    level = heading.split()[0]
-    _, found, rest = f"\n{text}".partition(f"\n{heading}\n")
-    assert found, f"no heading {heading!r}"
-    return re.split(rf"\n#{{1,{len(level)}}} ", rest)[0]
+    """What stands under a heading, up to the next of its level or above."""
+    all_headings = headings(text)
+    (start,) = [number for number, line in all_headings if line == heading]
+    level = len(heading.split()[0])
+    ends = (n for n, line in all_headings if n > start and len(line.split()[0]) <= level)
+    return "\n".join(text.splitlines()[start + 1 : next(ends, None)]) + "\n"
+
+
+def anchors(text: str) -> set[str]:
+    """What links to a page's headings may name, by GitHub's rules and the site's."""
+    slugs = [re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()) for _, line in headings(text)]
+    return {slug.replace(" ", "-") for slug in slugs}
 
 
 def blocks(text: str, language: str) -> list[str]:

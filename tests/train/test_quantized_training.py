@@ -29,7 +29,7 @@ from rosa.roae.norms import NormWrapper
 from rosa.train.recipe import Recipe, dump_recipe
 from rosa.train.run import train
 from tests.support.adapters import adapter_state, randomize
-from tests.support.pages import blocks
+from tests.support.pages import blocks, read_page, section
 from tests.support.quantized import (
     SMALL,
     TOKENS,
@@ -243,11 +243,11 @@ def test_what_cannot_be_raises_one_sentence(
 
 
 def test_the_examples_of_the_page_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/precision.md, its blocks one after another as in one file; on the machine's kernels."""
+    """guides/training.md, its blocks one after another; on the machine's kernels."""
     monkeypatch.undo()
-    page = Path(__file__).parents[2] / "docs" / "precision.md"
+    page = section(read_page("guides/training.md"), "### Quantized base models (QLoRA-style)")
     names: dict[str, Any] = {}
-    for block in blocks(page.read_text(encoding="utf-8"), "python"):
+    for block in blocks(page, "python"):
         exec(block, names)
     model = names["model"]
     assert stored(model)

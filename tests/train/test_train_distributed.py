@@ -26,7 +26,8 @@ from rosa.train.sharded_checkpoint import is_sharded
 from rosa.train.trainer import PreparedRun, check_selection
 from tests.support import fsdp_on_cpu
 from tests.support.dls_processes import start
-from tests.support.processes import ROOT, marked, output_of, running, wait_for
+from tests.support.pages import read_page, section
+from tests.support.processes import marked, output_of, running, wait_for
 
 RECIPE = {
     "model": "rosa-tiny",
@@ -43,7 +44,7 @@ RECIPE = {
     "log_steps": 1,
     "report_to": [],
 }
-PAGE = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+PAGE = section(read_page("guides/training.md"), "## Several processes")
 
 
 @pytest.fixture

@@ -1,18 +1,24 @@
-"""docs/guides/evaluating.md: its example runs, and what it says about the tasks is so."""
+"""guides/evaluating.md and reference/tasks.md: examples run, and what they say is so."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from rosa.cli.evaluate import build_parser
+import pytest
+
+from rosa.cli.inspect import build_parser as inspect_parser
 from rosa.cli.main import main
 from rosa.data.prompts import PROMPTS
 from rosa.evaluate.answers import PROTOCOLS
 from rosa.evaluate.tasks import built_in_tasks, load_task
+from tests.docs.conftest import run_quickly
+from tests.support.pages import blocks, read_page, rosa_commands, section
 from tests.support.tiny_folder import write_model_folder
 
-PAGE = (Path(__file__).parents[2] / "docs" / "guides/evaluating.md").read_text(encoding="utf-8")
+PAGE = read_page("guides/evaluating.md")
+TASKS = read_page("reference/tasks.md")
+INSPECT = "## Looking inside: `rosa inspect`"
 
 
 def test_the_example_task_can_be_added_and_run(tmp_path, capsys):
@@ -27,19 +33,13 @@ def test_the_example_task_can_be_added_and_run(tmp_path, capsys):
     assert len((tmp_path / "out" / "colors.jsonl").read_text().splitlines()) == len(rows) == 2
 
 
-def test_the_page_names_every_task_and_those_without_a_hub_source():
-    for task in built_in_tasks().values():
-        assert f"`{task.name}`" in PAGE
-    (without,) = re.findall(r"exactly the rows of (.*?); these", PAGE)
+def test_the_reference_names_those_without_a_hub_source():
+    (without,) = re.findall(r"exactly the rows of (.*?); these", " ".join(TASKS.split()))
     named = set(re.findall(r"`([^`]+)`", without))
     assert named == {t.name for t in built_in_tasks().values() if not (t.hub or t.packaged)}
 
 
-def test_every_option_on_the_page_exists():
-    own_command = re.findall(r"^\$ python -c .*$", PAGE, re.MULTILINE)
-    assert len(own_command) == 1
-    named = re.findall(r"--(\w+)", PAGE.replace(own_command[0], ""))
-    assert set(named) <= set(build_parser().option_names)
+def test_every_protocol_and_prompt_is_named():
     assert all(f"`--protocol {name}`" in PAGE for name in PROTOCOLS)
     assert all(re.search(rf"\b{prompt}\b", PAGE) for prompt in PROMPTS)
 
@@ -59,3 +59,23 @@ def test_the_hub_example_is_boolqs_own():
     assert hub is not None
     assert hub.answer in PAGE
     assert hub.instruction.replace("\n", "\\n") in PAGE
+
+
+def test_the_commands_of_inspect_run(in_a_copy: Path) -> None:
+    inside = section(PAGE, INSPECT)
+    assert run_quickly(rosa_commands(inside)) == ["inspect", "train", "inspect"]
+    files = re.findall(r"^\| `(\w+\.\w+)` \|", inside, flags=re.MULTILINE)
+    made = in_a_copy / "runs" / "inspected" / "inspect"
+    assert sorted(files) == sorted(file.name for file in made.iterdir())
+
+
+def test_the_python_of_inspect_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(section(PAGE, INSPECT), "python")
+    exec(code, {})
+    assert (tmp_path / "figure1.png").is_file()
+
+
+def test_every_option_of_inspect_is_named() -> None:
+    named = set(re.findall(r"`--(\w+)`", section(PAGE, INSPECT)))
+    assert named == set(inspect_parser().option_names) - {"help", "trust_remote_code"}

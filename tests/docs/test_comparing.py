@@ -1,4 +1,4 @@
-"""The experiments for PEFT's method comparison: PEFT reads, attaches, counts and trains them."""
+"""guides/comparing.md: its commands and Python run; PEFT reads and trains its experiments."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM
 
 import rosa
 from rosa.budget.parameters import load_model_config
+from rosa.cli.main import main
+from tests.support.pages import ROOT, blocks, read_page, rosa_commands, section
 from tests.support.tiny_folder import tiny_llama
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "peft-method-comparison.md").read_text(encoding="utf-8")
+PAGE = section(read_page("guides/comparing.md"), "## In PEFT's method comparison")
 EXPERIMENTS = sorted((ROOT / "recipes" / "peft-method-comparison").glob("*/*"))
 IDS = [folder.name for folder in EXPERIMENTS]
 # What `training_params.json` may set, by the suite's TrainConfig.
@@ -119,3 +120,20 @@ def test_the_page_s_command_registers_the_type_without_a_change_to_the_script(
     assert done.returncode == 0, done.stderr
     assert "beside the script" in done.stdout
     assert "ROSA" in done.stdout
+
+
+def test_the_dry_run_and_the_cost_plot_run(in_a_copy: Path) -> None:
+    page = read_page("guides/comparing.md")
+    (command,) = rosa_commands(section(page, "## `rosa compare`"))[:1]
+    assert main(command) == 0
+    (code,) = blocks(section(page, "## Accuracy against cost"), "python")
+    exec(code, {})
+    assert (in_a_copy / "costs.png").is_file()
+
+
+def test_the_example_grid_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (grid,) = blocks(section(read_page("guides/comparing.md"), "### The grid"), "yaml")
+    path = tmp_path / "grid.yaml"
+    path.write_text(grid.replace("Qwen/Qwen2.5-0.5B", "Qwen2.5-0.5B"))
+    assert main(["compare", str(path), "--dry_run"]) == 0
+    assert "LoRA matched" in capsys.readouterr().out

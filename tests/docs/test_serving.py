@@ -1,0 +1,21 @@
+"""guides/serving.md: its blocks run, in their order, as one program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.support.pages import blocks, read_page
+
+
+def test_the_blocks_run_one_after_another() -> None:
+    found = blocks(read_page("guides/serving.md"), "python")
+    assert len(found) == 4
+    names: dict[str, Any] = {}
+    exec("\n".join(found), names)
+    model, greedy = names["model"], names["greedy"]
+    assert (greedy == names["static"]).all()
+    assert names["beams"].shape[0] == 4
+    assert (names["assisted"] == model.generate(**names["one"], max_new_tokens=8)).all()
+    logits, plain = names["logits"], model(**names["prompts"]).logits
+    assert (logits - plain).abs().max() < 1e-4 < (logits - names["without"]).abs().max()
+    assert names["loss"].isfinite()
