@@ -61,9 +61,9 @@ nightly: install
 versions: install
 	$(BIN)/python -m tests.support.version_matrix
 
-# Converts, trains and scores on real data: make real DATA=/path/to/data (docs/guides/real_models.md)
+# Converts, trains and scores on real data: make real DATA=/path/to/data
 real: install
-	ROSA_TEST_DATA=$(DATA) $(BIN)/python -m pytest -q -m "slow or not slow" tests/test_real_input.py
+	ROSA_TEST_DATA=$(DATA) $(BIN)/python -m pytest -q -m "slow or not slow" tests/train/test_real_input.py
 
 clean:
 	rm -rf .venv build dist

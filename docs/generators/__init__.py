@@ -26,6 +26,9 @@ def pages() -> dict[Path, str]:
             "demo-table": readme.demo_table(),
         },
         DOCS / "guides/dls.md": {"dls-config": recipe.table(DlsConfig)},
+        DOCS / "guides/real_models.md": {
+            "demo-real": readme.demo_table("demo_real.json", "make demo-real"),
+        },
         DOCS / "reference/methods.md": {
             "paper-methods": methods.methods_table(["baseline", "ours"]),
             "variants": methods.methods_table(["variant"]),

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import LlamaConfig
 
-from docs.generators.blocks import measured_on, read_json
+from docs.generators.blocks import RESULTS, measured_on, read_json
 from rosa.budget.parameters import count_parameters, load_model_config
 
 SMOLLM2_135M = {
@@ -103,12 +103,14 @@ def _first_place(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [r for r in rows if [r[key] for key in ("size", "batch", "length", "dtype")] == place]
 
 
-def demo_table() -> str:
-    """What the demo found: accuracy per toy task before and after, time and machine."""
-    record = read_json("demo.json")
+def demo_table(name: str = "demo.json", command: str = "make demo-record") -> str:
+    """What a demo found: accuracy per toy task before and after, time and machine."""
+    if not (RESULTS / name).exists():
+        return f"Not recorded yet: `{command}`."
+    record = read_json(name)
     lines = ["| held-out questions | base model | after RoSA |", "|---|---:|---:|"]
     for old, new in zip(record["before"]["tasks"], record["after"]["tasks"], strict=True):
-        name = f"{old['title']} ({old['scored']})"
-        lines.append(f"| {name} | {old['accuracy']:.1f} % | {new['accuracy']:.1f} % |")
+        title = f"{old['title']} ({old['scored']})"
+        lines.append(f"| {title} | {old['accuracy']:.1f} % | {new['accuracy']:.1f} % |")
     cost = f"{record['trainable']:,} trainable parameters, {record['seconds']} seconds in all"
     return "\n".join([*lines, "", f"{cost}; {measured_on(record)}."])

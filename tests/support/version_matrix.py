@@ -191,7 +191,8 @@ CI runs every test with the versions in `constraints.txt`. `make versions` runs,
 versions that `pyproject.toml` allows, for the pinned ones and for the newest of the registry where
 those are others, the tests that each [model type](architectures.md) rotates as the library says,
 computes what an independent implementation of the paper computes, decodes with a cache as without,
-and gives the same model from a saved adapter; and the tests of [PEFT's contract](adapter_format.md#in-peft).
+and gives the same model from a saved adapter; and the tests of
+[PEFT's contract](adapter_format.md#in-peft).
 
 * **works**, **refused**: as the page of architectures says; all those tests pass.
 * **absent**: this Transformers has no such type. **not run**: only `make nightly` tries it.
