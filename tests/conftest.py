@@ -20,6 +20,8 @@ import pytest
 
 from tests.support.op_variants import is_nightly
 
+COLLECTED = pytest.StashKey[list[pytest.Item]]()  # all tests, the slow ones too
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -51,8 +53,9 @@ def ops_variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Marks as slow the models that only the nightly run tries with every variant."""
+    config.stash[COLLECTED] = list(items)
     for item in items:
         if is_nightly(item.callspec.params if hasattr(item, "callspec") else {}):
             item.add_marker(pytest.mark.slow)

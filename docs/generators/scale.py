@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
+
 from benchmarks.roae_costs import roae_cost
 from docs.generators.blocks import read_json
 from rosa.budget.activation_memory import AdapterSpec, DecoderShape, MicroBatch
@@ -15,12 +18,12 @@ ROWS, LENGTH = 4, 1024
 GIB = 2**30
 
 
-def adapted(model: str, quantization: str | None = None) -> AdaptedModel:
+@cache
+def adapted(model: str) -> AdaptedModel:
     config = load_model_config(model)
     trainable = count_parameters(config, "rosa").trainable
     assert trainable is not None
-    shape, base = DecoderShape.of(config), base_parameters(config)
-    return AdaptedModel(shape, base, trainable, 2, quantization)
+    return AdaptedModel(DecoderShape.of(config), base_parameters(config), trainable, 2, None)
 
 
 def cost_table() -> str:
@@ -55,7 +58,7 @@ def memory_table() -> str:
     for name in MODELS:
         cells = []
         for kind in (None, "nf4"):
-            model = adapted(name, kind)
+            model = replace(adapted(name), quantization=kind)
             batches = [
                 MicroBatch(ROWS, LENGTH, gradient_checkpointing=less) for less in (False, True)
             ]

@@ -13,7 +13,10 @@ from tests.support.pages import ROOT
 # Appended to a page's own command, so that it takes seconds: what a test checks of the docs is that
 # their commands work, not how well a model learns.
 QUICK = {
-    "train": ["--max_steps", "4", "--limit", "40", "--validation", "4", "--batch_size", "2"],
+    "train": [
+        *("--max_steps", "11", "--log_steps", "5", "--save_steps", "11"),
+        *("--limit", "40", "--validation", "4", "--batch_size", "2"),
+    ],
     "evaluate": ["--limit", "2"],
     "inspect": ["--limit", "2"],
 }

@@ -136,4 +136,4 @@ def test_the_example_grid_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture
     path = tmp_path / "grid.yaml"
     path.write_text(grid.replace("Qwen/Qwen2.5-0.5B", "Qwen2.5-0.5B"))
     assert main(["compare", str(path), "--dry_run"]) == 0
-    assert "LoRA matched" in capsys.readouterr().out
+    assert "LoRA-matched" in capsys.readouterr().out

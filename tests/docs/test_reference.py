@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from rosa.cli.main import main
 from tests.docs.conftest import run_quickly
-from tests.support.adapters import randomise
+from tests.support.adapters import randomize
 from tests.support.pages import blocks, read_page, rosa_commands, section
 
 METHODS = read_page("reference/methods.md")
@@ -19,7 +19,7 @@ METHODS = read_page("reference/methods.md")
 
 def test_methods_training_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("recipe.yaml").write_text(blocks(read_page("guides/training.md"), "yaml")[0])
+    Path("recipe.yaml").write_text("{model: rosa-tiny, data: tiny-sums, output_dir: runs/any}")
     commands = [command for command in rosa_commands(METHODS) if command[0] == "train"]
     assert len(run_quickly(commands)) == 2
     assert (tmp_path / "runs" / "oft" / "adapter_config.json").is_file()
@@ -47,7 +47,7 @@ def test_the_projection_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     exec(code, names)
     state = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {key.rpartition("rosa_kron.")[2] for key in state if "rosa_kron" in key} == {"U", "V"}
-    randomise(names["model"])
+    randomize(names["model"])
     names["model"].save_pretrained("adapter")
     exec(code[code.index("again =") :], names)
     tokens = torch.randint(3, 300, (2, 12))

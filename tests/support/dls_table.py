@@ -78,13 +78,17 @@ class _Collector:
         self.items = list(session.items)
 
 
+def sources() -> set[Path]:
+    """The files whose tests the table is about."""
+    return {path for pattern in FILES for path in TESTS.glob(pattern)}
+
+
 def collect() -> list[pytest.Item]:
     """The tests of layer selection, the slow ones too."""
     collector = _Collector()
-    files = [str(path) for pattern in FILES for path in sorted(TESTS.glob(pattern))]
     with contextlib.redirect_stdout(io.StringIO()) as said:
         code = pytest.main(
-            ["--collect-only", "-q", "-m", "", "-p", "no:cacheprovider", *files],
+            ["--collect-only", "-q", "-m", "", "-p", "no:cacheprovider", *map(str, sources())],
             plugins=[collector],
         )
     if code:
@@ -110,9 +114,9 @@ def optimizers(items: list[pytest.Item]) -> list[str]:
     return [i.callspec.params["kind"] for i in items if getattr(i, "originalname", "") == name]
 
 
-def page() -> str:
-    """The text of docs/reference/dls_matrix.md."""
-    items = collect()
+def page(items: list[pytest.Item] | None = None) -> str:
+    """The text of docs/reference/dls_matrix.md, from tests that are collected or these."""
+    items = collect() if items is None else items
     found = [cell for item in items for cell in cells(item)]
     said: dict[tuple[str, str], set[str]] = defaultdict(set)
     for cell in found:
