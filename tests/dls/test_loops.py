@@ -221,7 +221,7 @@ def test_asking_the_base_model_in_between_unfreezes_nothing(make) -> None:
 
 
 @pytest.mark.parametrize("again", [True, False])
-def test_asking_it_between_forward_and_backward_needs_freeze_again(again: bool) -> None:
+def test_asking_it_between_forward_and_backward_needs_refreeze(again: bool) -> None:
     """With activations recomputed in the backward pass, as in DPO with one's own loop."""
     reference = lora()
     algorithm_1(reference, EVERY_THIRD, 5)

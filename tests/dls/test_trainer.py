@@ -150,7 +150,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return Finished(tmp_path_factory.mktemp("finished"))
 
 
-@pytest.mark.parametrize("use_reentrant", [None, True, False])
+@pytest.mark.parametrize("use_reentrant", [None, True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_callback_selects_before_the_trainer_clips(
     tmp_path: Path, by_hand: PlainLoop, finished: Finished, use_reentrant: bool | None
 ) -> None:
@@ -194,6 +194,7 @@ def test_scores_under_a_loss_scale_are_those_of_the_unscaled_loss() -> None:
     assert histories[0] == histories[1]
 
 
+@pytest.mark.slow
 def test_recorded_scores_do_not_depend_on_clipping(tmp_path: Path) -> None:
     first = DlsConfig(interval=1, warmup=0, p_exploit=1)
     records = []
@@ -205,6 +206,7 @@ def test_recorded_scores_do_not_depend_on_clipping(tmp_path: Path) -> None:
     assert records[0] == records[1]
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_big_batch(tmp_path: Path) -> None:
     models, histories = [], []
     for accumulate in (1, 2):
@@ -393,6 +395,7 @@ def test_deepspeed_raises(tmp_path: Path) -> None:
         callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)
 
 
+@pytest.mark.slow
 def test_in_trl_s_sft_trainer(tmp_path: Path) -> None:
     from trl import SFTConfig, SFTTrainer
 
