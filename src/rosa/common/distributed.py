@@ -60,9 +60,6 @@ def split_step(batch_size: int, gradient_accumulation: int, processes: int) -> S
 
     However many processes train, a step has `batch_size * gradient_accumulation` rows, so that a
     recipe gives the same result in all of them; no micro-batch is larger than `batch_size`.
-
-    Raises:
-        RosaError: the rows cannot be divided evenly.
     """
     rows = batch_size * gradient_accumulation
     if rows % processes:
@@ -87,8 +84,7 @@ def init_process_group(use_cpu: bool) -> None:
 def stop_with_launcher() -> None:
     """Save and end this process once torchrun, which started it, has been killed.
 
-    torchrun, which `accelerate launch` uses too, ends its processes itself if it still can; else
-    they would train on. Has no effect under other launchers.
+    It would train on otherwise. `accelerate launch` uses torchrun too; there is no effect else.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
@@ -105,10 +101,7 @@ def stop_with_launcher() -> None:
 
 
 def run_on_main_process(function: Callable[[], Result]) -> Result:
-    """Call `function` on rank 0 and return its result on all ranks.
-
-    An error there ends rank 0, and the launcher ends the others.
-    """
+    """Call `function` on rank 0 and return its result on all ranks; an error ends them all."""
     if world_size() == 1:
         return function()
     from accelerate.utils import broadcast_object_list, wait_for_everyone

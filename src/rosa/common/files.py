@@ -66,34 +66,21 @@ def fsync_tree(folder: Path) -> None:
             os.close(descriptor)
 
 
-def unwritable_reason(folder: Path) -> str | None:
-    """Why a folder cannot be created or written to; None if it can. Creates nothing."""
+def check_writable(folder: Path, option: str = "--out") -> None:
+    """Raise a `RosaError` that names `option` if a folder cannot be created or written to."""
     absolute = folder.absolute()
     existing = next(p for p in (absolute, *absolute.parents) if p.exists())
-    if not existing.is_dir():
-        return f"{existing} is a file"
     # By default os.access checks the real user, not the effective one.
     as_user = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
-    return None if os.access(existing, os.W_OK, **as_user) else f"{existing} cannot be written"
-
-
-def check_writable(folder: Path, option: str = "--out") -> None:
-    """Whether a folder exists or can be created, and written to; creates nothing.
-
-    Raises:
-        RosaError: it cannot; names the option that it came from.
-    """
-    if why := unwritable_reason(folder):
-        raise RosaError(f"{option} {folder}: {why}; use another folder")
+    if not existing.is_dir():
+        raise RosaError(f"{option} {folder}: {existing} is a file; use another folder")
+    if not os.access(existing, os.W_OK, **as_user):
+        raise RosaError(f"{option} {folder}: {existing} cannot be written; use another folder")
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Create the folder if it is missing, and lock it for as long as this process lives.
-
-    Raises:
-        RosaError: another process has locked it, or it cannot be written.
-    """
+    """Create the folder if it is missing, and lock it against other processes."""
     from filelock import FileLock, Timeout  # takes 80 ms
 
     try:
@@ -102,13 +89,11 @@ def lock_folder(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise RosaError(
-            f"another run is using the folder '{folder}'; wait for it, stop it, or name another "
-            "folder"
+            f"another run is using the folder '{folder}'; wait for it, stop it, or use another"
         ) from None
     except OSError as error:
-        raise RosaError(
-            f"the folder '{folder}' cannot be written: {error.strerror or error}"
-        ) from None
+        reason = error.strerror or error
+        raise RosaError(f"the folder '{folder}' cannot be written: {reason}") from None
     try:
         yield
     finally:
