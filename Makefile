@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo demo-real demo-record tiny-study test lint format nightly versions bench smollm2 real clean
+.PHONY: docs install demo demo-real demo-record tiny-study test lint format nightly versions bench smollm2 real clean
 
 install: .venv/installed
 
@@ -29,6 +29,11 @@ demo-record: install
 # Time and memory beside the frozen model and other methods; docs/notes/performance.md. Run it alone.
 bench: install
 	$(BIN)/python -m benchmarks.performance
+
+# The site of docs/, with links checked, in build/site; and the generated parts of the pages.
+docs: install
+	$(BIN)/python -m docs.generators
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The comparison of all methods on the toy model, two to three hours; docs/notes/tiny_study.md.
 tiny-study: install
