@@ -16,12 +16,12 @@ from rosa.cli.main import main
 from rosa.common.formatting import visible
 from rosa.compare.results import RESULTS, StudyResults
 from rosa.errors import RosaError
-from rosa.report.html import page, write_report
+from rosa.report.html import page
 from rosa.report.html.head import summary
 from rosa.report.html.page import render
 from rosa.report.tables.captions import protocol
 from tests.support.report_page import Reader, answers, on_disk, unpack
-from tests.support.report_study import NASTY, rich_study, spoil
+from tests.support.report_study import NASTY, rich_study
 
 
 def test_the_page_is_sound_and_asks_for_nothing(html: str) -> None:
@@ -54,13 +54,11 @@ def test_the_policy_lets_our_scripts_run_and_nothing_else(html: str) -> None:
     assert "unsafe" not in policy
 
 
-def test_nothing_of_the_study_becomes_markup(tmp_path: Path) -> None:
-    skills, tasks = {"ln_tuning": 0.4, "rosa": 0.7}, {"commonsense": ["boolq"]}
-    clean = rich_study(tmp_path, examples=8, skills=skills, train_sets=tasks, seeds=[1, 2])
-    plain = Reader(render(dataclasses.replace(clean, failures=({"run": "a", "error": "b"},) * 7)))
-    study = spoil(clean)
-    path = write_report(study, tmp_path / "report.html")
-    html = path.read_text(encoding="utf-8")
+def test_nothing_of_the_study_becomes_markup(
+    clean_and_spoiled: tuple[str, StudyResults, Path],
+) -> None:
+    clean, study, path = clean_and_spoiled
+    plain, html = Reader(clean), path.read_text(encoding="utf-8")
     read = Reader(html)
     assert read.open == []
     for tags in (read.tags, plain.tags):
@@ -132,23 +130,25 @@ def test_the_protocol_is_that_of_the_evaluation(study: StudyResults) -> None:
         file.unlink()
 
 
-def test_the_command_writes_next_to_the_results(
+@pytest.mark.usefixtures("no_plots")
+def test_the_same_study_makes_the_same_page(study: StudyResults) -> None:
+    assert render(StudyResults.load(study.folder)) == render(study)
+
+
+def test_the_command_writes_where_it_is_told(
     study: StudyResults,
-    html: str,
+    written: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert main(["report", str(study.folder)]) == 0
-    written = study.folder / "report.html"
-    assert capsys.readouterr().out == f"{written}\n"
-    assert written.read_text(encoding="utf-8") == html  # the same study makes the same page
     monkeypatch.setattr(page, "render", lambda *_, **__: "a page")
     assert main(["report", str(study.folder), "--out", str(tmp_path / "new" / "a.html")]) == 0
     assert (tmp_path / "new" / "a.html").read_text() == "a page"
+    assert written.is_file()
     assert not list(study.folder.glob("*.part"))
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_the_command_reports_a_mistake_in_one_sentence(
     study: StudyResults, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,6 @@ from rosa.compare.results import StudyResults
 from rosa.report.html import page as report_page
 from rosa.report.html import write_report
 from tests.support.browser import Browser, Page, find_browser
-from tests.support.report_study import rich_study, spoil
 
 pytestmark = pytest.mark.skipif(
     find_browser() is None,
@@ -128,6 +127,7 @@ def test_the_probe_of_errors_and_requests_works(browser: Browser, tmp_path: Path
     assert [Path(url).name for url in page.requests] == ["nothing.png"]
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_compressed_data_are_read(
     browser: Browser, study: StudyResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,10 +139,10 @@ def test_compressed_data_are_read(
     assert is_quiet(page)
 
 
-def test_nasty_texts_are_texts(browser: Browser, tmp_path: Path) -> None:
-    tasks = {"commonsense": ["boolq"]}
-    study = spoil(rich_study(tmp_path, examples=8, train_sets=tasks, seeds=[1, 2]))
-    page = at_examples(browser.open(write_report(study, tmp_path / "report.html")))
+def test_nasty_texts_are_texts(
+    browser: Browser, clean_and_spoiled: tuple[str, StudyResults, Path]
+) -> None:
+    page = at_examples(browser.open(clean_and_spoiled[2]))
     page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
     page.wait("document.querySelectorAll('.all .said').length > 8")
     assert page.evaluate("window.broken === undefined")
@@ -309,16 +309,17 @@ def test_a_question_unfolds_to_every_method(browser: Browser, written: Path) -> 
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [390, 820, 1280])
 def test_no_width_makes_the_page_scroll_sideways(
-    browser: Browser, written: Path, width: int, dark: bool
+    browser: Browser, written: Path, dark: bool
 ) -> None:
-    page = at_examples(browser.open(written, width=width, dark=dark))
+    page = at_examples(browser.open(written, dark=dark))
     page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
-    assert page.evaluate("document.documentElement.scrollWidth") == width
+    for width in (390, 820, 1280):
+        page.resize(width)
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate(CONTRAST) == {}
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (ground == "rgb(23, 24, 27)") is dark
-    assert page.evaluate(CONTRAST) == {}
 
 
 def test_the_button_changes_the_colors_and_is_remembered(browser: Browser, written: Path) -> None:

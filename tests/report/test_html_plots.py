@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -14,7 +15,6 @@ from rosa.compare.results import StudyResults
 from rosa.report.html import plots
 from rosa.report.plots.svg import page_figure, svg
 from rosa.report.tables.costs import format_energy
-from rosa.report.tables.sections import sections
 from rosa.train.plots import draw_map, draw_shares
 
 
@@ -29,6 +29,7 @@ def test_svg_has_text_theme_colors_and_titles_but_no_style() -> None:
         axes.plot([0, 1], [0, 1], color=INK, gid="seed 1: <b>&")
         axes.set_title("a $_$ <b>")
         markup = svg(figure, 'a "plot"\x02')
+        assert svg(figure, 'a "plot"\x02') == markup
     root = ElementTree.fromstring(markup)
     assert root.attrib == {"viewBox": "0 0 216 144", "role": "img", "aria-label": 'a "plot"␂'}
     assert "a $_$ <b>" in [text.text for text in root.iter("text")]
@@ -59,9 +60,11 @@ def test_an_axis_of_accuracies_neither_blows_up_noise_nor_leaves_0_to_100(
         assert len(axes.get_xticks()) > 1
 
 
-def test_result_plots_show_every_seed_and_every_cost(study: StudyResults) -> None:
-    section = sections(study)[0]
-    (group,) = plots.result_plots(section)
+@pytest.mark.usefixtures("written")
+def test_result_plots_show_every_seed_and_every_cost(
+    study: StudyResults, drawn: dict[str, list[Any]]
+) -> None:
+    (group,), _ = drawn["result_plots"]  # a section each
     names = [plot.title for plot in group.plots]
     assert names[0] == "Micro avg."
     assert names[1:] == [
@@ -76,8 +79,11 @@ def test_result_plots_show_every_seed_and_every_cost(study: StudyResults) -> Non
     assert all(len(titles(plot.svg)) == 4 for plot in group.plots)  # one per method
 
 
-def test_layer_plots_show_the_choices_of_every_seed(study: StudyResults) -> None:
-    (_, methods), _ = plots.layer_plots(study)
+@pytest.mark.usefixtures("written")
+def test_layer_plots_show_the_choices_of_every_seed(
+    study: StudyResults, drawn: dict[str, list[Any]]
+) -> None:
+    (((_, methods), _),) = drawn["layer_plots"]
     assert [method.title for method in methods] == ["RoSA", "RoSA-RoAEonly"]
     assert [plot.title for plot in methods[0].plots] == ["All seeds", "Seed 1", "Seed 2", "Seed 3"]
     assert all("data:image/png" in plot.svg for plot in methods[0].plots[1:])
@@ -108,8 +114,11 @@ def test_layers_that_were_given_once_and_never_scored_are_drawn() -> None:
         assert "nan" not in plot.svg
 
 
-def test_loss_plots_have_a_curve_per_seed_without_what_is_no_number(study: StudyResults) -> None:
-    first, _ = plots.loss_plots(study)
+@pytest.mark.usefixtures("written")
+def test_loss_plots_have_a_curve_per_seed_without_what_is_no_number(
+    drawn: dict[str, list[Any]],
+) -> None:
+    ((first, _),) = drawn["loss_plots"]
     assert [plot.title for plot in first.plots] == ["LoRA", "LN Tuning", "RoSA", "RoSA-RoAEonly"]
     for plot, seeds in zip(first.plots, ([1, 3], *[[1, 2, 3]] * 3), strict=True):
         expected = [f"seed {seed}: {kind}" for seed in seeds for kind in ("training", "validation")]

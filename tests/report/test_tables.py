@@ -315,7 +315,8 @@ def test_test_sets_that_are_not_the_published_ones_are_reported(tmp_path):
 
 
 def test_all_formats_of_all_tables_are_written(tmp_path):
-    study = synthetic_study(tmp_path, models=("rosa-tiny", "b"))
+    skills = {"lora": 0.5, "rosa": 0.6}
+    study = synthetic_study(tmp_path, models=("rosa-tiny", "b"), skills=skills, examples=8)
     files = write_tables(study, tmp_path / "out")
     names = [f"{s}{t}" for s in ("commonsense", "math") for t in ("", "-averages", "-significance")]
     expected = {f"{name}{ending}" for name in names for ending, _ in FORMATS.values()}
