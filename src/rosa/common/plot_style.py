@@ -51,9 +51,11 @@ def canvas(width: float, height: float, title: str, subtitle: str) -> Any:
 
 def percent_axis(axes: Any, axis: Literal["x", "y"], values: Sequence[float]) -> None:
     """Limits for accuracies: not so near that noise fills the axis, nor far beyond 0 and 100."""
+    from matplotlib.ticker import MaxNLocator
+
     low, high = min(values), max(values)
     margin = max(0.1 * (high - low), (MIN_POINTS - (high - low)) / 2)
     low, high = max(low - margin, min(low, 0) - 2), min(high + margin, max(high, 100) + 2)
-    axes.set(**{f"{axis}lim": (low, high)})
-    ticks = axes.xaxis.get_ticklocs() if axis == "x" else axes.yaxis.get_ticklocs()
-    axes.set(**{f"{axis}ticks": [t for t in ticks if max(low, 0) <= t <= min(high, 100)]})
+    ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    shown = [tick for tick in ticks if max(low, 0) <= tick <= min(high, 100)]
+    axes.set(**{f"{axis}lim": (low, high), f"{axis}ticks": shown})

@@ -25,7 +25,7 @@ WIDE, TILE = 5.0, 3.1  # inches of a figure
 VALIDATION = "#2a9d5c"
 MAX_POINTS = 120  # per curve; more would not be seen
 MAX_CHOICES = 150  # columns of a layer map
-MAX_LAYER_TICKS = 10
+MAX_LAYER_TICKS = 6
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def result_plots(section: Section) -> list[PlotGroup]:
         plots = [_methods("Micro avg.", title, by_method(runs, section.suite), micro)]
         points = cost_points(by_method(runs, section.suite), section.suite)
         for panel in measured_panels(points):
-            with page_figure(WIDE, 3.8, layout="constrained") as figure:
-                axes = figure.subplots()
+            with page_figure(WIDE, 3.8) as figure:
+                axes = figure.add_axes((0.11, 0.12, 0.87, 0.86))
                 axes.set_ylabel("accuracy (%)")
                 draw_panels(figure, {axes: panel}, points)
                 name = f"Accuracy and {panel.label}"

@@ -117,11 +117,12 @@ def draw_panels(figure: Any, panels: dict[Any, Panel], points: Sequence[CostPoin
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     drawn = {axes: _draw_panel(axes, panel, points) for axes, panel in panels.items()}
-    canvas = FigureCanvasAgg(figure)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    if figure.get_layout_engine():
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+    renderer = FigureCanvasAgg(figure).get_renderer()
     for axes, (marks, line) in drawn.items():
-        place_labels(axes, canvas.get_renderer(), marks, line)
+        place_labels(axes, renderer, marks, line)
 
 
 def _draw_panel(
