@@ -1,8 +1,8 @@
 """A recipe: everything that decides a training run, as typed YAML keys.
 
-`rosa train RECIPE.yaml --key value` reads the file, applies the overrides, and prints and keeps the
-resolved recipe, so that a run folder alone is enough to repeat the run. A method's own keys are
-under `adapter:`, and are those of its PEFT config (`RosaConfig`, `LoraConfig`, ...).
+`rosa train RECIPE.yaml --key value` reads the file, applies the overrides, and saves the resolved
+recipe in the run folder, which is all that is needed to repeat the run. The keys under `adapter:`
+are those of the method's PEFT config (`RosaConfig`, `LoraConfig`, ...).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import yaml
@@ -25,7 +26,7 @@ LEGACY_VALUES: dict[str, Any] = {"group_by_length": False}
 
 
 class UseMethodDefault:
-    """Stands for a value that the recipe does not give and its method decides."""
+    """The default of a key whose value the method sets."""
 
     def __repr__(self) -> str:
         return "the method's"
@@ -36,7 +37,7 @@ USE_METHOD_DEFAULT: Any = UseMethodDefault()
 
 @dataclass
 class Recipe:
-    """One training run. The defaults are the paper's where it gives a value.
+    """One training run. The defaults are the paper's values where it has any.
 
     What the paper omits (batch 2 x 2, cosine schedule, warm-up 0.05, weight decay 0, seed 2333)
     comes from a later paper by the same authors.
@@ -44,18 +45,18 @@ class Recipe:
     Args:
         model: hub id, local folder, or the built-in `rosa-tiny`.
         data: training rows: a JSON or JSONL file, a built-in toy task, or a hub id; or a list.
-        output_dir: the run's folder; an error if it holds another run.
+        output_dir: the run's folder; must not hold another run.
         method: a name from docs/reference/methods.md, or a PEFT method such as `ia3`.
         adapter: the method's own keys, those of its PEFT config.
-        dls: dynamic layer selection; `null` trains every layer at every step. Where a recipe does
-            not mention it, `rosa` and some of its variants have it and other methods don't.
+        dls: dynamic layer selection; `null` trains every layer at every step. By default, `rosa`
+            and some of its variants have it and other methods don't.
         max_length: longest row in tokens, prompt and response together.
-        overlong: what happens to a longer row; a row whose response would be cut whole is dropped.
+        overlong: what happens to a longer row; a row without any response left is dropped.
         train_on_prompt: take the loss on the prompt too, as the published LLM-Adapters suite does.
         limit: use this many rows only, a seeded sample; `null` uses all.
         validation: rows held out for choosing the best checkpoint: a share below 1 or a count.
         epochs: passes over the data; `max_steps` has precedence.
-        max_steps: optimizer steps; `null` leaves it to `epochs`.
+        max_steps: optimizer steps; `null` uses `epochs`.
         batch_size: rows per micro-step; several processes share the rows of a step.
         group_by_length: put rows of similar length in a step, in a seeded order, which saves the
             computation of padding; `false` shuffles without regard to length.
@@ -137,10 +138,10 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Values whose type is right and whose meaning is not.
+    """Checks values that have the right type.
 
     Raises:
-        RosaError: names the key, its value and the range.
+        RosaError: a value is out of range, or a tracker is unknown or not installed.
     """
     positive = ("max_length", "epochs", "batch_size", "gradient_accumulation", "learning_rate")
     for key in (*positive, "log_steps", "keep_checkpoints"):
@@ -157,15 +158,12 @@ def check_recipe(recipe: Recipe) -> None:
         raise RosaError(f"seed must be from 0 to 4294967295, not {recipe.seed}")
     for key in ("model", "output_dir", "data"):
         if not getattr(recipe, key):
-            raise RosaError(f"{key} is empty; name one")
+            raise RosaError(f"{key} is empty")
     check_quantization(recipe.quantization)
-    check_trackers(recipe.trackers)
+    _check_trackers(recipe.trackers)
 
 
-def check_trackers(names: list[str]) -> None:
-    """Every tracker must be known to the Trainer and installed."""
-    from importlib.util import find_spec
-
+def _check_trackers(names: list[str]) -> None:
     known = ("tensorboard", "wandb", "trackio")
     for name in names:
         if name not in known:
