@@ -216,7 +216,7 @@
         ? [["all", "all"], ["right", `${a} right`], ["wrong", `${a} wrong`]]
         : [["all", "all"], ["a-only", `${a} right, ${b} wrong`], ["b-only", `${a} wrong, ${b} right`],
           ["both-right", "both right"], ["both-wrong", "both wrong"]];
-      if (kinds.other) names.push(["other", "seeds disagree or not asked"]);
+      if (kinds.other) names.push(["other", "seeds disagree or not evaluated"]);
       if (!names.some(([kind]) => kind === state.show)) state.show = "all";
       const had = chips.contains(document.activeElement);
       chips.replaceChildren(...names.map(([kind, text]) => make("button", {
@@ -239,7 +239,7 @@
       back.disabled = state.page === 0;
       next.disabled = state.page === pages - 1;
       list.replaceChildren(...shown.map(([task, row]) => card(task, row)));
-      if (!found.length) list.append(make("p", { class: "empty" }, "No question is like that."));
+      if (!found.length) list.append(make("p", { class: "empty" }, "No example matches."));
     }
 
     // ---- one question ----
@@ -278,7 +278,7 @@
         if (!alike.has(key)) alike.set(key, { ...answer, seeds: [] });
         alike.get(key).seeds.push(data.seeds[answer.seed]);
       }
-      if (!alike.size) box.append(make("p", { class: "verdict quiet" }, "not asked"));
+      if (!alike.size) box.append(make("p", { class: "verdict quiet" }, "not evaluated"));
       for (const answer of alike.values()) box.append(said(answer));
       return box;
     }
