@@ -286,7 +286,7 @@ def test_figure_4_draws_what_has_finished(tmp_path):
     study = results(tmp_path, "figure4", {"rosa": 0, "rosa_lr64": 0}, seeds=[1])
     figures.draw_figure4(study, "rosa-tiny", tmp_path / "figure4.png")
     assert (tmp_path / "figure4.png").read_bytes().startswith(b"\x89PNG")
-    assert figures.micro_average(study, "rosa-tiny", "roae_only") is None
+    assert figures.micro_over_seeds(study, "rosa-tiny", "roae_only") is None
     with pytest.raises(RosaError, match="no finished run for figure 3"):
         figures.draw_figure3(results(tmp_path, "figure4", {}), "rosa-tiny", tmp_path / "x.png")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rosa.cli.parser import Parser
 from rosa.errors import RosaError
 from rosa.evaluate.options import EvaluationOptions
+from rosa.models.loading import default_folder, load
 from rosa.models.quantization import Quantization
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def run(args: Any) -> None:
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
     if args.harness:
-        return run_lm_eval(args, console)
+        return evaluate_with_lm_eval(args, console)
     tasks = task_names(args)
     if args.rescore:
         reject_unused(args, "--rescore", ("rescore", "protocol", "tasks", "out"))
@@ -95,7 +96,8 @@ def run(args: Any) -> None:
         **{f.name: getattr(args, f.name) for f in fields(EvaluationOptions)}
     )
     suffix = "" if options.protocol == "llm-adapters" else f"-{options.protocol}"
-    out = Path(args.out or default_folder(args.model, suffix=suffix)).expanduser()
+    out = args.out or default_folder(args.model, f"evaluation{suffix}", f"evaluate{suffix}")
+    out = Path(out).expanduser()
     results = run_evaluation(
         args.model,
         tasks,
@@ -122,12 +124,11 @@ def print_results(results: Results, out: Path, console: Console) -> None:
     console.print(f"results are in {out}/results.md and results.json")
 
 
-def run_lm_eval(args: Any, console: Console) -> None:
+def evaluate_with_lm_eval(args: Any, console: Console) -> None:
     """Score with lm-evaluation-harness; write and print its results."""
     from rosa.common.tables.render import print_table
     from rosa.evaluate import lm_eval
     from rosa.models.identity import identity
-    from rosa.models.loading import load
 
     reject_unused(args, "--harness lm-eval", ("harness", *LM_EVAL))
     if not args.tasks:
@@ -145,7 +146,7 @@ def run_lm_eval(args: Any, console: Console) -> None:
         chat=args.prompt == "chat",
     )
     out = Path(args.out or default_folder(args.model, "lm-eval", "lm-eval"))
-    file = lm_eval.write_results(results, out, identity(loaded))
+    file = lm_eval.write_lm_eval_results(results, out, identity(loaded))
     print_table(lm_eval.results_table(results), console)
     console.print(f"results are in {file}")
 
@@ -156,14 +157,3 @@ def reject_unused(args: Any, mode: str, used: tuple[str, ...]) -> None:
     for name, value in vars(args).items():
         if name not in ("model", *used) and value != defaults.get(name):
             raise RosaError(f"{mode} does not use --{name}; leave it out")
-
-
-def default_folder(
-    name: str, inside: str = "evaluation", outside: str = "evaluate", suffix: str = ""
-) -> Path:
-    """`inside` a local adapter's own folder; else `runs/<outside>-<model>`."""
-    from rosa.models.loading import find_adapter_config, short_name
-
-    if Path(name).is_dir() and find_adapter_config(name):
-        return Path(name) / f"{inside}{suffix}"
-    return Path("runs") / f"{outside}-{short_name(name)}{suffix}"

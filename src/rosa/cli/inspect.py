@@ -8,7 +8,7 @@ from typing import Any, Literal
 from rosa.cli.parser import Parser
 from rosa.common.files import check_writable
 from rosa.errors import RosaError
-from rosa.models.loading import check_model_files, find_adapter_config, load, short_name
+from rosa.models.loading import check_model_files, default_folder, load
 
 
 def build_parser() -> Parser:
@@ -53,7 +53,7 @@ def run(args: Any) -> None:
     given = None if args.text is None else TextSource("the given text", [args.text])
     source = given or read_texts(args.data)
     check_model_files(args.model)
-    out = Path(args.out) if args.out else default_folder(args.model)
+    out = Path(args.out) if args.out else default_folder(args.model, "inspect", "inspect")
     check_writable(out)
     # Imports PyTorch: after everything that can be checked without it.
     from rosa.inspect.inspection import check_layer, inspect_model
@@ -79,13 +79,6 @@ def run(args: Any) -> None:
     console.print(summary_table(inspection))
     console.print(verdict(inspection))
     console.print(f"pictures: {', '.join(map(str, pictures))}; numbers: {out / 'inspect.json'}")
-
-
-def default_folder(name: str) -> Path:
-    """Inside a local adapter's own folder, else under `runs`."""
-    if Path(name).is_dir() and find_adapter_config(name):
-        return Path(name) / "inspect"
-    return Path("runs") / f"inspect-{short_name(name)}"
 
 
 def _draw(inspection: Any, out: Path, layer: int | None) -> list[Path]:

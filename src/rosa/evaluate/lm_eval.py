@@ -88,7 +88,7 @@ def run_lm_eval(
     return dict(results)
 
 
-def write_results(results: dict[str, Any], folder: Path, run: dict[str, Any]) -> Path:
+def write_lm_eval_results(results: dict[str, Any], folder: Path, run: dict[str, Any]) -> Path:
     """Write lm-eval's JSON to `folder`, with `run` (the model's identity) under "rosa"."""
     from lm_eval.utils import handle_non_serializable
 

@@ -200,6 +200,13 @@ def adapter_base(name: str, config_file: Path) -> str:
     return base
 
 
+def default_folder(name: str, inside: str, outside: str) -> Path:
+    """The results folder of `name`: `inside` a local adapter, else `runs/outside-NAME`."""
+    if Path(name).is_dir() and find_adapter_config(name):
+        return Path(name) / inside
+    return Path("runs") / f"{outside}-{short_name(name)}"
+
+
 def load_adapter(model: PreTrainedModel, name: str, *, is_trainable: bool = False) -> PeftModel:
     """`model` with the adapter `name` attached; every tensor of its file must fit the model."""
     from rosa.roae import load_adapter_checked

@@ -48,7 +48,7 @@ def draw_figure4(study: StudyResults, model: str, picture: Path) -> None:
     """
     rows = paper_data("table4")["ablation"]
     printed = {row["title"]: _printed(row) for row in rows}
-    ours = {row["title"]: p for row in rows if (p := micro_average(study, model, row["method"]))}
+    ours = {row["title"]: p for row in rows if (p := micro_over_seeds(study, model, row["method"]))}
     _check_has_runs(ours, "figure 4", study)
     title = "Figure 4: RoSA and its ablations"
     with canvas(9.6, 3.6, title, _conditions(study, model)) as figure:
@@ -66,12 +66,12 @@ def accuracy_by_k_ratio(study: StudyResults, model: str) -> dict[float, MeanStd]
         if entry.recipe["method"] != "rosa":
             continue
         dls = {"k_ratio": 0.5} | shared | (entry.recipe.get("dls") or {})
-        if value := micro_average(study, model, entry.name):
+        if value := micro_over_seeds(study, model, entry.name):
             found[float(dls["k_ratio"])] = value
     return dict(sorted(found.items()))
 
 
-def micro_average(study: StudyResults, model: str, method: str) -> MeanStd | None:
+def micro_over_seeds(study: StudyResults, model: str, method: str) -> MeanStd | None:
     """A method's micro-average over seeds, in percent; None without a finished run."""
     values = [run.micro() for run in study.select(model=model, method=method)]
     return MeanStd.of(values) if values else None
