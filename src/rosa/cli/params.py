@@ -48,17 +48,9 @@ def build_parser() -> Parser:
         help="for each method the rank or block size whose count is nearest to a number of "
         "parameters, a share of all such as 0.26%, or another method's count",
     )
-    add(
-        "--table",
-        action="store_true",
-        help="instead of a model, the paper's Table 1: its 27 percentages and the counted ones",
-    )
-    add(
-        "--memory",
-        action="store_true",
-        help="estimate the memory of a training step: weights, adapter, gradients, optimizer, "
-        "activations, logits",
-    )
+    flag: dict[str, Any] = {"action": "store_true"}
+    add("--table", **flag, help="the paper's Table 1, printed and counted, instead of a model")
+    add("--memory", **flag, help="estimate the memory of a training step, by what it holds")
     add("--batch_size", type=int | None, help="with --memory: rows of a micro-batch; default: 4")
     add("--max_length", type=int | None, help="with --memory: tokens of a row; default: 1024")
     add(
@@ -66,13 +58,9 @@ def build_parser() -> Parser:
         type=Literal["bfloat16", "float32", "nf4", "int8"] | None,
         help="with --memory: of the base model; nf4 and int8 compute in bfloat16, the default",
     )
-    add(
-        "--gradient_checkpointing",
-        action="store_true",
-        help="with --memory: recompute layers in the backward pass",
-    )
-    add("--markdown", action="store_true", help="print Markdown")
-    add("--json", action="store_true", help="print JSON")
+    add("--gradient_checkpointing", **flag, help="with --memory: recompute layers in backward")
+    add("--markdown", **flag, help="print Markdown")
+    add("--json", **flag, help="print JSON")
     return parser
 
 

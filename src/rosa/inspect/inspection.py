@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rosa.common.formatting import format_indices
@@ -87,7 +87,7 @@ def inspect_model(
         texts: the texts; None takes a sample of the toy questions that come with the package.
         r_low: the share of the pairs that counts as low-frequency; None takes that of the RoSA
             adapter, or the paper's 0.25 where there is none or it modulates all pairs.
-        limit, max_length: sample size and tokens of a text, of texts that are not tokenized.
+        limit, max_length: sample size of the toy questions, and tokens of a text.
         batch_size: texts at a time.
         dtype, device: where `model` is a name.
 
@@ -101,34 +101,23 @@ def inspect_model(
     peft_config: Any = network.peft_config[network.active_adapter] if model.adapter else None
     peft_type = getattr(peft_config, "peft_type", None)
     if r_low is None:
-        r_low = float(getattr(peft_config, "r_low", PAPER_R_LOW))
+        r_low = getattr(peft_config, "r_low", PAPER_R_LOW)
         r_low = r_low if r_low < 1 else PAPER_R_LOW
     low = [low_dimensions(recorder.layout, r_low) for recorder in recorders]
-    if texts is None:
-        source = read_texts()
+    if not isinstance(texts, TokenizedTexts):
+        source = read_texts() if texts is None else TextSource("the given text", list(texts))
+        limit = limit if texts is None else None
         texts = tokenize_texts(model.tokenizer, source, limit=limit, max_length=max_length)
-    elif not isinstance(texts, TokenizedTexts):
-        source = TextSource("the given text", list(texts))
-        texts = tokenize_texts(model.tokenizer, source, max_length=max_length)
     states, effects = _measure(network, texts, batch_size)
-    base_states, changes = None, []
-    if model.adapter:
-        after = norm_scales(network)
-        with network.disable_adapter():
-            base_states, _ = _measure(network, texts, batch_size)
-            changes = _norm_changes(norm_scales(network), after)
-    return Inspection(
-        model=model.name,
-        base=model.base,
-        method=getattr(peft_type, "value", peft_type),
-        texts=texts,
-        r_low=r_low,
-        low=low,
-        states=states,
-        base_states=base_states,
-        effects=effects,
-        norm_changes=changes,
-    )
+    method = getattr(peft_type, "value", peft_type)
+    found = Inspection(model.name, model.base, method, texts, r_low, low, states, effects=effects)
+    if not model.adapter:
+        return found
+    after = norm_scales(network)
+    with network.disable_adapter():
+        base_states, _ = _measure(network, texts, batch_size)
+        changes = _norm_changes(norm_scales(network), after)
+    return replace(found, base_states=base_states, norm_changes=changes)
 
 
 def _measure(
