@@ -53,9 +53,7 @@ NO_COS_SIN = (
 
 def _dtype_of(modules: Sequence[nn.Module]) -> torch.dtype:
     """Of the first weight; looked up by its usual name, since decoding asks for each token."""
-    weight = modules[0]._parameters.get("weight")
-    if weight is None:  # a replica's weights are no parameters, a quantized one may be a buffer
-        weight = getattr(modules[0], "weight", None)
+    weight = getattr(modules[0], "weight", None)
     if not isinstance(weight, Tensor):
         weight = next(weight for module in modules for weight in module.parameters())
     return weight.dtype
@@ -125,13 +123,13 @@ class RosaLayer(KeepRequiresGradMixin, nn.Module, BaseTunerLayer):
 
     def _add_modules(self, adapter_name: str, modules: Modules) -> tuple[str, ...]:
         """Adds an adapter's modules, each under its prefixed name; returns those names."""
-        names = tuple(f"{PREFIX}{name}" for name in modules)
-        for name, module in zip(names, modules.values(), strict=True):
+        modules = {f"{PREFIX}{name}": module for name, module in modules.items()}
+        for name, module in modules.items():
             if name not in self.adapter_layer_names:
                 self.add_module(name, nn.ModuleDict())
                 self.adapter_layer_names = (*self.adapter_layer_names, name)
             getattr(self, name)[adapter_name] = module
-        return names
+        return tuple(modules)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """PEFT's: activates one adapter (or none), with its norms.

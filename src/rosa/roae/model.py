@@ -77,7 +77,7 @@ class RosaModel(KeepPrecisionMixin, BaseTuner):
     def _check_layers(self, config: RosaConfig, matched: list[str]) -> None:
         """Raises RosaError for an index beyond the last layer, which PEFT ignores."""
         found = {self.model.get_submodule(name).layer_idx for name in matched}
-        missing = sorted(set(_chosen_layers(config) or ()) - found)
+        missing = sorted(set(_layers(config) or ()) - found)
         if missing:
             raise RosaError(
                 f"layers_to_transform names layer {missing[0]}, but no attention module that is "
@@ -96,7 +96,7 @@ class RosaModel(KeepPrecisionMixin, BaseTuner):
         if isinstance(found, _ExcludedModule) or not found:
             return found
         module = self.model.get_submodule(key)
-        layers = _chosen_layers(peft_config)
+        layers = _layers(peft_config)
         return layout_of(module) is not None and (layers is None or module.layer_idx in layers)
 
     def _create_and_replace(
@@ -210,7 +210,7 @@ def _layouts(model: nn.Module) -> dict[str, RopeLayout]:
     }
 
 
-def _chosen_layers(config: RosaConfig) -> list[int] | None:
+def _layers(config: RosaConfig) -> list[int] | None:
     layers = config.layers_to_transform
     return [layers] if isinstance(layers, int) else layers
 
@@ -219,7 +219,8 @@ def _fully_trained(model: nn.Module, config: RosaConfig, adapted: list[str]) -> 
     """Names of the norms and of the modules to save of an adapter on these attention modules."""
     ends = tuple(config.modules_to_save or ())
     names = [name for name, _ in model.named_modules() if ends and name.endswith(ends)]
-    for key in {name.rpartition(".")[0] for name in adapted} if config.train_norms else ():
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in adapted)
+    for key in layers if config.train_norms else ():
         norms = (f"{key}.{name}" for name, _ in norms_of(model.get_submodule(key)))
         names += [name for name in norms if not _excluded(config, name)]
     return names

@@ -43,7 +43,8 @@ def detect_unknown(model: nn.Module) -> str | None:
     """
     if any(layout_of(module) is not None for module in model.modules()):
         return None
-    from rosa.rope.probe import DetectionError, probe_layouts  # load PyTorch
+    from rosa.rope.probe import probe_layouts  # these load PyTorch
+    from rosa.rope.trace import DetectionError
 
     try:
         layouts = probe_layouts(model)

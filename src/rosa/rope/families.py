@@ -40,7 +40,6 @@ _FUSED: _Hooks = ("query_key_value", "query_key_value", "flat")
 _QKV: _Hooks = ("qkv_proj", "qkv_proj", "flat")
 _EVERY_OTHER = CosSinSource(stride=2)
 _BY_PAIR = CosSinSource(by_pair=True)
-_FROM_BUFFER = CosSinSource("embed_positions", by_pair=True)
 
 
 def _uses_rope(attention: Any) -> bool:
@@ -83,58 +82,47 @@ def _falcon(attention: Any, name: str) -> tuple[HookPoint, HookPoint]:
     )
 
 
-_PLAIN = _Family((_PROJECTIONS,))
-_NORMED = _Family((_NORMS,))
-_NORMED_FLAT = _Family((_FLAT_NORMS,))
-_NORMED_BY_HEAD = _Family((_NORMS_BY_HEAD,))
-_COHERE = _Family((_NORMS, _PROJECTIONS), "interleaved", _EVERY_OTHER)
-_GLM = _Family((_PROJECTIONS,), "interleaved")
-_PHI = _Family((_LAYER_NORMS_BY_HEAD, _PROJECTIONS))
-_PLAIN_TYPES = (
-    "arcee aria_text bitnet cwm diffllama falcon_h1 gemma gemma2 granite granite_swa "
-    "granitemoe granitemoe_swa granitemoehybrid granitemoeshared hunyuan_v1_dense hunyuan_v1_moe "
-    "hyperclovax internlm3 iquestcoder jais2 llama minimax ministral ministral3 mistral mixtral "
-    "nemotron olmo phimoe qwen2 qwen2_moe seed_oss solar_open starcoder2 vaultgemma"
+_TABLE = (
+    (
+        "arcee aria_text bitnet cwm diffllama falcon_h1 gemma gemma2 granite granite_swa "
+        "granitemoe granitemoe_swa granitemoehybrid granitemoeshared hunyuan_v1_dense "
+        "hunyuan_v1_moe hyperclovax internlm3 iquestcoder jais2 llama minimax ministral ministral3 "
+        "mistral mixtral nemotron olmo phimoe qwen2 qwen2_moe seed_oss solar_open starcoder2 "
+        "vaultgemma",
+        _Family((_PROJECTIONS,)),
+    ),
+    ("gpt_oss", _Family((_PROJECTIONS,), cos_sin=_BY_PAIR)),
+    ("nanochat", _Family((_PROJECTIONS,), cos_sin=CosSinSource(sign=-1))),
+    ("smollm3", _Family((_PROJECTIONS,), rotates=_uses_rope)),
+    (
+        "doge dots1 gemma3n_text gemma4_text gemma4_unified_text laguna lfm3 mellum "
+        "minimax_m3_vl_text qwen3 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next",
+        _Family((_NORMS,)),
+    ),
+    ("afmoe beam flint", _Family((_NORMS,), rotates=_is_local)),
+    ("glm4_moe", _Family((_NORMS, _PROJECTIONS))),
+    ("flex_olmo minimax_m2 olmo2 olmo3 olmo_hybrid olmoe", _Family((_FLAT_NORMS,))),
+    ("apertus gemma3_text hy_v3 kolibri1", _Family((_NORMS_BY_HEAD,))),
+    ("exaone4 exaone_moe", _Family((_NORMS_BY_HEAD,), rotates=_is_local_or_all_are_global)),
+    ("lfm2 lfm2_moe", _Family((_LAYER_NORMS,))),
+    ("phi stablelm", _Family((_LAYER_NORMS_BY_HEAD, _PROJECTIONS))),
+    ("cohere", _Family((_NORMS, _PROJECTIONS), "interleaved", _EVERY_OTHER)),
+    (
+        "cohere2 cohere2_moe",
+        _Family((_NORMS, _PROJECTIONS), "interleaved", _EVERY_OTHER, rotates=_is_local),
+    ),
+    ("ernie4_5 ernie4_5_moe glm glm4 helium", _Family((_PROJECTIONS,), "interleaved")),
+    ("llama4_text", _Family((_PROJECTIONS,), "interleaved", _BY_PAIR, _uses_rope)),
+    (
+        "gptj",
+        _Family((_PROJECTIONS,), "interleaved", CosSinSource("embed_positions", by_pair=True)),
+    ),
+    ("gpt_neox", _Family((_FUSED,), split=_thirds_of_each_head)),
+    ("persimmon", _Family((_LAYER_NORMS, _FUSED), split=_thirds_of_each_head)),
+    ("falcon", _Family((_FUSED,), rotates=lambda a: not a.config.alibi, split=_falcon)),
+    ("phi3", _Family((_QKV,), split=_all_queries_first)),
 )
-_NORMED_TYPES = (
-    "doge dots1 gemma3n_text gemma4_text gemma4_unified_text laguna lfm3 mellum minimax_m3_vl_text "
-    "qwen3 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next"
-)
-_NORMED_FLAT_TYPES = "flex_olmo minimax_m2 olmo2 olmo3 olmo_hybrid olmoe"
-_FAMILIES: dict[str, _Family] = {
-    **dict.fromkeys(_PLAIN_TYPES.split(), _PLAIN),
-    **dict.fromkeys(_NORMED_TYPES.split(), _NORMED),
-    **dict.fromkeys(_NORMED_FLAT_TYPES.split(), _NORMED_FLAT),
-    **dict.fromkeys(("afmoe", "beam", "flint"), _NORMED._replace(rotates=_is_local)),
-    "apertus": _NORMED_BY_HEAD,
-    "hy_v3": _NORMED_BY_HEAD,
-    "kolibri1": _NORMED_BY_HEAD,
-    "gemma3_text": _NORMED_BY_HEAD,
-    "exaone4": _NORMED_BY_HEAD._replace(rotates=_is_local_or_all_are_global),
-    "exaone_moe": _NORMED_BY_HEAD._replace(rotates=_is_local_or_all_are_global),
-    "glm4_moe": _Family((_NORMS, _PROJECTIONS)),
-    "lfm2": _Family((_LAYER_NORMS,)),
-    "lfm2_moe": _Family((_LAYER_NORMS,)),
-    "gpt_oss": _PLAIN._replace(cos_sin=_BY_PAIR),
-    "smollm3": _PLAIN._replace(rotates=_uses_rope),
-    "nanochat": _Family((_PROJECTIONS,), cos_sin=CosSinSource(sign=-1)),
-    "phi": _PHI,
-    "stablelm": _PHI,
-    "cohere": _COHERE,
-    "cohere2": _COHERE._replace(rotates=_is_local),
-    "cohere2_moe": _COHERE._replace(rotates=_is_local),
-    "glm": _GLM,
-    "glm4": _GLM,
-    "helium": _GLM,
-    "ernie4_5": _GLM,
-    "ernie4_5_moe": _GLM,
-    "llama4_text": _GLM._replace(rotates=_uses_rope, cos_sin=_BY_PAIR),
-    "gptj": _Family((_PROJECTIONS,), "interleaved", _FROM_BUFFER),
-    "gpt_neox": _Family((_FUSED,), split=_thirds_of_each_head),
-    "persimmon": _Family((_LAYER_NORMS, _FUSED), split=_thirds_of_each_head),
-    "falcon": _Family((_FUSED,), rotates=lambda a: not a.config.alibi, split=_falcon),
-    "phi3": _Family((_QKV,), split=_all_queries_first),
-}
+_FAMILIES = {name: family for names, family in _TABLE for name in names.split()}
 # A layout could describe these, and RoSA still does not fit them.
 _UNSUPPORTED = {
     "longcat_flash": "has two attentions that rotate in each layer, and their norms in lists",

@@ -32,8 +32,6 @@ from rosa.rope.trace import (
     states_before_rotation,
 )
 
-__all__ = ["DetectionError", "probe_layouts"]
-
 _TOLERANCE = 1e-2  # of cos, sin and angles: bfloat16 rounds the first two by 4e-3
 
 
@@ -241,11 +239,10 @@ def _find_cos_sin(
                 given = cos_sin_of(replace(layout, cos_sin=source), call.module, call.arguments)
             except (LookupError, TypeError, AttributeError, RuntimeError, ValueError, RosaError):
                 continue
-            if _equal(given[0][0][:, real], cos) and _equal(given[1][0][:, real], sin):
+            if all(
+                turn.shape[1] == len(wanted)
+                and torch.allclose(turn[0, :, real].double().cpu(), wanted, 0, _TOLERANCE)
+                for turn, wanted in zip(given, (cos, sin), strict=True)
+            ):
                 return source
     return None
-
-
-def _equal(left: Tensor, right: Tensor) -> bool:
-    left = left.double().cpu()
-    return left.shape == right.shape and bool(((left - right).abs() < _TOLERANCE).all())
