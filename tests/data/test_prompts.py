@@ -141,7 +141,7 @@ def test_a_tokenizer_without_a_chat_template_is_one_sentence():
 def test_a_template_that_raises_is_reported_in_one_sentence():
     tokenizer = word_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('Roles must\nalternate') }}"
-    with pytest.raises(RosaError, match=r"cannot take 1 turns \(Roles must alternate\)"):
+    with pytest.raises(RosaError, match=r"cannot render 1 turns: Roles must alternate"):
         render("chat", Question("Is it?"), (), tokenizer)
 
 

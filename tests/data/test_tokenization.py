@@ -68,7 +68,7 @@ def test_a_template_that_ends_a_prompt_with_the_end_token_keeps_it() -> None:
 def test_a_chat_template_that_raises_is_named_with_its_row() -> None:
     tokenizer = word_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('Roles must alternate') }}"
-    with pytest.raises(RosaError, match=r"c, row 3: .*cannot take 2 turns \(Roles must alternate"):
+    with pytest.raises(RosaError, match=r"c, row 3: .*cannot render 2 turns: Roles must alternate"):
         tokenize_rows([("c", 3, {"messages": [USER, REPLY]})], tokenizer, max_length=9)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rosa.errors import RosaError, one_line
+from rosa.errors import RosaError, errors_as
 
 PROMPTS = ("alpaca", "plain", "chat")
 # Text that begins the next example: a model that invents one has ended its response.
@@ -74,17 +74,10 @@ def render(
     """
     if style == "chat":
         check_chat_template(tokenizer)
-        try:
-            return chat_text(tokenizer, chat_turns(question, shots))
-        except RosaError as error:
-            raise RosaError(f"{error}; use --prompt alpaca") from error
-    ask = instruction_prompt if style == "alpaca" else _plain
+        return chat_text(tokenizer, chat_turns(question, shots))
+    ask = instruction_prompt if style == "alpaca" else str.__add__
     done = [_joined(ask(s.question.instruction, s.question.input), s.response) for s in shots]
     return "\n\n".join([*done, ask(question.instruction, question.input)])
-
-
-def _plain(instruction: str, input: str = "") -> str:
-    return instruction + input
 
 
 def _joined(prompt: str, response: str) -> str:
@@ -106,21 +99,21 @@ def _user_turn(question: Question) -> str:
 
 
 def chat_text(
-    tokenizer: Any, turns: Sequence[dict[str, str]], *, add_generation_prompt: bool = True
+    tokenizer: Any,
+    turns: Sequence[dict[str, str]],
+    *,
+    add_generation_prompt: bool = True,
+    where: str = "",
 ) -> str:
     """`turns` in the tokenizer's chat template, by default up to where a reply begins.
 
-    The text holds the template's special tokens: encode it without adding others.
-    Raises RosaError where the template raises an error about these turns.
+    The text has the template's special tokens: encode it without adding others.
+    Raises RosaError, beginning with `where`, if the template raises an error about these turns.
     """
-    try:
+    with errors_as(f"{where}the tokenizer's chat template cannot render {len(turns)} turns"):
         return tokenizer.apply_chat_template(
             list(turns), tokenize=False, add_generation_prompt=add_generation_prompt
         )
-    except Exception as error:  # a template may raise anything
-        raise RosaError(
-            f"the tokenizer's chat template cannot take {len(turns)} turns ({one_line(error)})"
-        ) from error
 
 
 def check_chat_template(tokenizer: Any) -> None:

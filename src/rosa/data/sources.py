@@ -7,7 +7,7 @@ from typing import Any
 
 from rosa.assets import ASSETS
 from rosa.data.json_rows import read_rows
-from rosa.errors import RosaError, one_line
+from rosa.errors import RosaError, errors_as
 
 TOY_DATA = ASSETS / "tiny-data"
 
@@ -31,14 +31,11 @@ def load_training_rows(source: str) -> list[dict[str, Any]]:
         return read_rows(Path(source).expanduser())
     from datasets import load_dataset
 
-    try:
+    toys = ", ".join(toy_tasks())
+    with errors_as(
+        f"the data '{source}' is neither a file nor one of {toys}; loading it from the hub"
+    ):
         rows = load_dataset(source, split="train").to_list()
-    except Exception as error:
-        reason = one_line(error)
-        raise RosaError(
-            f"the data '{source}' is neither a local file nor one of {', '.join(toy_tasks())}, "
-            f"and it cannot be loaded from the hub: {reason}"
-        ) from error
     if not rows:
         raise RosaError(f"the hub data set '{source}' has no rows in its train split")
     return rows

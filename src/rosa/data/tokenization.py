@@ -187,13 +187,10 @@ def _chat_texts(
         )
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     parts = [messages, *(part for i in turns for part in (messages[:i], messages[: i + 1]))]
-    try:
-        return [
-            chat_text(tokenizer, part, add_generation_prompt=i % 2 == 1)
-            for i, part in enumerate(parts)
-        ]
-    except RosaError as error:
-        raise RosaError(f"{where}: {error}") from error
+    return [
+        chat_text(tokenizer, part, add_generation_prompt=i % 2 == 1, where=f"{where}: ")
+        for i, part in enumerate(parts)
+    ]
 
 
 def _chat_labels(encoded: list[list[int]], where: str) -> Encoded:
