@@ -14,6 +14,7 @@ from rich.text import Text
 
 from rosa.common.files import read_jsonl
 from rosa.common.formatting import format_duration
+from rosa.common.reporting import REPORT_SECONDS, Every
 from rosa.compare.job import read_status
 from rosa.compare.plan import Job, by_group
 from rosa.compare.schedule import FINISHED, Schedule
@@ -37,6 +38,7 @@ class StudyProgress:
         self._workers = workers
         self._console = console
         self._seconds: deque[float] = deque(maxlen=RECENT)
+        self._due = Every(REPORT_SECONDS)
         self._live = Live(console=console, auto_refresh=False, transient=False)
 
     def __enter__(self) -> StudyProgress:
@@ -60,9 +62,14 @@ class StudyProgress:
             self._console.print(line, soft_wrap=True)
 
     def refresh(self) -> None:
-        """Draw the present state."""
+        """Draw the present state; without a terminal, a line every 30 seconds."""
         if self._console.is_terminal:
             self._live.update(self.render(), refresh=True)
+        elif self._due():
+            study, states = self._schedule.study, self._schedule.states
+            running = [job for job in self._schedule.jobs if states[job.id] == "running"]
+            now = "; ".join(f"{job.id}: {activity(study, job)}" for job in running)
+            self._console.print(f"{self.summary()}  {now}".rstrip(), soft_wrap=True)
 
     def render(self) -> Group:
         """The table of all groups, what runs now, and the summary."""

@@ -19,6 +19,8 @@ from typing import Any
 
 from rich.progress import Progress
 
+from rosa.common.formatting import format_duration
+from rosa.common.reporting import REPORT_SECONDS, Every
 from rosa.data.prompts import NEXT_EXAMPLE
 from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError
@@ -166,6 +168,7 @@ class _Scorer:
     tokens: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    due: Every = field(default_factory=lambda: Every(REPORT_SECONDS))
 
     def score(self, requests: TaskRequests) -> TaskScore:
         task, examples, folder = requests.task, requests.examples, self.folder
@@ -215,6 +218,12 @@ class _Scorer:
         rate = self.tokens / self.seconds if self.seconds else 0.0
         description = f"{task.title}, {rate:.0f} tokens/s"
         self.bar.update(self.bar.task_ids[0], description=description, advance=answered)
+        if not (self.bar.disable or self.bar.console.is_terminal) and self.due():
+            state = self.bar.tasks[0]
+            rest = state.time_remaining
+            left = "" if rest is None else f"  {format_duration(rest, digits=2)} left"
+            line = f"{description}  {state.completed:.0f}/{state.total:.0f} answers{left}"
+            self.bar.console.print(line, soft_wrap=True, highlight=False)
 
     def _note_overlong(self, task: Task, prompts: list[list[int]]) -> None:
         longest = getattr(self.model.config, "max_position_embeddings", None) or math.inf

@@ -10,9 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 from transformers import TrainerCallback
 
 from rosa.common.distributed import any_rank
+from rosa.common.formatting import format_bytes, format_duration
+from rosa.common.reporting import REPORT_SECONDS, Every
+from rosa.train.costs import CostMeter
 
 
 class StopOnSignal(TrainerCallback):
@@ -52,41 +56,104 @@ class MetricsWriter(TrainerCallback):
             file.write(json.dumps(record) + "\n")
 
 
-class Progress(TrainerCallback):
-    """A bar with loss, tokens per second and chosen layers; lines where there is no terminal."""
+class ProgressReport(TrainerCallback):
+    """A bar on a terminal; elsewhere a line for every log, and at least one every 30 seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, meter: CostMeter) -> None:
+        self._meter = meter
         self._console = Console(stderr=True)
-        self._latest: dict[str, Any] = {}  # the bar shows the newest of each value
+        self._latest: dict[str, Any] = {}  # the newest of each logged value
+        self._layers: int | None = None
+        self._due = Every(REPORT_SECONDS)
+        self._began = (0, 0.0)  # step and time
+        # Where the line is too short, the end of the note goes, not step and time.
+        columns = [Column(no_wrap=True) for _ in range(4)]
         self._bar = Bar(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}", table_column=columns[0]),
+            BarColumn(bar_width=20, table_column=columns[1]),
+            MofNCompleteColumn(table_column=columns[2]),
+            TimeRemainingColumn(table_column=columns[3]),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, ratio=1)),
             console=self._console,
+            expand=True,
         )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._began = (state.global_step, time.perf_counter())
+        self._layers = count_layers(kwargs.get("model"))
         self._task = self._bar.add_task(
-            "train", total=state.max_steps, completed=state.global_step, note=""
+            "training", total=state.max_steps, completed=state.global_step, note=""
         )
         if self._console.is_terminal:
             self._bar.start()
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.update(self._task, description="training")
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._report_if_due(state)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.update(self._task, completed=state.global_step)
+        doing = "saving" if control.should_save else "training"
+        doing = "validating" if control.should_evaluate else doing
+        self._bar.update(self._task, completed=state.global_step, description=doing)
+        self._report_if_due(state)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.update(self._task, description="validating")
+        self._report_if_due(state, "validating  ")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.update(self._task, description="saving" if control.should_save else "training")
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._print(state, f"saved {args.output_dir}/checkpoint-{state.global_step}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        note = _describe(logs)
-        if not note:
-            return
         self._latest.update(logs)
-        self._bar.update(self._task, note=_describe(self._latest))
-        if not self._console.is_terminal:
-            self._console.print(f"step {state.global_step}/{state.max_steps}  {note}")
+        self._bar.update(self._task, note=self._describe(self._latest))
+        if "eval_loss" in logs:
+            self._print(state, f"validation loss {logs['eval_loss']:.4f}")
+        elif "loss" in logs:
+            self._print(state, self._values(state))
 
-    def __enter__(self) -> Progress:
+    def _report_if_due(self, state: Any, doing: str = "") -> None:
+        if self._due():
+            self._print(state, doing + self._values(state))
+
+    def _print(self, state: Any, text: str) -> None:
+        if not self._console.is_terminal:
+            self._due.restart()
+            line = f"step {state.global_step}/{state.max_steps}  {text}".rstrip()
+            self._console.print(line, soft_wrap=True, highlight=False)
+
+    def _values(self, state: Any) -> str:
+        """`loss 1.2340  lr 9.8e-04  445 tokens/s  15 of 30 layers  2.1 min left  1.2 GB`."""
+        parts = [self._describe(self._latest)]
+        if "learning_rate" in self._latest:
+            parts.insert(1, f"lr {self._latest['learning_rate']:.1e}")
+        done = state.global_step - self._began[0]
+        if done:
+            left = (time.perf_counter() - self._began[1]) / done
+            left *= state.max_steps - state.global_step
+            parts.append(f"{format_duration(left, digits=2)} left")
+        totals = self._meter.totals
+        parts.append(f"peak {format_bytes(totals.peak_device_bytes or totals.peak_host_bytes)}")
+        return "  ".join(part for part in parts if part)
+
+    def _describe(self, logs: dict[str, Any]) -> str:
+        """Logged values as text: `loss 1.2340  445 tokens/s  15 of 30 layers`."""
+        parts = []
+        if "loss" in logs:
+            parts.append(f"loss {logs['loss']:.4f}")
+        if "tokens_per_second" in logs:
+            parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+        if logs.get("dls_selected"):
+            of_all = f" of {self._layers}" if self._layers else ""
+            parts.append(f"{len(logs['dls_selected'])}{of_all} layers")
+        return "  ".join(parts)
+
+    def __enter__(self) -> ProgressReport:
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -95,14 +162,8 @@ class Progress(TrainerCallback):
             self._bar.stop()
 
 
-def _describe(logs: dict[str, Any]) -> str:
-    """A log as text: `loss 1.234  8,000 tokens/s  layers 0 3 5`."""
-    parts = []
-    for key, text in (("loss", "loss {:.4f}"), ("eval_loss", "validation loss {:.4f}")):
-        if key in logs:
-            parts.append(text.format(logs[key]))
-    if "tokens_per_second" in logs:
-        parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
-    if parts and logs.get("dls_selected"):
-        parts.append(f"layers {logs['dls_selected']}")
-    return "  ".join(parts)
+def count_layers(model: Any) -> int | None:
+    """The number of decoder layers that a model's configuration states."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(text, "num_hidden_layers", None)

@@ -32,7 +32,7 @@ from rosa.methods.peft_methods import ATTACH_ERRORS, set_default_targets
 from rosa.methods.registry import method_config
 from rosa.models.devices import pick_device
 from rosa.models.loading import check_vocabulary, load_base_model, load_tokenizer
-from rosa.train.callbacks import MetricsWriter, Progress, StopOnSignal
+from rosa.train.callbacks import MetricsWriter, ProgressReport, StopOnSignal
 from rosa.train.costs import CostMeter, Costs, run_costs, write_costs
 from rosa.train.model_card import write_model_card
 from rosa.train.plots import draw_layers, draw_loss, read_history
@@ -139,7 +139,8 @@ def _run(
 ) -> TrainResult:
     if checkpoint:
         log(f"resuming after step {step_of(checkpoint)}")
-    stopper, progress, meter = StopOnSignal(), Progress(), CostMeter()
+    stopper, meter = StopOnSignal(), CostMeter()
+    progress = ProgressReport(meter)
     callbacks: list[TrainerCallback] = [stopper]
     if is_main_process():
         callbacks += [MetricsWriter(), progress]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 import warnings
@@ -22,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
-from rosa.common.distributed import split_step, world_size
+from rosa.common.distributed import is_main_process, split_step, world_size
 from rosa.data.row_order import LengthGroupedSampler
 from rosa.data.tokenization import TokenizedRows
 from rosa.dls import DlsCallback, DynamicLayerSelection
@@ -334,6 +335,8 @@ def stop_on_signals(stopper: StopOnSignal) -> Iterator[None]:
             raise KeyboardInterrupt
         if not stopper.requested:
             stopper.requested, first = True, time.monotonic()
+            if is_main_process():
+                os.write(2, b"\nstopping after this step, with a checkpoint; again to stop now\n")
 
     signals = [signal.SIGINT, signal.SIGTERM]
     try:

@@ -1,0 +1,97 @@
+"""What a run says of itself while it goes, on a terminal and without one."""
+
+from __future__ import annotations
+
+import io
+import re
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from rosa.train import callbacks
+from rosa.train.callbacks import ProgressReport
+from rosa.train.costs import CostMeter
+
+LOGS = {
+    "loss": 1.23456,
+    "learning_rate": 9.8e-4,
+    "tokens_per_second": 445.2,
+    "dls_selected": list(range(15)),
+}
+
+
+def report(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, width: int = 100):
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=width, legacy_windows=False)
+    monkeypatch.setattr(callbacks, "Console", lambda **_: console)
+    progress = ProgressReport(CostMeter())
+    state = SimpleNamespace(global_step=0, max_steps=400)
+    control = SimpleNamespace(should_save=False, should_evaluate=False)
+    args = SimpleNamespace(output_dir="runs/x")
+    model = SimpleNamespace(config=SimpleNamespace(num_hidden_layers=30))
+    progress.on_train_begin(args, state, control, model=model)
+    return progress, args, state, control, stream
+
+
+def test_step_time_and_loss_stay_on_a_line_of_a_hundred_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    progress, args, state, control, stream = report(monkeypatch, terminal=True)
+    with progress:
+        state.global_step = 120
+        progress.on_step_end(args, state, control)
+        progress.on_log(args, state, control, logs=LOGS)
+        progress._bar.refresh()
+    last = [line for line in re.split(r"[\r\n]", stream.getvalue()) if "120/400" in line][-1]
+    text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", last)
+    for part in ("training", "120/400", "loss 1.2346", "445 tokens/s", "15 of 30 layers"):
+        assert part in text
+    assert re.search(r"[-\d]:[-\d]{2}:[-\d]{2}", text)
+
+
+def test_without_a_terminal_a_log_is_one_unwrapped_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress, args, state, control, stream = report(monkeypatch, terminal=False, width=40)
+    state.global_step = 40
+    progress.on_step_end(args, state, control)
+    progress.on_log(args, state, control, logs=LOGS)
+    (line,) = stream.getvalue().splitlines()
+    assert line.startswith("step 40/400  loss 1.2346  lr 9.8e-04")
+    assert "15 of 30 layers" in line
+    assert re.search(r"\d+ (ms|s|min|h) left  peak \d", line)
+
+
+def test_between_logs_there_is_a_line_every_thirty_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("rosa.common.reporting.time.monotonic", lambda: now[0])
+    progress, args, state, control, stream = report(monkeypatch, terminal=False)
+    for step in range(1, 10):
+        state.global_step, now[0] = step, now[0] + 12
+        progress.on_step_end(args, state, control)
+    assert [line.split()[1] for line in stream.getvalue().splitlines()] == [
+        "3/400",
+        "6/400",
+        "9/400",
+    ]
+    now[0] += 31
+    progress.on_prediction_step(args, state, control)
+    assert "validating" in stream.getvalue().splitlines()[-1]
+    progress.on_log(args, state, control, logs={"eval_loss": 0.5})
+    progress.on_save(args, state, control)
+    assert stream.getvalue().splitlines()[-2:] == [
+        "step 9/400  validation loss 0.5000",
+        "step 9/400  saved runs/x/checkpoint-9",
+    ]
+
+
+def test_what_is_being_done_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress, args, state, control, _ = report(monkeypatch, terminal=True)
+    named = lambda: progress._bar.tasks[0].description  # noqa: E731
+    with progress:
+        control.should_evaluate = control.should_save = True
+        progress.on_step_end(args, state, control)
+        assert named() == "validating"
+        progress.on_evaluate(args, state, control)
+        assert named() == "saving"
+        progress.on_step_begin(args, state, control)
+        assert named() == "training"
