@@ -19,12 +19,7 @@ import torch
 from torch import Tensor, nn
 
 _ROTATION = re.compile(r"_?apply_\w*rot\w*")
-_LENGTHS = (
-    11,
-    13,
-    17,
-    19,
-)  # one of them is no size of the model: the axis of tokens
+_LENGTHS = (11, 13, 17, 19)  # one of them is no other size of the model
 
 
 class DetectionError(Exception):
