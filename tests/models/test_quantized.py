@@ -79,13 +79,13 @@ def test_an_unknown_architecture_is_measured_on_quantized_weights(
     assert probe_layouts(model) == {name: layout for name, layout in layouts.items() if layout}
 
 
-def test_sizes_that_4_bits_do_not_take_cannot_be_measured(tmp_path: Path) -> None:
+def test_sizes_that_4_bits_do_not_take_cannot_be_detected(tmp_path: Path) -> None:
     """bitsandbytes packs only multiples of 32 for CPUs that compute in bfloat16."""
     model = quantized(write_folder(tmp_path, "deepseek_v3"), "nf4")
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = True
-    with pytest.raises(RosaError, match=r"cannot measure: .*does not run on token ids .*divisible"):
+    with pytest.raises(RosaError, match=r"cannot detect: .*does not run on token ids .*divisible"):
         get_peft_model(model, RosaConfig(**SMALL))
 
 
