@@ -50,7 +50,9 @@ def test_lines_are_wrapped(page: Path) -> None:
 
 @each_page
 def test_every_command_and_option_exists(page: Path) -> None:
-    """In `bash` blocks, in `console` blocks and in the text."""
+    """In `bash` blocks, in `console` blocks and in the text; the changelog names old ones too."""
+    if page.name == "CHANGELOG.md":
+        return
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     for command, words in re.findall(r"(?:^|\$ |`)rosa (\w+)([^`\n#]*)", text, re.MULTILINE):
         assert command in COMMANDS, f"rosa {command}"
