@@ -59,3 +59,9 @@ def percent_axis(axes: Any, axis: Literal["x", "y"], values: Sequence[float]) ->
     ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     shown = [tick for tick in ticks if max(low, 0) <= tick <= min(high, 100)]
     axes.set(**{f"{axis}lim": (low, high), f"{axis}ticks": shown})
+
+
+def remove_frame(axes: Any) -> None:
+    """No frame and no ticks, only their labels."""
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from rosa.common.files import read_jsonl
 from rosa.common.formatting import format_number
-from rosa.common.plot_style import GRID
+from rosa.common.plot_style import GRID, remove_frame
 from rosa.compare.results import RunResult, StudyResults
 from rosa.report.plots.cost_plot import GROUPS, draw_panels, measured_panels
 from rosa.report.plots.study_plots import by_method, cost_points, draw_methods, methods_height
@@ -23,6 +23,8 @@ from rosa.train.run_folder import RunFolder
 
 WIDE, TILE = 5.0, 3.1  # inches of a figure
 VALIDATION = "#2a9d5c"
+DOTS = {"ls": "", "marker": "o", "ms": 3, "mew": 0, "color": VALIDATION}
+CURVES = (("loss", "training", {"lw": 1, "alpha": 0.6}), ("eval_loss", "validation", DOTS))
 MAX_POINTS = 120  # per curve; more would not be seen
 MAX_CHOICES = 150  # columns of a layer map
 MAX_LAYER_TICKS = 6
@@ -86,9 +88,7 @@ def loss_plots(study: StudyResults) -> list[PlotGroup]:
     found = []
     for title, runs in _groups(study):
         records = [(run, read_jsonl(RunFolder(study.folder / run.folder).metrics)) for run in runs]
-        losses = [
-            v for _, r in records for k in ("loss", "eval_loss") for _, v in loss_series(r, k)
-        ]
+        losses = [v for _, r in records for key, *_ in CURVES for _, v in loss_series(r, key)]
         if not losses:
             continue
         steps = max(record["step"] for _, lines in records for record in lines)
@@ -110,18 +110,12 @@ def loss_plots(study: StudyResults) -> list[PlotGroup]:
 
 def _draw_losses(axes: Any, runs: Sequence[tuple[RunResult, list[dict[str, Any]]]]) -> None:
     for run, records in runs:
-        train = thin(loss_series(records, "loss"), MAX_POINTS)
-        held_out = thin(loss_series(records, "eval_loss"), MAX_POINTS)
-        color, hover = GROUPS[run.group][1], f"seed {run.seed}: "
-        if train:
-            gid = f"{hover}training"
-            axes.plot(*zip(*train, strict=True), color=color, lw=1, alpha=0.6, gid=gid)
-        if held_out:
-            gid = f"{hover}validation"
-            axes.plot(*zip(*held_out, strict=True), "o", color=VALIDATION, ms=3, mew=0, gid=gid)
+        for key, name, style in CURVES:
+            if points := thin(loss_series(records, key), MAX_POINTS):
+                looks = {"color": GROUPS[run.group][1]} | style
+                axes.plot(*zip(*points, strict=True), **looks, gid=f"seed {run.seed}: {name}")
     axes.grid(axis="y", color=GRID)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    remove_frame(axes)
 
 
 def _last_losses(runs: Sequence[tuple[RunResult, list[dict[str, Any]]]]) -> str:
@@ -175,8 +169,7 @@ def _layers(label: str, records: Sequence[Any], draw: Any, note: str = "share of
             axes.set_xticks([0, len(records) - 1], [f"step {steps[0]}", steps[1]])
         else:
             axes.set_xticks([0, 50, 100], ["0", "50 %", "100 %"])
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
+        remove_frame(axes)
         return Plot(label.partition(" of ")[0], svg(figure, label), note)
 
 

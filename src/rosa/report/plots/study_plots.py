@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rosa.common.formatting import visible
-from rosa.common.plot_style import GRID, canvas, percent_axis
+from rosa.common.plot_style import GRID, canvas, percent_axis, remove_frame
 from rosa.compare.plan import folder_name
 from rosa.compare.results import RunResult, StudyResults
 from rosa.compare.statistics import MeanStd
@@ -101,8 +101,7 @@ def draw_methods(axes: Any, rows: MethodRows, value: Callable[[RunResult], float
     axes.set_xlabel("accuracy (%)")
     axes.grid(color=GRID, lw=0.6)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    remove_frame(axes)
 
 
 def cost_points(rows: MethodRows, suite: str) -> list[CostPoint]:
