@@ -96,8 +96,8 @@ def run(args: Any) -> None:
         **{f.name: getattr(args, f.name) for f in fields(EvaluationOptions)}
     )
     suffix = "" if options.protocol == "llm-adapters" else f"-{options.protocol}"
-    out = args.out or default_folder(args.model, f"evaluation{suffix}", f"evaluate{suffix}")
-    out = Path(out).expanduser()
+    default = default_folder(args.model, "evaluation", "evaluate")
+    out = Path(args.out or f"{default}{suffix}").expanduser()
     results = run_evaluation(
         args.model,
         tasks,
