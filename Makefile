@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: docs install demo demo-real demo-record tiny-study test lint format nightly versions bench smollm2 real clean
+.PHONY: docs install demo demo-real demo-record demo-real-record tiny-study test lint format nightly versions bench smollm2 real clean
 
 install: .venv/installed
 
@@ -24,6 +24,13 @@ demo-record: install
 	rm -rf runs/demo-record
 	$(BIN)/rosa demo --output_dir runs/demo-record
 	cp runs/demo-record/demo.json docs/results/demo.json
+	$(BIN)/python -m docs.generators
+
+# The same for docs/guides/real_models.md.
+demo-real-record: smollm2
+	rm -rf runs/demo-real-record
+	$(BIN)/rosa demo --recipe recipes/smollm2_demo.yaml --output_dir runs/demo-real-record --limit 40
+	cp runs/demo-real-record/demo.json docs/results/demo_real.json
 	$(BIN)/python -m docs.generators
 
 # Time and memory beside the frozen model and other methods; docs/notes/performance.md. Run it alone.

@@ -27,7 +27,7 @@ def pages() -> dict[Path, str]:
         },
         DOCS / "guides/dls.md": {"dls-config": recipe.table(DlsConfig)},
         DOCS / "guides/real_models.md": {
-            "demo-real": readme.demo_table("demo_real.json", "make demo-real"),
+            "demo-real": readme.demo_table("demo_real.json", "make demo-real-record"),
         },
         DOCS / "reference/methods.md": {
             "paper-methods": methods.methods_table(["baseline", "ours"]),

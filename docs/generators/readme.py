@@ -113,4 +113,6 @@ def demo_table(name: str = "demo.json", command: str = "make demo-record") -> st
         title = f"{old['title']} ({old['scored']})"
         lines.append(f"| {title} | {old['accuracy']:.1f} % | {new['accuracy']:.1f} % |")
     cost = f"{record['trainable']:,} trainable parameters, {record['seconds']} seconds in all"
+    if speed := record.get("tokens_per_second"):
+        cost += f", {speed:,.0f} tokens per second of training"
     return "\n".join([*lines, "", f"{cost}; {measured_on(record)}."])
