@@ -338,7 +338,9 @@ def test_the_clock_is_around_all_of_dls(bench):
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
-    assert {code.co_name for code in called - entries} <= {"zero_grad_and_act"}  # calls an entry
+    # One calls an entry; the other is the warning where DLS was not attached, not a part of DLS.
+    rest = {code.co_name for code in called - entries}
+    assert rest <= {"act_and_zero_grad", "_check_attached"}
     assert {"_before_step", "_after_step", "_note_gradient"} <= {code.co_name for code in called}
 
 

@@ -35,10 +35,10 @@ def warn_unless_attached(model: nn.Module) -> None:
 
 @cache
 def _install_hook() -> None:
-    register_optimizer_step_pre_hook(_before_step)
+    register_optimizer_step_pre_hook(_check_attached)
 
 
-def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def _check_attached(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     held = {p for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
     stepped = [model for model in _unstepped if not held.isdisjoint(model.parameters())]
     if stepped and all(float(group.get("lr", 1.0)) == 0 for group in optimizer.param_groups):

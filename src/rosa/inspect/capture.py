@@ -114,7 +114,7 @@ def query_key_recorders(model: nn.Module) -> list[QueryKeyRecorder]:
     if not found or any(recorder.layout.cos_sin is None for recorder in found):
         why = "its angles are out of reach of hooks" if found else f"the model {reason}"
         raise RosaError(
-            f"rosa does not know how {model_type} rotates its queries and keys and cannot measure "
+            f"rosa does not know how {model_type} rotates its queries and keys and cannot detect "
             f"it ({why}); use another model"
         )
     return found
