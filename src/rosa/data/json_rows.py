@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,28 @@ def text_field(row: dict[str, Any], field: str, path: str | Path, number: int) -
             f"{path}, row {number}: the field '{field}' must be text, found "
             f"{type(value).__name__} {value!r:.60}"
         )
+    check_text(value, f"{path}, row {number}: the field '{field}'")
     return value
+
+
+def optional_text_field(row: dict[str, Any], field: str, path: str | Path, number: int) -> str:
+    """`row[field]`, "" where it is absent, null, NaN or blank; other values must be text."""
+    value = row.get(field)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    text = text_field(row, field, path, number)
+    return text if text.strip() else ""
+
+
+def check_text(text: str, what: str) -> None:
+    """Raises RosaError, beginning with `what`, for text that has no UTF-8 (lone surrogates)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RosaError(
+            f"{what} holds half of a surrogate pair ({text[error.start]!r}), which is not a "
+            "character; correct or remove that row"
+        ) from None
 
 
 def _reject_tables(text: str, path: str | Path) -> None:

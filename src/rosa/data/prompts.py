@@ -104,16 +104,36 @@ def chat_text(
     *,
     add_generation_prompt: bool = True,
     where: str = "",
+    tools: Any = None,
 ) -> str:
     """`turns` in the tokenizer's chat template, by default up to where a reply begins.
 
     The text has the template's special tokens: encode it without adding others.
-    Raises RosaError, beginning with `where`, if the template raises an error about these turns.
+    Raises RosaError, beginning with `where`, if the template raises an error about these turns, or
+    has no place for `tools`.
     """
+    options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
     with errors_as(f"{where}the tokenizer's chat template cannot render {len(turns)} turns"):
-        return tokenizer.apply_chat_template(
-            list(turns), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        text = tokenizer.apply_chat_template(list(turns), **options)
+        without = text if tools else None
+        if tools:
+            text = tokenizer.apply_chat_template(list(turns), tools=tools, **options)
+    if text == without:
+        raise RosaError(f"{where}the chat template has no place for `tools`; remove them")
+    return text
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The token that closes an assistant's turn in the chat template; None if it has none.
+
+    It need not be `eos_token`: in many base models that one ends the text.
+    """
+    reply = "y"
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": reply}]
+    after = chat_text(tokenizer, turns, add_generation_prompt=False).rpartition(reply)[2]
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return next((token for token in ids if token in special), None)
 
 
 def check_chat_template(tokenizer: Any) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from rosa.data.json_rows import text_field
+from rosa.data.json_rows import check_text, optional_text_field, text_field
 from rosa.data.prompts import chat_text, instruction_prompt
 from rosa.errors import RosaError
 
@@ -126,10 +126,10 @@ def _encode(rows: Iterable[LocatedRow], tokenizer: PreTrainedTokenizerBase) -> I
             chosen = [own for own, chat in zip(texts, chats, strict=True) if chat == kind]
             flat = list(itertools.chain.from_iterable(chosen))
             encoded[kind] = iter(encode_prompts(tokenizer, flat, add_special_tokens=not kind))
-        for (source, number, _), chat, own in zip(batch, chats, texts, strict=True):
+        for chat, own in zip(chats, texts, strict=True):
             ids = list(itertools.islice(encoded[chat], len(own)))
             if chat:
-                yield _chat_labels(ids, f"{source}, row {number}")
+                yield from _chat_labels(ids)
             else:
                 yield _pair_labels(ids, own, tokenizer)
 
@@ -144,7 +144,7 @@ def _pair_texts(
             "teach the model where a response ends; set one in its tokenizer_config.json"
         )
     if "instruction" in row:
-        context = text_field(row, "input", source, number) if row.get("input") else ""
+        context = optional_text_field(row, "input", source, number)
         prompt = instruction_prompt(text_field(row, "instruction", source, number), context)
         response = text_field(row, "output", source, number)
     elif "prompt" in row:
@@ -178,8 +178,8 @@ def _chat_texts(
     row: dict[str, Any], source: str, number: int, tokenizer: PreTrainedTokenizerBase
 ) -> list[str]:
     """The conversation as text; then, per assistant turn, its prompt and the text to its end."""
-    messages, where = row["messages"], f"{source}, row {number}"
-    _check_messages(messages, where)
+    where = f"{source}, row {number}"
+    messages = _read_messages(row["messages"], where)
     if not tokenizer.chat_template:
         raise RosaError(
             f"{where}: a chat row needs a tokenizer with a chat template, and this model has none; "
@@ -187,37 +187,83 @@ def _chat_texts(
         )
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     parts = [messages, *(part for i in turns for part in (messages[:i], messages[: i + 1]))]
-    return [
-        chat_text(tokenizer, part, add_generation_prompt=i % 2 == 1, where=f"{where}: ")
-        for i, part in enumerate(parts)
-    ]
 
-
-def _chat_labels(encoded: list[list[int]], where: str) -> Encoded:
-    """Ids and labels of a conversation from the ids of `_chat_texts`; every reply has labels."""
-    ids, *parts = encoded
-    labels = [IGNORE_INDEX] * len(ids)
-    for number, (prompt, through) in enumerate(zip(parts[::2], parts[1::2], strict=True), 1):
-        if ids[: len(through)] != through:
-            raise RosaError(
-                f"{where}: this chat template rewrites earlier turns, so reply {number} cannot be "
-                "located; keep one assistant turn per row"
+    def texts(as_parts: bool) -> list[str]:
+        return [
+            chat_text(
+                tokenizer,
+                [_in_parts(message) for message in part] if as_parts else part,
+                add_generation_prompt=i % 2 == 1,
+                where=f"{where}: ",
+                tools=row.get("tools"),
             )
-        # The prompt may open the reply with tokens that the conversation lacks (<think>).
-        pairs = enumerate(zip(prompt, ids, strict=False))
-        start = next((i for i, (a, b) in pairs if a != b), min(len(prompt), len(ids)))
-        labels[start : len(through)] = ids[start : len(through)]
-    return ids, labels
+            for i, part in enumerate(parts)
+        ]
 
+    def hold_replies(found: list[str]) -> bool:
+        replies = (messages[i]["content"].split("</think>")[-1].strip() for i in turns)
+        return all(reply in text for reply, text in zip(replies, found[2::2], strict=True))
 
-def _check_messages(messages: Any, where: str) -> None:
-    well_formed = isinstance(messages, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-        for m in messages
+    for as_parts in (False, True):  # templates of multimodal models read content in parts
+        if hold_replies(found := texts(as_parts)):
+            return found
+    raise RosaError(
+        f"{where}: the chat template leaves out or changes an assistant's text, so there is no "
+        "reply to learn; use a tokenizer with another chat_template"
     )
-    if not well_formed:
+
+
+def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
+
+
+def _chat_labels(encoded: list[list[int]]) -> Iterator[Encoded]:
+    """Ids and labels of a conversation from the ids of `_chat_texts`; every reply has labels.
+
+    One row, or one for each reply where the template rewrites earlier turns (Qwen3's leaves out
+    their reasoning), so that each is learned as generation will see its prompt.
+    """
+    ids, *parts = encoded
+    replies = list(zip(parts[::2], parts[1::2], strict=True))
+    if any(ids[: len(through)] != through for _, through in replies):
+        for prompt, through in replies:
+            start = _reply_start(prompt, through)
+            yield through, [IGNORE_INDEX] * start + through[start:]
+        return
+    labels = [IGNORE_INDEX] * len(ids)
+    for prompt, through in replies:
+        start = _reply_start(prompt, ids)
+        labels[start : len(through)] = ids[start : len(through)]
+    yield ids, labels
+
+
+def _reply_start(prompt: list[int], ids: list[int]) -> int:
+    # The prompt may open the reply with tokens that the conversation lacks (<think>).
+    pairs = enumerate(zip(prompt, ids, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(prompt), len(ids)))
+
+
+def _read_messages(messages: Any, where: str) -> list[dict[str, Any]]:
+    """The turns with their content as text, also where it was given in parts."""
+    if not isinstance(messages, list):
         raise RosaError(f"{where}: `messages` must be a list of {{role, content}} texts")
-    if messages and messages[0]["role"] == "assistant":
+    read = [_read_message(message, where) for message in messages]
+    if read and read[0]["role"] == "assistant":
         raise RosaError(f"{where}: the first turn is the assistant's; add the turn it replies to")
-    if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
+    if not any(m["role"] == "assistant" and m["content"].strip() for m in read):
         raise RosaError(f"{where}: no assistant turn has text, so there is nothing to learn")
+    return read
+
+
+def _read_message(message: Any, where: str) -> dict[str, Any]:
+    content = message.get("content") if isinstance(message, dict) else None
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        texts = [text for text in parts if isinstance(text, str)]
+        if len(texts) < len(parts):
+            raise RosaError(f"{where}: content in parts must be text; images are not supported")
+        content = "".join(texts)
+    if not (isinstance(content, str) and isinstance(message.get("role"), str)):
+        raise RosaError(f"{where}: `messages` must be a list of {{role, content}} texts")
+    check_text(content, f"{where}: a message")
+    return {**message, "content": content}

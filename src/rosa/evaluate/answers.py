@@ -126,7 +126,15 @@ def stated_number(response: str, labels: Sequence[str] = ()) -> str | None:
 
 
 def _written_numbers(text: str) -> list[str]:
-    """Every number in `text`, without commas and currency signs."""
+    r"""Every number in `text`, without commas and currency signs, fractions as decimals.
+
+    >>> _written_numbers(r"\boxed{1{,}234}, 1,\!234, \frac{1}{2}, 3/4 and 5")
+    ['1234', '1234', '0.5', '0.75', '5']
+    """
+    text = text.replace("{,}", ",").replace(r"\!", "")
+    text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
+    fraction = r"(?<![\d/.,])(\d+)/([1-9]\d*)(?![\d/])"  # not part of a date
+    text = re.sub(fraction, lambda match: f"{int(match[1]) / int(match[2]):.10g}", text)
     minus = r"(?<![\w)\]}.])[-−][$€£]?"
     digits = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+"
     found = re.findall(rf"({minus})?(?<![A-Za-z_])({digits})", text)

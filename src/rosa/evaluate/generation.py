@@ -41,39 +41,38 @@ def generate(
     num_beams: int = 1,
     until: str | None = None,
     stop_when: Callable[[str], bool] | None = None,
+    stop_token: int | None = None,
 ) -> list[Response]:
     """The responses to a batch of tokenized prompts, padded on the left, without sampling.
 
     A response ends before the text `until` and, in greedy decoding, with the token after which
-    `stop_when` is true of its text. Of beams, the best is known only at the end.
+    `stop_when` is true of its text. Of beams, the best is known only at the end. `stop_token` ends
+    a response as the model's own end tokens do.
 
-    The penalties of a model's generation config are turned off: the protocol is plain greedy or
-    beam search, the same for every model.
+    Of a model's generation config only the end tokens count: the protocol is plain greedy or beam
+    search, the same for every model.
     """
     import torch
+    from transformers import GenerationConfig
 
     batch = tokenizer.pad(
         {"input_ids": [list(ids) for ids in prompts]}, padding_side="left", return_tensors="pt"
     ).to(model.device)
-    stops, start = end_tokens(model, tokenizer), batch["input_ids"].shape[1]
+    stops, start = end_tokens(model, tokenizer, stop_token), batch["input_ids"].shape[1]
     stopping = RowStoppingCriteria(tokenizer, start, stops, until, stop_when, greedy=num_beams == 1)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=stops,
+    )
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _generation_config(model, config):
             output = model.generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
-                use_cache=True,
-                max_new_tokens=max_new_tokens,
-                num_beams=num_beams,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                repetition_penalty=1.0,
-                no_repeat_ngram_size=0,
-                length_penalty=1.0,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=stops,
                 logits_processor=[NanLogitsCheck()],
                 stopping_criteria=[stopping] if until or stop_when else None,
             )
@@ -83,6 +82,20 @@ def generate(
         ) from error
     rows = enumerate(output[:, start:].tolist())
     return [_response(tokenizer, ids[: stopping.lengths.get(i)], stops, until) for i, ids in rows]
+
+
+@contextmanager
+def _generation_config(model: Any, config: Any) -> Iterator[None]:
+    """`config` in place of the model's own, whose settings `generate` would mix in."""
+    owners = [model, *([model.get_base_model()] if hasattr(model, "get_base_model") else [])]
+    before = [owner.generation_config for owner in owners]
+    try:
+        for owner in owners:
+            owner.generation_config = config
+        yield
+    finally:
+        for owner, own in zip(owners, before, strict=True):
+            owner.generation_config = own
 
 
 class NanLogitsCheck:
@@ -115,11 +128,11 @@ def eval_mode(model: Any) -> Iterator[None]:
         model.train(was_training)
 
 
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends a response: the tokenizer's and the generation config's."""
+def end_tokens(model: Any, tokenizer: Any, stop_token: int | None = None) -> list[int]:
+    """Every token that ends a response: `stop_token`, the tokenizer's, the generation config's."""
     configured = model.generation_config.eos_token_id
     stops = set(configured if isinstance(configured, list) else [configured])
-    return sorted(t for t in stops | {tokenizer.eos_token_id} if t is not None)
+    return sorted(t for t in stops | {tokenizer.eos_token_id, stop_token} if t is not None)
 
 
 def _response(tokenizer: Any, ids: list[int], stops: list[int], until: str | None) -> Response:

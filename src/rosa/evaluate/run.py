@@ -21,7 +21,7 @@ from rich.progress import Progress
 
 from rosa.common.formatting import format_duration
 from rosa.common.reporting import REPORT_SECONDS, Every
-from rosa.data.prompts import NEXT_EXAMPLE
+from rosa.data.prompts import NEXT_EXAMPLE, end_of_turn
 from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError
 from rosa.evaluate.answers import PUBLISHED
@@ -207,6 +207,7 @@ class _Scorer:
             max_new_tokens=task.max_new_tokens,
             num_beams=options.num_beams,
             until=NEXT_EXAMPLE.get(task.prompt) if requests.shots else None,
+            stop_token=end_of_turn(self.tokenizer) if task.prompt == "chat" else None,
             stop_when=task.early_stop(options.protocol) if options.may_cut_responses else None,
         )
         self.seconds += time.perf_counter() - start

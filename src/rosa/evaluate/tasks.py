@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from rosa.assets import ASSETS
-from rosa.data.json_rows import read_rows, text_field
+from rosa.data.json_rows import optional_text_field, read_rows, text_field
 from rosa.data.prompts import PROMPTS, Question, chat_turns, render
 from rosa.errors import RosaError, did_you_mean, one_line
 from rosa.evaluate.answers import FILTERS, PROTOCOLS, PUBLISHED
@@ -243,7 +243,7 @@ def data_file(task: Task, data: str | Path | None, name: str | None = None) -> P
 
 def read_question(row: dict[str, Any], source: str, number: int) -> Question:
     """The `instruction` and the optional `input` of a row."""
-    context = text_field(row, "input", source, number) if row.get("input") else ""
+    context = optional_text_field(row, "input", source, number)
     return Question(text_field(row, "instruction", source, number), context)
 
 

@@ -55,6 +55,11 @@ def resolve_name(name: str, relative_to: Path | None = None) -> str:
     return name
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether `name` is neither built in nor a local path: then it is an id on the hub."""
+    return name not in BUILT_IN and not Path(name).exists() and not _looks_local(name)
+
+
 def short_name(name: str) -> str:
     """The last part of a hub id or path: `Qwen/Qwen2.5-7B` gives `Qwen2.5-7B`."""
     return Path(name).resolve().name if Path(name).exists() else name.rstrip("/").split("/")[-1]

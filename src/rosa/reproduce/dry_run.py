@@ -18,6 +18,7 @@ from rosa.common.formatting import format_bytes, format_duration
 from rosa.compare.budgets import cached_count, cached_model_config
 from rosa.compare.grid import Grid, TrainingSet
 from rosa.compare.plan import Job, ResolveRecipe, plan
+from rosa.data.json_rows import optional_text_field, text_field
 from rosa.data.prompts import instruction_prompt
 from rosa.data.sources import load_training_rows, toy_tasks
 from rosa.evaluate.tasks import resolve_tasks
@@ -162,15 +163,22 @@ def workload(train_set: TrainingSet, known: dict[str, int] | None, limit: int | 
     sources = [train_set.data] if isinstance(train_set.data, str) else train_set.data
     if known is not None and not all(s in toy_tasks() or Path(s).is_file() for s in sources):
         return Workload(**known, longest=None, questions=questions)
-    rows = [token_counts(row) for source in sources for row in load_training_rows(source)]
+    rows = [
+        token_counts(row, source, number)
+        for source in sources
+        for number, row in enumerate(load_training_rows(source), 1)
+    ]
     prompt, response = (sum(column) / len(rows) for column in zip(*rows, strict=True))
     return Workload(len(rows), prompt, response, round(max(map(sum, rows))), questions)
 
 
-def token_counts(row: dict[str, Any]) -> tuple[float, float]:
+def token_counts(row: dict[str, Any], source: str, number: int) -> tuple[float, float]:
     """Tokens of a row's prompt and response, by its characters; other forms are all prompt."""
     if "instruction" in row:
-        prompt = instruction_prompt(str(row["instruction"]), str(row.get("input") or ""))
+        prompt = instruction_prompt(
+            text_field(row, "instruction", source, number),
+            optional_text_field(row, "input", source, number),
+        )
         response = str(row.get("output", ""))
     else:
         prompt, response = " ".join(map(str, row.values())), ""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rosa.models.loading import is_hub_id
 from rosa.train.recipe import Recipe, dump_recipe
 
 _TEMPLATE = """---
-base_model: {model}
-library_name: peft
+{base}library_name: peft
 tags: [{tags}]
 ---
 
@@ -44,6 +44,8 @@ def write_model_card(
     best = min((entry["eval_loss"] for entry in log if "eval_loss" in entry), default=None)
     text = _TEMPLATE.format(
         model=recipe.model,
+        # The hub accepts ids alone here, and would take a path for somebody's id.
+        base=f"base_model: {recipe.model}\n" if is_hub_id(recipe.model) else "",
         method=recipe.method,
         tags=", ".join(dict.fromkeys(["rosa-peft", recipe.method])),
         data=", ".join(recipe.data_sources),

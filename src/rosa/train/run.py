@@ -23,6 +23,7 @@ from rosa.common.distributed import (
     world_size,
 )
 from rosa.common.files import lock_folder, translate_disk_errors
+from rosa.data.prompts import end_of_turn
 from rosa.data.sampling import hold_out, sample
 from rosa.data.sources import load_training_rows
 from rosa.data.token_cache import tokenize_rows_cached
@@ -205,7 +206,26 @@ def load_tokenized_rows(recipe: Recipe, tokenizer: Any) -> tuple[TokenizedRows, 
         raise RosaError(
             f"max_length {recipe.max_length} dropped all {train_set.dropped} rows; raise it"
         )
+    chats = ["messages" in row for _, _, row in rows]
+    if any(chats):
+        set_end_of_turn(tokenizer, chats_only=all(chats))
     return train_set, validation_set
+
+
+def set_end_of_turn(tokenizer: Any, *, chats_only: bool) -> None:
+    """Makes the token that ends a reply in the chat template the `eos_token` saved with the run.
+
+    Warns where the template ends a reply with text alone.
+    """
+    end = end_of_turn(tokenizer)
+    if end is None:
+        warnings.warn(
+            "the chat template writes no special token after a reply, so nothing teaches the model "
+            "where a reply ends; use a tokenizer whose chat_template ends turns with a token",
+            stacklevel=2,
+        )
+    elif chats_only:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
 
 
 def planned_steps(recipe: Recipe, rows: int) -> int:
