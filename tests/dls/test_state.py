@@ -213,7 +213,7 @@ def test_what_begins_to_train_later_raises(how: str) -> None:
 def test_a_run_in_which_it_never_chose_is_a_warning() -> None:
     model = full()
     optimizer = adamw(model)
-    with pytest.warns(UserWarning, match="never selects in 10 steps.*interval is 40.*0 steps"):
+    with pytest.warns(UserWarning, match="never selects in the 10 steps.*interval is 40.*0 steps"):
         dls = DynamicLayerSelection(model, optimizer, DlsConfig(), total_steps=10)
     train_step(model, optimizer, 1)
     with pytest.warns(UserWarning, match="in the 1 steps of this run"):

@@ -15,7 +15,6 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-# Attribute, True on a model that `DynamicLayerSelection` is attached to.
 ATTACHED = "_rosa_dls_attached"
 MESSAGE = (
     "this RoSA adapter asks for dynamic layer selection (dls=...), but none is attached to the "

@@ -62,11 +62,7 @@ class DlsConfig:
         return dataclasses.asdict(self)
 
     def warmup_steps(self, total_steps: int | None) -> int:
-        """T_warmup in optimizer steps: the last step without a choice.
-
-        Raises:
-            RosaError: `warmup` is a share and the run's length is not known.
-        """
+        """T_warmup in optimizer steps: the last step without a choice. A share needs the total."""
         if self.layers is not None:
             return 0
         if self.warmup == 0 or self.warmup >= 1:

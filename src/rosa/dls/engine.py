@@ -192,7 +192,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, trainable: Collection[nn.P
     if held_by(optimizer).isdisjoint(trainable):
         raise RosaError(
             f"the optimizer ({type(optimizer).__name__}) holds none of the trainable parameters "
-            "of the model's layers: pass DLS the optimizer that trains them"
+            "that only the layers have: pass DLS the optimizer that trains them"
         )
 
 

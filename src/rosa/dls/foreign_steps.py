@@ -35,7 +35,7 @@ class ForeignSteps:
         return self._steps > 0 or self._version != self._versions()
 
     def restart(self) -> None:
-        """Count from here: DLS has seen a step."""
+        """Count from here."""
         self.stop()
         self._steps, self._version = 0, self._versions()
         trained = next((p for p in self._parameters if p.requires_grad), None)

@@ -19,16 +19,10 @@ from rosa.errors import RosaError
 
 
 class LayerParameters:
-    """The trainable parameters that belong to layers only, and the norms that are only scored.
+    """The trainable parameters that only decoder layers of the model hold, and the scored norms.
 
-    Args:
-        model: the whole model; parameters that a module outside `layers` holds are left alone.
-        layers: the decoder layers.
-        scored: for each layer the parameters of its norms. Those that are not trainable get a
-            gradient in scoring steps and are never updated.
-
-    Attributes:
-        only_scored: the parameters of norms that are not trainable.
+    `scored` has the parameters of each layer's norms. Those that are not trainable (`only_scored`)
+    get a gradient in scoring steps and are never updated.
     """
 
     def __init__(

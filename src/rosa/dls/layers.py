@@ -32,11 +32,7 @@ class DecoderLayers(NamedTuple):
 
 
 def find_decoder_layers(model: nn.Module) -> DecoderLayers:
-    """The one `ModuleList` of layers with norms that has trainable parameters.
-
-    Raises:
-        RosaError: there is none, nothing in it is trainable, or there are several.
-    """
+    """The one `ModuleList` of layers with norms that has trainable parameters; else an error."""
     lists = _outermost_lists(model)
     kind = type(model).__name__
     if not lists:
@@ -87,11 +83,7 @@ def scored_norms(layer: nn.Module) -> dict[str, nn.Module]:
 
 
 def scored_parameters(layer: nn.Module, name: str) -> list[nn.Parameter]:
-    """The weights (and biases) of the layer's scored norms, of their active copies.
-
-    Raises:
-        RosaError: these norms have no weight, as in OLMo.
-    """
+    """The weights and biases of the layer's scored norms; an error if there are none (OLMo)."""
     norms = scored_norms(layer)
     found = [p for norm in norms.values() for p in active_copy(norm).parameters()]
     if not found:

@@ -77,21 +77,14 @@ class DynamicLayerSelection:
         self.layers_owner = found.owner
         self._ancestors = found.ancestors(model)
         if any(getattr(module, ATTACHED, False) for module in self._ancestors):
-            raise RosaError(
-                "DLS is already attached to this model, or was when the model was copied: call "
-                "detach() first"
-            )
+            message = "DLS is already attached to this model, or was when the model was copied"
+            raise RosaError(f"{message}: call detach() first")
         self._scored: list[list[nn.Parameter]] = [[] for _ in found.layers]
         if self.config.layers is None:
             named = ((layer, f"{found.path}.{i}") for i, layer in enumerate(found.layers))
             self._scored = [scored_parameters(layer, name) for layer, name in named]
         self._parameters = LayerParameters(model, found.layers, self._scored)
         trainable = self._parameters.trainable
-        if not trainable:
-            raise RosaError(
-                f"every trainable parameter of {found.path} is shared with the rest of the model "
-                "and always trains, so DLS has nothing to select"
-            )
         check_optimizer(self._optimizer, trainable)
         self._engine.check_dtypes(trainable, self._parameters.only_scored)
         self._foreign_steps = ForeignSteps(trainable, type(self._optimizer).__name__)
@@ -219,8 +212,7 @@ class DynamicLayerSelection:
                 delattr(module, ATTACHED)
         self._ancestors = []
         if self.step and not self.history:
-            message = self._never_selects_message(f"in the {self.step} steps of this run")
-            warnings.warn(message, stacklevel=2)
+            warnings.warn(self._never_selects_message(self.step), stacklevel=2)
         elif not self.step and self._foreign_steps.found:
             warnings.warn(
                 "DLS saw no step of the optimizer that it was given, but the layers' parameters "
@@ -248,8 +240,7 @@ class DynamicLayerSelection:
         if self.total_steps is not None and self.config.layers is None:
             last = self.total_steps - self.total_steps % self.config.interval
             if not self.config.chooses_at(last, self.total_steps):
-                message = self._never_selects_message(f"in {self.total_steps} steps")
-                warnings.warn(message, stacklevel=4)
+                warnings.warn(self._never_selects_message(self.total_steps), stacklevel=4)
 
     def _prepare_step(self) -> None:
         """Set `requires_grad` for the next step, and watch the scored parameters' gradients."""
@@ -355,9 +346,10 @@ class DynamicLayerSelection:
                 stacklevel=3,
             )
 
-    def _never_selects_message(self, when: str) -> str:
+    def _never_selects_message(self, steps: int) -> str:
         warmup = self.config.warmup_steps(self.total_steps)
         return (
-            f"DLS never selects {when}, so every layer is trained throughout: interval is "
-            f"{self.config.interval} and warmup lasts {warmup} steps; lower them or train longer"
+            f"DLS never selects in the {steps} steps of this run, so every layer is trained "
+            f"throughout: interval is {self.config.interval} and warmup lasts {warmup} steps; "
+            "lower them or train longer"
         )
