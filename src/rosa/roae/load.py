@@ -25,10 +25,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def load_adapter_checked(
-    model: nn.Module,
-    folder: str | Path,
-    adapter_name: str = "default",
-    is_trainable: bool = False,
+    model: nn.Module, folder: str | Path, adapter_name: str = "default", is_trainable: bool = False
 ) -> PeftModel:
     """`PeftModel.from_pretrained` for a local folder, after `check_adapter`.
 
