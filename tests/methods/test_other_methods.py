@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import Olmo2Config, Olmo2ForCausalLM
 
 from rosa.cli.main import main
-from rosa.cli.recipe_parser import RecipeParser, load_recipe
+from rosa.cli.recipe_parser import _parser, load_recipe
 from rosa.errors import RosaError
 from rosa.methods.peft_methods import UNSUPPORTED, config_classes, set_default_targets
 from rosa.methods.registry import load_method
@@ -104,7 +104,7 @@ def test_norms_move_in_half_precision_too(
 
 @pytest.mark.parametrize("method", sorted(set(config_classes()) - set(UNSUPPORTED)))
 def test_help_lists_a_methods_own_keys(method: str) -> None:
-    parser = RecipeParser("rosa train", {})._parser(load_method(method))
+    parser = _parser("rosa train", (), method)
     own = {
         name.split(".")[1].rstrip("+")
         for name in parser.option_names
