@@ -23,7 +23,8 @@ PLOTS = ("result_plots", "loss_plots", "layer_plots")
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
     folder = tmp_path_factory.mktemp("study")
-    return rich_study(folder, failed=[("lora", 2)], examples=40)
+    tasks = {"commonsense": ["boolq", "piqa"], "math": ["gsm8k"]}
+    return rich_study(folder, failed=[("lora", 2)], examples=40, train_sets=tasks)
 
 
 @pytest.fixture(scope="session")

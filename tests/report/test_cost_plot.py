@@ -91,9 +91,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch, found: list[CostPoint], path: Path) -
     kept: list[Any] = []
     save = Figure.savefig
 
-    def keep(self: Figure, *args: Any, **kwargs: Any) -> None:
+    def keep(self: Figure, file: Path, **options: Any) -> None:
         kept.extend(self.axes)
-        save(self, *args, **kwargs)
+        if file.name == "costs.png":
+            save(self, file, **options)
 
     monkeypatch.setattr(Figure, "savefig", keep)
     draw_costs(found, path)

@@ -39,7 +39,8 @@ labels = st.text(
 )
 numbers = st.none() | st.floats(-100, 100).map(lambda v: round(v, 3) + 0.0)
 harmless = st.text("abcXYZ 09._-", min_size=1, max_size=8).filter(str.strip)
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=20, deadline=None)
+some = settings(max_examples=50, deadline=None)
 cells = st.builds(
     Cell,
     numbers,
@@ -98,6 +99,7 @@ def test_markdown_shows_a_label_as_it_is(label):
     assert rows[1][3] == flat(label)
 
 
+@some
 @given(labels)
 def test_markdown_shows_any_label_as_it_is(label):
     rows = parsed_markdown(markdown(labeled(label)))
@@ -120,6 +122,7 @@ def test_markdown_holds_every_number_once(table):
 # CSV, read back by Python's parser.
 
 
+@some
 @given(labels.filter(lambda label: "\r" not in label))
 def test_csv_brings_any_label_back(label):
     head, first, *_ = csv.reader(io.StringIO(to_csv(labeled(label)), newline=""))
@@ -179,6 +182,7 @@ def unescaped(text: str) -> str:
     return re.sub(rf"({pattern})|\\([{{}}&%$#_])", lambda m: words.get(m[0], m[2]), text)
 
 
+@some
 @given(st.text(st.characters(codec="ascii", exclude_categories=["Cc"])) | st.sampled_from(NASTY))
 def test_latex_escapes_so_that_nothing_is_lost(label):
     label = re.sub("[αλσ]", "", label)

@@ -32,7 +32,7 @@ def rich_study(folder: Path, *, layers: int = 6, choices: int = 20, **options: A
     for run in study.runs:
         place = folder / run.folder
         _write(place / "metrics.jsonl", _metrics(rng))
-        if run.group != "baseline":
+        if run.group == "ours":
             _write(place / "dls_history.jsonl", _history(rng, layers, choices))
         costs = {
             "train_seconds": 60 + 30 * rng.random() + len(run.method),
