@@ -188,7 +188,7 @@ def test_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     assert load_text("Qwen/x").documents == (("word " * 200).strip(),)
     monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: 1 / 0)
-    with pytest.raises(RosaError, match=r"from the hub .*division.*give a file"):
+    with pytest.raises(RosaError, match=r"from the hub .*reads a file.*division"):
         load_text("Qwen/x")
 
 

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosa.common.tables.render import terminal
@@ -55,6 +55,7 @@ def test_the_paper_averages_over_examples_and_not_over_tasks():
         max_size=6,
     )
 )
+@settings(deadline=None)
 def test_micro_is_over_examples_and_macro_over_tasks(counts):
     (average,) = Results([one(f"t{i}", c, n) for i, (c, n) in enumerate(counts)]).averages
     correct, scored = (sum(column) for column in zip(*counts, strict=True))

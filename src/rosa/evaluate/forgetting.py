@@ -18,7 +18,7 @@ from typing import Any
 from rosa.assets import ASSETS
 from rosa.data.json_rows import read_text
 from rosa.data.tokenization import encode_prompts
-from rosa.errors import RosaError, one_line
+from rosa.errors import RosaError, errors_as
 from rosa.evaluate.generation import eval_mode, longest_first_batches
 from rosa.models.loading import resolve_name
 
@@ -183,13 +183,7 @@ def load_text(base: str, name: str = "auto") -> PlainText:
 def _wikitext() -> PlainText:
     from datasets import load_dataset
 
-    try:
+    with errors_as(f"cannot load {WIKITEXT[0]} from the hub (--forgetting FILE reads a file)"):
         rows = load_dataset(*WIKITEXT, split="test")["text"]
-    except Exception as error:
-        reason = one_line(error)
-        raise RosaError(
-            f"cannot load the text {WIKITEXT[0]} from the hub ({reason}); give a file: "
-            "--forgetting FILE"
-        ) from error
     long = [row.strip() for row in rows if len(row) >= WIKITEXT_CHARACTERS]
     return PlainText("wikitext", tuple(long[:WIKITEXT_DOCUMENTS]))

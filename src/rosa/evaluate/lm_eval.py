@@ -14,7 +14,7 @@ from typing import Any
 
 from rosa.common.tables.model import Block, Cell, Column, Row, Table
 from rosa.data.prompts import check_chat_template
-from rosa.errors import RosaError, did_you_mean, one_line
+from rosa.errors import RosaError, did_you_mean, errors_as
 from rosa.evaluate.folder import EvaluationFolder
 from rosa.models.loading import Loaded, quiet
 
@@ -70,20 +70,15 @@ def run_lm_eval(
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     # It warns of every model that is not a name.
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
-    with quiet():
+    with quiet(), errors_as(f"lm-eval cannot run {', '.join(tasks.names)}"):
         model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
-        try:
-            results = lm_eval.simple_evaluate(
-                model=model,
-                tasks=tasks.names,
-                task_manager=tasks.manager,
-                apply_chat_template=chat,
-                **{"log_samples": False, **options},
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise RosaError(
-                f"lm-eval cannot run {', '.join(tasks.names)}: {one_line(error)}"
-            ) from error
+        results = lm_eval.simple_evaluate(
+            model=model,
+            tasks=tasks.names,
+            task_manager=tasks.manager,
+            apply_chat_template=chat,
+            **{"log_samples": False, **options},
+        )
     assert results is not None, "one process has all the results"
     return dict(results)
 

@@ -22,7 +22,7 @@ import yaml
 from rosa.assets import ASSETS
 from rosa.data.json_rows import optional_text_field, read_rows, text_field
 from rosa.data.prompts import PROMPTS, Question, chat_turns, render
-from rosa.errors import RosaError, did_you_mean, one_line
+from rosa.errors import RosaError, did_you_mean, errors_as
 from rosa.evaluate.answers import FILTERS, PROTOCOLS, PUBLISHED
 from rosa.evaluate.results import TaskScore
 
@@ -173,10 +173,8 @@ def read_task(path: Path) -> Task:
     """The task that a YAML file declares; errors name the file and the bad key."""
     if not path.is_file():
         raise RosaError(f"there is no task file {path}; check the path")
-    try:
+    with errors_as(f"{path}: cannot be read as YAML"):
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RosaError(f"{path}: cannot be read as YAML ({one_line(error)})") from None
     return _checked(_build(Task, values, path, folder=path.resolve().parent), path)
 
 
@@ -273,30 +271,23 @@ def _hub_rows(task: Task) -> tuple[list[dict[str, Any]], str]:
     from datasets import load_dataset
 
     source = f"{hub.path} ({hub.split})"
-    try:
+    with errors_as(f"cannot load {source} for the task {task.name} (--data FOLDER needs no hub)"):
         raw = load_dataset(hub.path, hub.config, split=hub.split, revision=hub.revision)
-    except Exception as error:
-        raise RosaError(
-            f"cannot load {source} from the hub for the task {task.name} "
-            f"({one_line(error)}); without a connection give --data FOLDER"
-        ) from error
     return suite_rows(hub, raw, source), source
 
 
 def suite_rows(hub: HubSource, raw: Iterable[dict[str, Any]], source: str) -> list[dict[str, Any]]:
     """Hub rows in the suite's wording, by the task's two templates."""
-    from jinja2 import StrictUndefined, TemplateError
+    from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
-    try:
-        instruction = environment.from_string(hub.instruction)
-        answer = environment.from_string(hub.answer)
-        return [
-            {"instruction": instruction.render(row), "answer": answer.render(row)} for row in raw
-        ]
-    except (TemplateError, TypeError) as error:
-        raise RosaError(f"the templates of {source} do not fit its rows: {error}") from error
+    with errors_as(f"the templates of {source} do not fit its rows"):
+        templates = {
+            "instruction": environment.from_string(hub.instruction),
+            "answer": environment.from_string(hub.answer),
+        }
+        return [{key: value.render(row) for key, value in templates.items()} for row in raw]
 
 
 def fingerprint(task: Task, examples: Sequence[Example]) -> str:
