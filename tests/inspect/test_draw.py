@@ -17,7 +17,7 @@ from rosa.errors import RosaError
 from rosa.inspect import Inspection, TokenizedTexts, draw_adapter, draw_comparison, draw_figure1
 from rosa.inspect.adapter_effect import PERCENTILES, LayerEffect, SignalStatistics
 from rosa.inspect.capture import LayerStates
-from rosa.inspect.heat_maps import color_scale
+from rosa.inspect.draw import color_scale
 from rosa.inspect.strength import low_dimensions
 from rosa.rope import HookPoint, RopeLayout
 

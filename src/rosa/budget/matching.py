@@ -183,8 +183,5 @@ def _distance_note(arguments: Arguments, trainable: int, target: int, expected: 
     (key, value), *_ = arguments.items()
     far = f"{abs(difference):.0%} {'above' if difference > 0 else 'below'} the budget"
     if abs(trainable - expected) > 1:
-        return (
-            f"{key} {value} is {far}; another {key} may be nearer, as the parameters are not "
-            f"linear in it"
-        )
+        return f"{key} {value} is {far}; another may be nearer, as the count is not linear in it"
     return f"{key} {value} comes nearest and is {far}"

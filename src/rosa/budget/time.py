@@ -37,13 +37,9 @@ class Device:
     bandwidth: float
     utilization: float = 0.35
 
-    @property
-    def sustained_flops(self) -> float:
-        return self.flops * self.utilization
-
-    @property
-    def sustained_bandwidth(self) -> float:
-        return self.bandwidth * self.utilization
+    def seconds(self, flops: float, moved: float) -> float:
+        """The longer of `flops` operations and `moved` bytes."""
+        return max(flops / self.flops, moved / self.bandwidth) / self.utilization
 
 
 H100 = Device("H100 in bf16", 989e12, 3.35e12)
@@ -79,18 +75,15 @@ def training_seconds(model: AdaptedModel, recipe: Recipe, work: Workload, device
     rows = recipe.max_steps * per_step if recipe.max_steps else recipe.epochs * work.rows
     passes = 3 if recipe.gradient_checkpointing else 2
     per_token = passes * forward_flops(model, work.length) + 2 * model.trainable
-    micro_batch = max(
-        recipe.batch_size * work.length * per_token / device.sustained_flops,
-        passes * model.weight_bytes / device.sustained_bandwidth,
-    )
-    return rows / recipe.batch_size * micro_batch
+    flops = recipe.batch_size * work.length * per_token
+    return rows / recipe.batch_size * device.seconds(flops, passes * model.weight_bytes)
 
 
 def evaluation_seconds(
     model: AdaptedModel, work: Workload, device: Device, batch: int, beams: int = 1
 ) -> float:
     """All questions: the prompts, then the answers token by token."""
-    forward = forward_flops(model, work.length) / device.sustained_flops
-    prompts = work.questions * work.prompt * forward
-    step = max(batch * beams * forward, model.weight_bytes / device.sustained_bandwidth)
+    forward = forward_flops(model, work.length)
+    prompts = device.seconds(work.questions * work.prompt * forward, 0)
+    step = device.seconds(batch * beams * forward, model.weight_bytes)
     return prompts + math.ceil(work.questions / batch) * work.response * step

@@ -90,15 +90,14 @@ class SignalRecorder:
         """The statistics, over the number of real tokens seen."""
         low, _ = self.layer.low_pairs[self.adapter]
         dimensions = dimensions_of(low.pairs, self.layer.layout)
+        parts = zip(self.sums, self.largest, self.histograms, strict=True)
         query, key = (
             SignalStatistics(
                 {p: histogram.percentile(p) for p in PERCENTILES},
                 largest,
                 np.sqrt(total / tokens / len(dimensions)),
             )
-            for total, largest, histogram in zip(
-                self.sums, self.largest, self.histograms, strict=True
-            )
+            for total, largest, histogram in parts
         )
         return LayerEffect(int(self.layer.layer_idx), dimensions, query, key)
 

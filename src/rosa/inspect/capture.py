@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,14 +36,6 @@ class LayerStates:
     frequencies: Array  # (ρ/2,), radians per token
     query: Array  # (h_q, head_dim)
     key: Array  # (h_kv, head_dim)
-
-
-class Recorder(Protocol):
-    """Measures something in forward hooks; `real_tokens` (b, l) is set before each batch."""
-
-    real_tokens: Tensor
-
-    def hooks(self) -> Iterator[RemovableHandle]: ...
 
 
 class QueryKeyRecorder:
@@ -126,9 +118,12 @@ def forward_arguments(module: nn.Module, args: Any, kwargs: Any) -> dict[str, An
 
 
 def run_recorded(
-    model: Any, sequences: Sequence[Sequence[int]], recorders: Sequence[Recorder], batch_size: int
+    model: Any, sequences: Sequence[Sequence[int]], recorders: Sequence[Any], batch_size: int
 ) -> int:
-    """The model's forward over all token ids with the recorders' hooks; the number of tokens."""
+    """The model's forward over all token ids with the recorders' hooks; the number of tokens.
+
+    Each recorder's `real_tokens`, the attention mask (b, l), is set before each batch.
+    """
     pad = model.config.get_text_config().pad_token_id or 0
     with ExitStack() as stack, torch.inference_mode():
         for recorder in recorders:

@@ -116,7 +116,8 @@ def inspect_model(
     after = norm_scales(network)
     with network.disable_adapter():
         base_states, _ = _measure(network, texts, batch_size)
-        changes = _norm_changes(norm_scales(network), after)
+        pairs = zip(norm_scales(network), after, strict=True)
+        changes = [{name: relative_change(b[name], a[name]) for name in b} for b, a in pairs]
     return replace(found, base_states=base_states, norm_changes=changes)
 
 
@@ -126,15 +127,6 @@ def _measure(
     states, signals = query_key_recorders(model), signal_recorders(model)
     tokens = run_recorded(model, texts.sequences, [*states, *signals], batch_size)
     return [r.states(tokens) for r in states], [r.effect(tokens) for r in signals]
-
-
-def _norm_changes(
-    before: list[dict[str, Array]], after: list[dict[str, Array]]
-) -> list[dict[str, float]]:
-    return [
-        {name: relative_change(old[name], new[name]) for name in old}
-        for old, new in zip(before, after, strict=True)
-    ]
 
 
 def _position(layers: list[int], layer: int | None, model: str) -> int:
