@@ -54,8 +54,13 @@ class RecipeParser:
         """The recipe of the keys `given` in `where` with `options` on top, and the switches."""
         for key in ("adapter", "dls"):
             _reject_scalar(given, key, where)
-        method = _option(options, "method") or given.get("method") or DEFAULT_METHOD
-        parser = _parser(self._prog, tuple(self._flags.items()), load_method(str(method)).name)
+        self._check_keys(given, where, options)
+        method = _option(options, "method") or given.get("method")
+        flags = tuple(self._flags.items())
+        if method is None and {"-h", "--help"} & set(options):
+            _parser(self._prog, flags, None).parse_args(["--help"])
+        name = load_method(str(method or DEFAULT_METHOD)).name
+        parser = _parser(self._prog, flags, name)
         for key in _flatten(given):
             if key not in parser.option_names:
                 hint = did_you_mean(key, parser.option_names)
@@ -68,6 +73,21 @@ class RecipeParser:
         words = [word.removeprefix("--adapter.") for word in options if "--adapter." in word]
         explicit = {word.split("=")[0] for word in words} | set(given.get("adapter", {}))
         return _recipe(namespace, explicit), switches
+
+    def _check_keys(self, given: dict[str, Any], where: str, options: list[str]) -> None:
+        """Raises RosaError for an unknown key, before PEFT and PyTorch are imported."""
+        known = {field.name for field in fields(Recipe)} | {
+            f"dls.{f.name}" for f in fields(DlsConfig)
+        }
+        for key in _flatten(given):
+            if key not in known and not key.startswith("adapter."):
+                raise RosaError(f"{where}: there is no key '{key}'{did_you_mean(key, known)}")
+        known |= {*self._flags, "help", "config", "print_config"}
+        for word in options:
+            name = word.removeprefix("--").split("=")[0].removesuffix("+")
+            if word.startswith("--") and name not in known and not name.startswith("adapter."):
+                hint = did_you_mean(name, known)
+                raise RosaError(f"there is no option --{name}{hint}; --help lists them")
 
     def _split_path(self, argv: list[str]) -> tuple[str | None, list[str]]:
         """The recipe's path, first or else the first word that ends like one, and the rest."""
@@ -82,24 +102,30 @@ class RecipeParser:
 
 
 @cache
-def _parser(prog: str, flags: tuple[tuple[str, str], ...], method_name: str) -> Parser:
-    """The parser of a method's recipes; cached, since a grid's plan needs it for every run."""
+def _parser(prog: str, flags: tuple[tuple[str, str], ...], method_name: str | None) -> Parser:
+    """The parser of a method's recipes; cached, since a grid's plan needs it for every run.
+
+    Without a method, the one of `--help`, which needs no PEFT.
+    """
+    parser = Parser(
+        nested_keys=[f"dls.{field.name}" for field in fields(DlsConfig)],
+        prog=prog,
+        usage=f"{prog} RECIPE.yaml [--key value ...]",
+        description="Fine-tune a model from a recipe. The keys under `adapter` are those of the "
+        "method's PEFT config: --help --method NAME lists them.",
+    )
+    parser.add_argument("--config", action="config", help="the recipe file (the first word)")
+    for name, text in flags:
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+    parser.add_class_arguments(Recipe, skip={"adapter"})
+    if method_name is None:
+        return parser
     from peft import PeftConfig
 
     method = load_method(method_name)
     # PEFT's own fields (which base model, which task), and `dls`, a recipe key itself.
     skip = {field.name for field in fields(PeftConfig)} | {"dls"}
     skip &= {field.name for field in fields(method.config_class) if field.init}
-    parser = Parser(
-        nested_keys=[f"dls.{field.name}" for field in fields(DlsConfig)],
-        prog=prog,
-        usage=f"{prog} RECIPE.yaml [--key value ...]",
-        description="Fine-tune a model from a recipe.",
-    )
-    parser.add_argument("--config", action="config", help="the recipe file (the first word)")
-    for name, text in flags:
-        parser.add_argument(f"--{name}", action="store_true", help=text)
-    parser.add_class_arguments(Recipe, skip={"adapter"})
     parser.add_class_arguments(method.config_class, "adapter", skip=skip, fail_untyped=False)
     parser.set_defaults({f"adapter.{key}": value for key, value in method.kwargs.items()})
     parser.set_defaults({"dls": DlsConfig() if method.dls else None})

@@ -33,7 +33,7 @@ from rosa.evaluate.requests import TaskRequests, build_requests, prompt_settings
 from rosa.evaluate.results import Results, TaskScore
 from rosa.evaluate.tasks import Example, Task, fingerprint
 from rosa.models import identity
-from rosa.models.loading import adapter_base, find_adapter_config, load, quiet
+from rosa.models.loading import adapter_base, check_exists, find_adapter_config, load, quiet
 
 
 def run_evaluation(
@@ -58,6 +58,7 @@ def run_evaluation(
         options, out, progress: as for `evaluate`.
     """
     options.check()
+    check_exists(str(model))
     if not (tasks or options.forgetting):
         raise RosaError("there is nothing to evaluate; give tasks, or a text for forgetting")
     requests = build_requests(tasks, options) if tasks else []

@@ -125,7 +125,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     from transformers import AutoTokenizer
 
     path = resolve_name(name)
-    _check_exists(name, path)
+    check_exists(name)
     with errors_as(f"cannot load the tokenizer of {name!r}"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
@@ -180,7 +180,7 @@ def find_adapter_config(name: str) -> Path | None:
         return file if file.is_file() else None
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    _check_exists(name, path)
+    check_exists(name)
     with errors_as(f"cannot look up {name!r}"):
         found = find_adapter_config_file(name)
     return Path(found) if found else None
@@ -230,8 +230,9 @@ def _adapter_folder(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["adapter_*.json", "*.safetensors"]))
 
 
-def _check_exists(name: str, path: str) -> None:
+def check_exists(name: str) -> None:
     """A name that looks like a path must exist; the hub's error for it would be confusing."""
+    path = resolve_name(name)
     if path.endswith(".gguf"):
         raise RosaError(
             f"{path} is a GGUF file; convert it first, with `rosa convert {path} FOLDER`, and give "
@@ -242,7 +243,9 @@ def _check_exists(name: str, path: str) -> None:
 
 
 def _looks_local(path: str) -> bool:
-    return Path(path).is_absolute() or path.startswith((".", "~")) or path.count("/") > 1
+    folder = path.partition("/")[0]
+    is_path = Path(path).is_absolute() or path.startswith((".", "~")) or path.count("/") > 1
+    return is_path or ("/" in path and Path(folder).is_dir())  # `runs/x` where there is `runs`
 
 
 def check_model_files(name: str) -> None:
@@ -251,7 +254,7 @@ def check_model_files(name: str) -> None:
     A hub id is not looked up.
     """
     path = resolve_name(name)
-    _check_exists(name, path)
+    check_exists(name)
     if Path(path).is_dir():
         config_file = find_adapter_config(name)
         base = adapter_base(name, config_file) if config_file else name
@@ -260,7 +263,7 @@ def check_model_files(name: str) -> None:
 
 def _check_folder(name: str, path: str) -> list[Path]:
     """The weight files of a model folder, of which there must be some; none for a hub id."""
-    _check_exists(name, path)
+    check_exists(name)
     folder = Path(path)
     if not folder.is_dir():
         return []
