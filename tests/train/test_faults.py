@@ -45,7 +45,7 @@ from tests.support.dls_models import (
 from tests.support.evaluation import evaluate_with
 from tests.support.tiny_folder import tiny_llama as tiny_speaker
 from tests.support.tiny_folder import word_tokenizer, write_model_folder
-from tests.train.test_train import interrupt_at
+from tests.support.train_runs import interrupted_at
 
 EVERY = DlsConfig(interval=1, warmup=0, p_exploit=1)
 POSIX = pytest.mark.skipif(os.name != "posix", reason="/dev/full and user ids are POSIX")
@@ -148,11 +148,11 @@ def test_a_folder_below_a_file_raises(recipe: Recipe) -> None:
 
 
 def test_data_that_vanished_is_named_and_the_run_resumes_when_it_is_back(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe,
 ) -> None:
     data = Path(str(recipe.data))
-    interrupt_at(monkeypatch, step=2)
-    assert train(recipe, log=str).steps == 2
+    with interrupted_at(2):
+        assert train(recipe, log=str).steps == 2
     data.rename(data.with_suffix(".gone"))
     with pytest.raises(RosaError, match=r"there is no data file .*rows\.json; check the path"):
         train(recipe, resume=True, log=str)
@@ -160,11 +160,11 @@ def test_data_that_vanished_is_named_and_the_run_resumes_when_it_is_back(
     assert train(recipe, resume=True, log=str).finished
 
 
-def test_data_that_changed_is_another_run(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_that_changed_is_another_run(recipe: Recipe) -> None:
     data = Path(str(recipe.data))
     content = data.read_text()
-    interrupt_at(monkeypatch, step=2)
-    train(recipe, log=str)
+    with interrupted_at(2):
+        train(recipe, log=str)
     backwards = json.dumps(json.loads(content)[::-1])
     for changed in (content.replace("question 3", "question 4"), backwards):
         data.write_text(changed)

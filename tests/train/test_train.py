@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from rosa.cli.main import main
 from rosa.common.files import lock_folder
@@ -20,29 +20,31 @@ from rosa.errors import RosaError
 from rosa.methods.registry import load_method
 from rosa.models.loading import load
 from rosa.train.recipe import Recipe
-from rosa.train.run import GuardedTrainer, train
+from rosa.train.run import TrainResult, train
+from rosa.train.run_folder import RunFolder
+from rosa.train.trainer import GuardedTrainer
 from tests.support.tiny_folder import write_model_folder
+from tests.support.train_runs import adapter, interrupted_at, read_lines, same_adapter
 
 STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model_folder(tmp_path_factory.mktemp("model"), layers=4)
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and rows."""
+    folder = tmp_path_factory.mktemp("train")
+    write_model_folder(folder / "model", layers=4)
+    output = "the correct answer is answer2"
+    rows = [{"instruction": f"question {i}", "input": "", "output": output} for i in range(40)]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    return folder
 
 
-@pytest.fixture
-def recipe(tmp_path: Path, model_folder: Path) -> Recipe:
-    rows = [
-        {"instruction": f"question {i}", "input": "", "output": "the correct answer is answer2"}
-        for i in range(40)
-    ]
-    data = tmp_path / "rows.json"
-    data.write_text(json.dumps(rows))
+def make_recipe(place: Path, folder: Path) -> Recipe:
     return Recipe(
-        model=str(model_folder),
-        data=str(data),
-        output_dir=str(tmp_path / "run"),
+        model=str(place / "model"),
+        data=str(place / "rows.json"),
+        output_dir=str(folder),
         adapter={"r": 4, "r_low": 1.0, "alpha": 1.0},
         dls=DlsConfig(interval=3, warmup=2),
         learning_rate=0.02,
@@ -51,47 +53,54 @@ def recipe(tmp_path: Path, model_folder: Path) -> Recipe:
         save_steps=4,
         log_steps=1,
         gradient_accumulation=2,
+        precision="float32",
         report_to=[],
     )
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+@pytest.fixture
+def recipe(place: Path, tmp_path: Path) -> Recipe:
+    return make_recipe(place, tmp_path / "run")
 
 
-def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter_model.safetensors")
+@pytest.fixture(scope="module")
+def finished(place: Path) -> tuple[TrainResult, list[str]]:
+    """An uninterrupted run, and its log."""
+    log: list[str] = []
+    return train(make_recipe(place, place / "finished"), log=log.append), log
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Ctrl-C in the middle of the given optimizer step."""
-    training_step = GuardedTrainer.training_step
-
-    def interrupted(self: GuardedTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if self.state.global_step == step - 1:
-            monkeypatch.setattr(GuardedTrainer, "training_step", training_step)
-            signal.raise_signal(signal.SIGINT)
-        return training_step(self, *args, **kwargs)
-
-    monkeypatch.setattr(GuardedTrainer, "training_step", interrupted)
+@pytest.fixture(scope="module")
+def stopped_at_7(place: Path) -> Path:
+    """The folder of the same run, stopped in step 7."""
+    with interrupted_at(7):
+        result = train(make_recipe(place, place / "stopped"), log=str)
+    assert (result.finished, result.steps) == (False, 7)
+    return result.folder
 
 
-def test_a_run_leaves_everything_it_promises(recipe: Recipe) -> None:
-    said: list[str] = []
-    result = train(recipe, log=said.append)
+@pytest.fixture
+def stopped(stopped_at_7: Path, recipe: Recipe) -> Path:
+    """A copy of that folder, where `recipe` resumes."""
+    return Path(shutil.copytree(stopped_at_7, recipe.output_dir))
+
+
+def test_a_run_leaves_everything_it_promises(
+    recipe: Recipe, finished: tuple[TrainResult, list[str]]
+) -> None:
+    result, log = finished
     folder = result.folder
     assert result.finished
     assert result.steps == STEPS
-    losses = [line["loss"] for line in lines(folder / "metrics.jsonl") if "loss" in line]
+    losses = [line["loss"] for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
     assert losses[-1] < 0.8 * losses[0]
-    assert [line["step"] for line in lines(folder / "dls_history.jsonl")] == [3, 6, 9, 12]
-    assert all(len(line["selected"]) == 2 for line in lines(folder / "dls_history.jsonl"))
+    assert [line["step"] for line in read_lines(folder / "dls_history.jsonl")] == [3, 6, 9, 12]
+    assert all(len(line["selected"]) == 2 for line in read_lines(folder / "dls_history.jsonl"))
     for name in ("loss.png", "layers.png", "README.md", "adapter_config.json"):
         assert (folder / name).stat().st_size > 0, name
-    assert Recipe(
-        **{**yaml.safe_load((folder / "recipe.yaml").read_text()), "dls": recipe.dls}
-    ) == (recipe)
-    assert said[0] == "training rows: 32 rows, longest 36 tokens; 0 truncated, 0 dropped"
+    stored = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert Recipe(**{**stored, "dls": recipe.dls, "output_dir": recipe.output_dir}) == recipe
+    assert log[0] == "training rows: 32 rows, longest 36 tokens; 0 truncated, 0 dropped"
     assert not list(folder.glob("*.bin"))  # no pickle next to the adapter
     # The adapter loads by its own folder and gives the trained answer.
     loaded = load(str(folder))
@@ -100,31 +109,22 @@ def test_a_run_leaves_everything_it_promises(recipe: Recipe) -> None:
 
 
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    recipe: Recipe, finished: tuple[TrainResult, list[str]], stopped: Path
 ) -> None:
-    whole = train(recipe, log=str).folder
-    parts = replace(recipe, output_dir=str(tmp_path / "parts"))
-    interrupt_at(monkeypatch, step=6)
-    stopped = train(parts, log=str)
-    assert (stopped.finished, stopped.steps) == (False, 6)
-    assert not (stopped.folder / "adapter_model.safetensors").exists()
-    resumed = train(parts, resume=True, log=str)
+    assert not (stopped / "adapter_model.safetensors").exists()
+    resumed = train(recipe, resume=True, log=str)
     assert (resumed.finished, resumed.steps) == (True, STEPS)
-    one, two = adapter(whole), adapter(resumed.folder)
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    assert (whole / "dls_history.jsonl").read_text() == (
-        resumed.folder / "dls_history.jsonl"
-    ).read_text()
-    steps = [line["step"] for line in lines(resumed.folder / "metrics.jsonl") if "loss" in line]
+    whole = finished[0].folder
+    assert same_adapter(whole, stopped)
+    histories = [folder / "dls_history.jsonl" for folder in (whole, stopped)]
+    assert histories[0].read_text() == histories[1].read_text()
+    steps = [line["step"] for line in read_lines(stopped / "metrics.jsonl") if "loss" in line]
     assert steps == list(range(1, STEPS + 1))
 
 
-def test_an_interrupt_in_the_last_step_loses_nothing(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupt_at(monkeypatch, step=STEPS)
-    result = train(recipe, log=str)
+def test_an_interrupt_in_the_last_step_loses_nothing(recipe: Recipe) -> None:
+    with interrupted_at(2):
+        result = train(replace(recipe, max_steps=2), log=str)
     assert result.finished
     assert adapter(result.folder)
 
@@ -160,8 +160,11 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     assert all(tensor.isfinite().all() for tensor in kept.values())
 
 
-def test_a_folder_with_another_run_is_left_alone(recipe: Recipe) -> None:
-    folder = train(recipe, log=str).folder
+def test_a_folder_with_another_run_is_left_alone(
+    recipe: Recipe, finished: tuple[TrainResult, list[str]]
+) -> None:
+    folder = finished[0].folder
+    recipe = replace(recipe, output_dir=str(folder))
     before = (folder / "adapter_model.safetensors").read_bytes()
     with pytest.raises(RosaError, match="holds another run"):
         train(replace(recipe, seed=1), log=str)
@@ -172,15 +175,13 @@ def test_a_folder_with_another_run_is_left_alone(recipe: Recipe) -> None:
 
 def test_an_invalid_choice_of_layers_leaves_the_folder_free(recipe: Recipe) -> None:
     invalid = replace(recipe, dls=DlsConfig(layers=[99]))
-    with pytest.raises(RosaError, match="names 99"):
+    with pytest.raises(RosaError, match=r"dls\.layers has 99"):
         train(invalid, log=str)
     corrected = replace(recipe, dls=DlsConfig(layers=[0]), max_steps=2)
     assert train(corrected, log=str).finished
 
 
-def test_resuming_another_recipe_raises(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupt_at(monkeypatch, step=2)
-    train(recipe, log=str)
+def test_resuming_another_recipe_raises(recipe: Recipe, stopped: Path) -> None:
     with pytest.raises(RosaError, match=r"`learning_rate` \(0.02, now 0.5\)"):
         train(replace(recipe, learning_rate=0.5), resume=True, log=str)
 
@@ -194,26 +195,22 @@ def test_a_folder_in_use_raises(recipe: Recipe) -> None:
         train(recipe, log=str)
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth"])
-def test_a_cut_checkpoint_is_passed_over(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    interrupt_at(monkeypatch, step=9)
-    folder = train(recipe, log=str).folder
-    newest = folder / "checkpoint-9" / name
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+)
+def test_a_cut_checkpoint_is_passed_over(recipe: Recipe, stopped: Path, name: str) -> None:
+    newest = stopped / "checkpoint-7" / name
     newest.write_bytes(newest.read_bytes()[:-200])
-    said: list[str] = []
-    assert train(recipe, resume=True, log=said.append).finished
-    assert "resuming after step 8" in said
+    assert [c.name for c in RunFolder(stopped).checkpoints()] == ["checkpoint-4"]
+    if name == "optimizer.pt":
+        log: list[str] = []
+        assert train(recipe, resume=True, log=log.append).finished
+        assert "resuming after step 4" in log
 
 
-def test_a_damaged_recipe_of_the_run_is_named(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupt_at(monkeypatch, step=2)
-    folder = train(recipe, log=str).folder
+def test_a_damaged_recipe_of_the_run_is_named(recipe: Recipe, stopped: Path) -> None:
     for damage in (b"", b"a: [", b"\xff\xfe"):
-        (folder / "recipe.yaml").write_bytes(damage)
+        (stopped / "recipe.yaml").write_bytes(damage)
         with pytest.raises(RosaError, match=r"recipe.yaml is damaged"):
             train(recipe, resume=True, log=str)
 
@@ -258,12 +255,12 @@ def test_a_path_without_a_folder_raises(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_the_adapter_finds_a_base_model_given_by_a_relative_path(
-    recipe: Recipe, model_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    recipe: Recipe, place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(model_folder.parent)
-    folder = train(replace(recipe, model=model_folder.name, max_steps=2), log=str).folder
+    monkeypatch.chdir(place)
+    folder = train(replace(recipe, model="model", max_steps=1), log=str).folder
     monkeypatch.chdir(tmp_path)
-    assert load(str(folder)).base == str(model_folder.resolve())
+    assert load(str(folder)).base == str((place / "model").resolve())
 
 
 def test_the_command_exits_with_2_and_one_sentence(
@@ -278,17 +275,17 @@ def test_the_command_exits_with_2_and_one_sentence(
 
 
 def test_gradient_checkpointing_changes_memory_and_not_the_result(
-    recipe: Recipe, tmp_path: Path
+    recipe: Recipe, finished: tuple[TrainResult, list[str]]
 ) -> None:
-    plain = adapter(train(recipe, log=str).folder)
-    saving = replace(recipe, gradient_checkpointing=True, output_dir=str(tmp_path / "saving"))
-    for key, tensor in adapter(train(saving, log=str).folder).items():
+    plain = adapter(finished[0].folder)
+    saving = train(replace(recipe, gradient_checkpointing=True), log=str).folder
+    for key, tensor in adapter(saving).items():
         assert torch.allclose(tensor, plain[key], atol=1e-5), key
 
 
 def test_bf16_trains_with_a_float32_adapter(recipe: Recipe) -> None:
     folder = train(replace(recipe, precision="bf16"), log=str).folder
-    losses = [line["loss"] for line in lines(folder / "metrics.jsonl") if "loss" in line]
+    losses = [line["loss"] for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
     assert losses[-1] < 0.8 * losses[0]
     assert {tensor.dtype for tensor in adapter(folder).values()} == {torch.float32}
 
@@ -302,21 +299,11 @@ def test_tensorboard_sees_the_loss(recipe: Recipe) -> None:
     assert [event.step for event in found.Scalars("train/loss")] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("method", ["lora", "ln_tuning", "vera"])
+@pytest.mark.parametrize(
+    "method", ["lora", *(pytest.param(m, marks=pytest.mark.slow) for m in ("ln_tuning", "vera"))]
+)
 def test_other_methods_train_by_name_with_layer_selection(recipe: Recipe, method: str) -> None:
     other = replace(recipe, method=method, adapter=load_method(method).kwargs, max_steps=4)
     result = train(other, log=str)
     assert load(str(result.folder)).adapter == str(result.folder)
-    assert lines(result.folder / "dls_history.jsonl")[0]["step"] == 3
-
-
-@pytest.mark.parametrize("layer_selection", [False, True])
-def test_adalora_reallocates_its_ranks(recipe: Recipe, layer_selection: bool) -> None:
-    keys = {**load_method("adalora").kwargs, "target_r": 2, "tinit": 2, "tfinal": 4, "deltaT": 1}
-    adalora = replace(recipe, method="adalora", adapter=keys)
-    adalora = adalora if layer_selection else replace(adalora, dls=None)
-    folder = train(adalora, log=str).folder
-    assert (folder / "dls_history.jsonl").exists() == layer_selection
-    assert load(str(folder)).adapter == str(folder)
-    pattern = json.loads((folder / "adapter_config.json").read_text())["rank_pattern"]
-    assert 0 < sum(map(sum, pattern.values())) < 12 * len(pattern)
+    assert read_lines(result.folder / "dls_history.jsonl")[0]["step"] == 3

@@ -102,7 +102,7 @@ def test_layers_are_not_chosen_on_trial_before_fsdp_has_sharded_them(
     recipe = Recipe("rosa-tiny", "tiny-choice", "unused", dls=DlsConfig(layers=[99]))
     nothing = TokenizedRows([])
     run = PreparedRun(recipe, build_model(recipe, 8), None, nothing, nothing, 8)
-    with pytest.raises(RosaError, match="names 99"):
+    with pytest.raises(RosaError, match=r"dls\.layers has 99"):
         check_selection(run)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     check_selection(run)
