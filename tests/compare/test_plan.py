@@ -111,7 +111,7 @@ def test_a_budget_is_met_by_the_nearest_rank() -> None:
         ({"methods": ["lorra"]}, ["lorra", "lora"]),
         ({"methods": [{"method": "lora", "adapter": {"rank": 4}}]}, ["the method 'lora'", "rank"]),
         ({"recipe": {"learning_ratee": 1}}, ["learning_rate"]),
-        ({"tune": LearningRateSearch([])}, ["tune needs"]),
+        ({"tune": LearningRateSearch([])}, ["tune.learning_rates is empty"]),
         ({"tune": LearningRateSearch([1e-3, 0.001])},
          ["tune.learning_rates: '0.001' is listed twice"]),
         ({"tune": LearningRateSearch([1e-3], [1, 1])}, ["tune.seeds: '1' is listed twice"]),

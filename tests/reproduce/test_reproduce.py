@@ -25,7 +25,6 @@ from rosa.reproduce import figures
 from rosa.reproduce.output import paper_tables_of
 from rosa.reproduce.targets import (
     GRIDS,
-    Overrides,
     check_training_data,
     load_target,
     scale_setting,
@@ -53,7 +52,7 @@ PAPER_RECIPE |= {"schedule": "cosine", "warmup": 0.05, "weight_decay": 0.0}
 
 
 def jobs(name, scale, **changes):
-    target = load_target(name, scale, Overrides(**changes))
+    target = load_target(name, scale, **changes)
     return plan(target.grid, resolve_recipe)
 
 
@@ -147,16 +146,16 @@ def test_the_tiny_scale_changes_the_full_one_and_repeats_nothing():
 
 
 def test_a_model_is_named_by_its_last_part_or_freely():
-    assert load_target("table1", "full", Overrides(model="llama-3.1-8b")).models == (
+    assert load_target("table1", "full", model="llama-3.1-8b").models == (
         "meta-llama/Llama-3.1-8B",
     )
-    assert load_target("table1", "full", Overrides(model="org/other")).models == ("org/other",)
+    assert load_target("table1", "full", model="org/other").models == ("org/other",)
     assert len(jobs("table1", "tiny", model="some/folder/model", seeds=[1])) == 9
 
 
 def test_changes_reach_the_grid():
     grid = load_target(
-        "figure3", "tiny", Overrides(output_dir="x", seeds=[7], max_steps=3, limit=5, num_beams=4)
+        "figure3", "tiny", output_dir="x", seeds=[7], max_steps=3, limit=5, num_beams=4
     ).grid
     assert (grid.output_dir, grid.seeds, grid.recipe["max_steps"]) == ("x", [7], 3)
     assert (grid.evaluate.limit, grid.evaluate.num_beams, grid.evaluate.batch_size) == (5, 4, 64)
@@ -176,22 +175,22 @@ def adapters_clone(tmp_path: Path) -> Path:
 
 
 def test_training_file_and_tests_are_found_in_a_clone(adapters_clone):
-    grid = load_target("table1", "full", Overrides(data=str(adapters_clone))).grid
+    grid = load_target("table1", "full", data=str(adapters_clone)).grid
     data = grid.training_sets["Commonsense15K"].data
     assert data == str(adapters_clone / "ft-training_set" / "commonsense_15k.json")
     assert grid.evaluate.data == str(adapters_clone / "dataset")
-    assert load_target("table1", "full", Overrides(data=data)).grid.evaluate.data is None
+    assert load_target("table1", "full", data=data).grid.evaluate.data is None
 
 
 def test_tests_may_lie_elsewhere_and_be_fewer(adapters_clone):
-    changes = Overrides(data=str(adapters_clone), test_data="elsewhere", tasks=["boolq", "piqa"])
-    grid = load_target("table1", "full", changes).grid
+    changes = {"data": str(adapters_clone), "test_data": "elsewhere", "tasks": ["boolq", "piqa"]}
+    grid = load_target("table1", "full", **changes).grid
     assert grid.evaluate.data == "elsewhere"
     assert grid.training_sets["Commonsense15K"].tasks == ["boolq", "piqa"]
 
 
 def test_other_training_data_raises_with_both_hashes(adapters_clone):
-    target = load_target("table1", "full", Overrides(data=str(adapters_clone)))
+    target = load_target("table1", "full", data=str(adapters_clone))
     train_set = target.grid.training_sets["Commonsense15K"]
     own = hashlib.sha256(Path(train_set.data).read_bytes()).hexdigest()
     with pytest.raises(RosaError, match=f"{own}.*86d00e3729.*--any_data"):
@@ -204,7 +203,7 @@ def test_other_training_data_raises_with_both_hashes(adapters_clone):
 
 
 def test_the_right_file_is_no_stand_in(adapters_clone, monkeypatch):
-    target = load_target("table1", "full", Overrides(data=str(adapters_clone)))
+    target = load_target("table1", "full", data=str(adapters_clone))
     train_set = target.grid.training_sets["Commonsense15K"]
     train_set.sha256 = hashlib.sha256(Path(train_set.data).read_bytes()).hexdigest()
     assert check_training_data(target, any_data=True).grid.training_sets == {
@@ -214,7 +213,7 @@ def test_the_right_file_is_no_stand_in(adapters_clone, monkeypatch):
 
 def test_the_papers_hashes(shared_data):
     stand_in = shared_data / "train" / "commonsense_15k_standin.json"
-    target = load_target("table2", "full", Overrides(data=str(stand_in)))
+    target = load_target("table2", "full", data=str(stand_in))
     with pytest.raises(RosaError, match="86d00e372905193c968c5ebbc47024a0b166b7138b4c5c7571500157"):
         check_training_data(target)
     assert target.grid.training_sets["Commonsense15K"].data == str(stand_in)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from rich.console import Console
@@ -17,7 +17,7 @@ from rosa.common.tables.render import print_table
 from rosa.errors import RosaError
 from rosa.reproduce.dry_run import base_size, dry_run
 from rosa.reproduce.output import draw_target_figures, write_target_tables
-from rosa.reproduce.targets import Overrides, Target, check_training_data, load_target
+from rosa.reproduce.targets import Target, check_training_data, load_target
 
 
 def build_parser() -> Parser:
@@ -68,8 +68,8 @@ def build_parser() -> Parser:
 
 def run(args: Any) -> int:
     """List the runs, or run them and write the target's tables and figures."""
-    overrides = Overrides(**{field.name: getattr(args, field.name) for field in fields(Overrides)})
-    target = load_target(args.target, args.scale, overrides)
+    overrides = {name: getattr(args, name) for name in load_target.__kwdefaults__ or ()}
+    target = load_target(args.target, args.scale, **overrides)
     console = Console(markup=False, highlight=False)
     if target.grid is None:
         return run_inspect(target, args, console)

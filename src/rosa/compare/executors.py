@@ -27,13 +27,9 @@ class Executor(Protocol):
 
 
 def make_executor(name: str, study: Path, workers: int | None, threads: int) -> Executor:
-    """The executor `local` or `ray`.
+    """The executor `local` or `ray`, for `workers` jobs at a time of `threads` CPU threads each.
 
-    Args:
-        name: which one.
-        study: the study's folder.
-        workers: jobs at a time; None is one per GPU, or without GPUs one per `threads` cores.
-        threads: CPU threads of each job.
+    `workers` None is one job per GPU, or without GPUs as many as there are cores for.
     """
     if workers is not None and workers < 1:
         raise RosaError(f"workers must be at least 1, not {workers}")

@@ -16,7 +16,7 @@ evaluate: {data: dataset}
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,49 +96,40 @@ class Grid:
     threads: int = 1
 
     def check(self) -> None:
-        """Values whose type is right and whose meaning is not.
-
-        Raises:
-            RosaError: names the key and what is wrong with it.
-        """
-        for key in ("models", "methods", "training_sets", "seeds"):
-            values = getattr(self, key)
-            if not values:
-                raise RosaError(f"{key} is empty; name at least one")
-        for key in ("models", "seeds"):
-            _check_unique(key, [str(value) for value in getattr(self, key)])
-        _check_unique("methods", [entry.name for entry in self.entries])
-        _check_unique("titles of methods", [entry.display_title for entry in self.entries])
-        if self.tune is not None:
-            if not (self.tune.learning_rates and self.tune.seeds):
-                raise RosaError("tune needs at least one of learning_rates and of seeds")
-            _check_unique("tune.learning_rates", [f"{r:g}" for r in self.tune.learning_rates])
-            _check_unique("tune.seeds", [str(seed) for seed in self.tune.seeds])
-        for where, keys in self._recipes():
-            self._check_recipe_keys(where, keys)
-        self.evaluate.check()
-        for train_set in self.training_sets.values():
-            resolve_tasks(train_set.tasks)
-        if self.threads < 1:
-            raise RosaError(f"threads must be at least 1, not {self.threads}")
-
-    def _recipes(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Every place of the grid that holds keys of a recipe."""
-        yield "recipe", self.recipe
+        """Raises RosaError for a value whose type is right but not its meaning; names the key."""
+        lists: dict[str, list[Any]] = {
+            "models": self.models,
+            "training_sets": list(self.training_sets),
+            "seeds": self.seeds,
+            "methods": [entry.name for entry in self.entries],
+            "titles of methods": [entry.display_title for entry in self.entries],
+        }
+        recipes = {"recipe": self.recipe}
         for name, train_set in self.training_sets.items():
-            yield f"training_sets.{name}.recipe", train_set.recipe
+            resolve_tasks(train_set.tasks)
+            recipes[f"training_sets.{name}.recipe"] = train_set.recipe
         for entry in self.entries:
             own = {key: value for key, value in entry.recipe.items() if key != "method"}
-            yield f"the method '{entry.name}'", own
+            recipes[f"the method '{entry.name}'"] = own
         if self.tune is not None:
-            yield "tune.recipe", self.tune.recipe
-
-    def _check_recipe_keys(self, where: str, keys: dict[str, Any]) -> None:
-        for key, place in RECIPE_KEYS_OF_GRID.items():
-            if key in keys:
-                raise RosaError(f"{where}: `{key}` is not allowed there; set `{place}` of the grid")
-        if self.tune is not None and "learning_rate" in keys:
-            raise RosaError(f"{where}: tune chooses the learning_rate; remove one of the two")
+            lists["tune.learning_rates"] = [f"{rate:g}" for rate in self.tune.learning_rates]
+            lists["tune.seeds"] = self.tune.seeds
+            recipes["tune.recipe"] = self.tune.recipe
+        for key, values in lists.items():
+            if not values:
+                raise RosaError(f"{key} is empty; give at least one")
+            value, count = Counter(values).most_common(1)[0]
+            if count > 1:
+                raise RosaError(f"{key}: '{value}' is listed twice; remove or rename one")
+        for where, keys in recipes.items():
+            for key, place in RECIPE_KEYS_OF_GRID.items():
+                if key in keys:
+                    raise RosaError(f"{where}: `{key}` is not allowed there; use `{place}`")
+            if self.tune is not None and "learning_rate" in keys:
+                raise RosaError(f"{where}: tune chooses the learning_rate; remove one of the two")
+        self.evaluate.check()
+        if self.threads < 1:
+            raise RosaError(f"threads must be at least 1, not {self.threads}")
 
     @property
     def entries(self) -> list[MethodEntry]:
@@ -169,11 +160,7 @@ class MethodEntry:
 
 
 def parse_method_entry(value: Any) -> MethodEntry:
-    """An element of `methods`.
-
-    Raises:
-        RosaError: neither a name nor a mapping with one.
-    """
+    """An element of `methods`; raises RosaError if it is neither a name nor a mapping with one."""
     if isinstance(value, str):
         return MethodEntry(value, None, None, {"method": value})
     if not isinstance(value, dict) or not ({"name", "method"} & set(value)):
@@ -192,10 +179,3 @@ def merge_keys(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = merge_keys(merged[key], value) if both else value
     return merged
-
-
-def _check_unique(key: str, names: list[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            hint = "give one another name" if "methods" in key else "list it once"
-            raise RosaError(f"{key}: '{name}' is listed twice; {hint}")

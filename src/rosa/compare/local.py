@@ -29,7 +29,7 @@ STOP_SECONDS = 120
 
 
 class LocalExecutor:
-    """Runs `workers` jobs at a time on this machine."""
+    """An `Executor` on this machine."""
 
     def __init__(self, study: Path, workers: int | None, threads: int) -> None:
         gpus = visible_gpus()
@@ -43,21 +43,18 @@ class LocalExecutor:
             self._context.set_forkserver_preload(PRELOAD)
 
     def start(self, job: Job) -> None:
-        """Run the job in a new process."""
         gpu = self._free.pop()
         process = self._context.Process(target=_run, args=(self._study, job, gpu))
         process.start()
         self._running.append((job, process, gpu))
 
     def finished(self) -> list[tuple[Job, str | None]]:
-        """The jobs that ended since the last call; with the reason where their process crashed."""
         ended = [entry for entry in self._running if not entry[1].is_alive()]
         self._running = [entry for entry in self._running if entry not in ended]
         self._free += [gpu for _, _, gpu in ended]
         return [(job, _crash_reason(process.exitcode)) for job, process, _ in ended]
 
     def stop(self) -> None:
-        """Let every running job save and end."""
         alive = [process for _, process, _ in self._running if process.is_alive()]
         for process in alive:
             os.kill(process.pid, signal.SIGTERM)

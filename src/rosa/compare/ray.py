@@ -20,7 +20,7 @@ STOP_SECONDS = 120
 
 
 class RayExecutor:
-    """Runs up to `workers` jobs at a time, each a Ray task, with its own GPU if there are any."""
+    """An `Executor` on a Ray cluster: each job is a task, with its own GPU if there are any."""
 
     def __init__(self, study: Path, workers: int | None, threads: int) -> None:
         """Raises RosaError where Ray is not installed or its cluster cannot be reached."""
@@ -46,18 +46,16 @@ class RayExecutor:
         self._running: dict[Any, Job] = {}  # by reference
 
     def start(self, job: Job) -> None:
-        """Submit the job to the cluster."""
         self._running[self._task.remote(os.getcwd(), self._study, job)] = job
 
     def finished(self) -> list[tuple[Job, str | None]]:
-        """The jobs that ended since the last call; with the reason where their process crashed."""
         ended, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
         return [(self._running.pop(ref), self._crash_reason(ref)) for ref in ended]
 
     def stop(self) -> None:
-        """Let every running job save and end; those still queued never start."""
         for reference in self._running:
-            self._ray.cancel(reference)  # raises KeyboardInterrupt in it, as Ctrl-C would
+            # Raises KeyboardInterrupt in it, as Ctrl-C would; what is still queued never starts.
+            self._ray.cancel(reference)
         count = len(self._running)
         self._ray.wait(list(self._running), num_returns=count, timeout=STOP_SECONDS)
 

@@ -133,9 +133,8 @@ def save_grid(folder: Path, grid: Grid) -> None:
     A study may grow (more models, methods, sets, seeds); what its finished runs share must stay.
 
     Raises:
-        RosaError: the folder holds another study or other files.
+        RosaError: the folder holds another study.
     """
-    check_output_dir(folder)
     file = folder / GRID
     now = asdict(grid)
     if file.is_file():

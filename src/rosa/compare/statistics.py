@@ -12,7 +12,6 @@ Where a test is impossible its p is None and `reason` says why; no value is ever
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -166,6 +165,6 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 def format_p_value(p: float | None) -> str:
     """A p value as a table prints it; a dash if there is none."""
-    if p is None or math.isnan(p):
+    if p is None:
         return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from rosa.compare.grid import TrainingSet
 from rosa.errors import RosaError
-
-STAND_IN = "{} (stand-in)"
 
 
 def check_training_files(
@@ -17,21 +15,19 @@ def check_training_files(
 ) -> dict[str, TrainingSet]:
     """The training sets by name, each `sha256` checked against its file.
 
-    Args:
-        sets: a grid's `training_sets`.
-        any_data: accept another file as a stand-in: the set's name, and with it every table, then
-            says so, and its `sha256` becomes that of the file.
+    With `any_data` another file is accepted as a stand-in: the set's name, and with it every table,
+    then says so, and its `sha256` becomes that of the file.
 
     Raises:
         RosaError: a file that cannot be read, or one with another hash unless `any_data`.
     """
     checked = {}
     for name, train_set in sets.items():
-        found = None if train_set.sha256 is None else file_hash(name, train_set)
+        found = None if train_set.sha256 is None else _file_hash(name, train_set)
         if found == train_set.sha256:
             checked[name] = train_set
         elif any_data:
-            checked[STAND_IN.format(name)] = dataclasses.replace(train_set, sha256=found)
+            checked[f"{name} (stand-in)"] = replace(train_set, sha256=found)
         else:
             raise RosaError(
                 f"{train_set.data} is not the file of {name}: its SHA-256 is {found}, and should "
@@ -41,14 +37,11 @@ def check_training_files(
     return checked
 
 
-def file_hash(name: str, train_set: TrainingSet) -> str:
-    """SHA-256 of a training set's file, in hexadecimal."""
-    if not isinstance(train_set.data, str):
-        raise RosaError(f"training_sets.{name}: sha256 is of one file, but data names several")
+def _file_hash(name: str, train_set: TrainingSet) -> str:
     try:
-        return hashlib.sha256(Path(train_set.data).expanduser().read_bytes()).hexdigest()
+        return hashlib.sha256(Path(str(train_set.data)).expanduser().read_bytes()).hexdigest()
     except OSError as error:
         raise RosaError(
-            f"training_sets.{name}: sha256 is of a local file, but {train_set.data} cannot be "
+            f"training_sets.{name}: sha256 is of one local file, but {train_set.data} cannot be "
             f"read: {error.strerror}"
         ) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from rosa.budget.parameters import ParameterCount, base_parameters, builtin_mode
 from rosa.budget.time import Device, Workload, evaluation_seconds, training_seconds
 from rosa.common.formatting import format_bytes, format_duration
 from rosa.compare.budgets import cached_count, cached_model_config
-from rosa.compare.grid import Grid, TrainingSet
+from rosa.compare.grid import TrainingSet
 from rosa.compare.plan import Job, ResolveRecipe, plan
 from rosa.data.json_rows import optional_text_field, text_field
 from rosa.data.prompts import instruction_prompt
@@ -42,11 +41,6 @@ class RunEstimate:
     training: float | None = None
     evaluation: float | None = None
 
-    @property
-    def seconds(self) -> float:
-        """Training and evaluation."""
-        return (self.training or 0.0) + (self.evaluation or 0.0)
-
     def cells(self) -> tuple[str, ...]:
         """The estimate as a row under `HEADER`."""
         group, count = self.job.group, self.count
@@ -55,18 +49,24 @@ class RunEstimate:
             "-" if count.trainable is None else f"{count.trainable:,}",
             "-" if count.percent is None else f"{count.percent:.3f}",
             "-" if self.memory is None else format_bytes(self.memory),
-            *(
-                "-" if s is None else format_duration(s, 2)
-                for s in (self.training, self.evaluation)
-            ),
+            "-" if self.training is None else format_duration(self.training, 2),
+            "-" if self.evaluation is None else format_duration(self.evaluation, 2),
         )
 
 
 def dry_run(target: Target, resolve: ResolveRecipe, device: Device) -> list[str]:
-    """The lines that `--dry_run` prints: every run with its estimate, the total and remarks."""
+    """The lines that `--dry_run` prints: every run with its estimate, the total and remarks.
+
+    Raises:
+        RosaError: a mistake in the target's grid, or a model whose configuration is unknown.
+    """
     grid = target.grid
     assert grid is not None
-    runs = estimate_runs(grid, plan(grid, resolve), device, target.workloads)
+    workloads = {
+        name: workload(train_set, target.workloads.get(name), grid.evaluate.limit)
+        for name, train_set in grid.training_sets.items()
+    }
+    runs = [estimate(j, workloads[j.group.train_set], device) for j in plan(grid, resolve)]
     rows = [HEADER, *(run.cells() for run in runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     pads = [str.ljust] * 3 + [str.rjust] * 6
@@ -74,63 +74,41 @@ def dry_run(target: Target, resolve: ResolveRecipe, device: Device) -> list[str]
         "  ".join(pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True))
         for row in rows
     ]
-    hours = sum(run.seconds for run in runs) / 3600
-    not_applicable = {r.count.title: r.count.note for r in runs if r.memory is None}
-    return [
-        f"{target.name}: {target.title}",
-        *lines,
+    hours = sum((run.training or 0) + (run.evaluation or 0) for run in runs) / 3600
+    lines.append(
         f"{len(runs)} runs, about {hours:,.1f} hours on one {device.name} at "
         f"{device.utilization:.0%} of its peak, counting computation alone: expect more "
-        "(guides/comparing.md)",
-        *(f"{title}: {note}" for title, note in not_applicable.items()),
-        *(
-            f"{name}: {data} was not found; its known number and length of rows are used"
-            for name, train_set in grid.training_sets.items()
-            if train_set.sha256 and not Path(data := str(train_set.data)).is_file()
-        ),
-    ]
+        "(guides/comparing.md)"
+    )
+    unknown = {run.count.title: run.count.note for run in runs if run.memory is None}
+    lines += [f"{title}: {note}" for title, note in unknown.items()]
+    for name, train_set in grid.training_sets.items():
+        if train_set.sha256 and not Path(str(train_set.data)).is_file():
+            lines.append(
+                f"{name}: {train_set.data} was not found; its known number and length of rows "
+                "are used"
+            )
+    return [f"{target.name}: {target.title}", *lines]
 
 
-def estimate_runs(
-    grid: Grid, jobs: Iterable[Job], device: Device, known: dict[str, dict[str, int]]
-) -> list[RunEstimate]:
-    """One estimate per run.
-
-    Args:
-        grid: the study.
-        jobs: its runs.
-        device: what they run on.
-        known: `rows`, `prompt` and `response` of training sets, used where the data is missing.
-
-    Raises:
-        RosaError: a model whose configuration is not known here.
-    """
-    works = {
-        name: workload(train_set, known.get(name), grid.evaluate.limit)
-        for name, train_set in grid.training_sets.items()
-    }
-    return [_estimate(job, works[job.group.train_set], device) for job in jobs]
-
-
-def _estimate(job: Job, work: Workload, device: Device) -> RunEstimate:
+def estimate(job: Job, work: Workload, device: Device) -> RunEstimate:
+    """What a run trains, holds in memory and takes on the device."""
     recipe, options = job.recipe, job.evaluate
     builtin = matching_builtin(recipe.model)
     count = cached_count(builtin, recipe.method, json.dumps(recipe.adapter))
     if count.trainable is None or count.total is None or options is None:
         return RunEstimate(job, count)
-    element = 4 if recipe.precision == "float32" else 2
+    dtype_bytes = 4 if recipe.precision == "float32" else 2
     base = count.total - count.trainable
     shape = DecoderShape.of(cached_model_config(builtin))
-    model = AdaptedModel(shape, base, count.trainable, element, recipe.quantization)
+    model = AdaptedModel(shape, base, count.trainable, dtype_bytes, recipe.quantization)
     longest = min(recipe.max_length, work.longest or recipe.max_length)
     batch, beams = options.batch_size, options.num_beams
+    training_bytes = recipe_memory(model, recipe, longest).total
     return RunEstimate(
         job,
         count,
-        max(
-            recipe_memory(model, recipe, longest).total,
-            evaluation_memory(model, work.length, batch, beams).total,
-        ),
+        max(training_bytes, evaluation_memory(model, work.length, batch, beams).total),
         training_seconds(model, recipe, work, device),
         evaluation_seconds(model, work, device, batch, beams),
     )

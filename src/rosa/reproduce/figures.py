@@ -6,12 +6,12 @@ shapes can be compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rosa.assets.paper import paper_data
-from rosa.common.plot_style import canvas
+from rosa.common.plot_style import INK, canvas, percent_axis
 from rosa.compare.grid import parse_method_entry
 from rosa.compare.results import StudyResults
 from rosa.compare.statistics import MeanStd
@@ -19,8 +19,7 @@ from rosa.errors import RosaError
 from rosa.models.loading import short_name
 
 STUDY_COLOR, PAPER_COLOR = "#0f6ba8", "#7a8794"
-MICRO = "micro-average, %"
-MIN_RANGE = 2.0  # percentage points of an axis, so that small differences look small
+Points = Mapping[Any, MeanStd]
 
 
 def draw_figure3(study: StudyResults, model: str, picture: Path) -> None:
@@ -29,15 +28,9 @@ def draw_figure3(study: StudyResults, model: str, picture: Path) -> None:
     Raises:
         RosaError: no run of a k_ratio has finished.
     """
-    ours = accuracy_by_k_ratio(study, model)
     printed = {row["k_ratio"]: _printed(row) for row in paper_data("table4")["k_ratio"]}
-    _check_has_runs(ours, "figure 3", study)
     title = "Figure 3: accuracy over k_ratio, the share of layers that are trained"
-    with canvas(9.6, 4.2, title, _conditions(study, model)) as figure:
-        for axes, name, points, color in _halves(figure, printed, ours, model):
-            _curve(axes, points, color)
-            axes.set(title=name, xlabel="k_ratio", ylabel=MICRO)
-        figure.savefig(picture)
+    _draw(study, model, picture, title, _curve, printed, accuracy_by_k_ratio(study, model))
 
 
 def draw_figure4(study: StudyResults, model: str, picture: Path) -> None:
@@ -49,13 +42,7 @@ def draw_figure4(study: StudyResults, model: str, picture: Path) -> None:
     rows = paper_data("table4")["ablation"]
     printed = {row["title"]: _printed(row) for row in rows}
     ours = {row["title"]: p for row in rows if (p := micro_over_seeds(study, model, row["method"]))}
-    _check_has_runs(ours, "figure 4", study)
-    title = "Figure 4: RoSA and its ablations"
-    with canvas(9.6, 3.6, title, _conditions(study, model)) as figure:
-        for axes, name, points, color in _halves(figure, printed, ours, model):
-            _bars(axes, points, color)
-            axes.set(title=name, xlabel=MICRO)
-        figure.savefig(picture)
+    _draw(study, model, picture, "Figure 4: RoSA and its ablations", _bars, printed, ours)
 
 
 def accuracy_by_k_ratio(study: StudyResults, model: str) -> dict[float, MeanStd]:
@@ -81,62 +68,66 @@ def _printed(row: dict[str, Any]) -> MeanStd:
     return MeanStd(row["micro"], None, 1)
 
 
-def _check_has_runs(points: Mapping[Any, MeanStd], figure: str, study: StudyResults) -> None:
-    if not points:
-        raise RosaError(f"{study.folder} has no finished run for {figure}; see its failures")
-
-
-def _conditions(study: StudyResults, model: str) -> str:
-    """The subtitle: what both halves show, and over how many seeds."""
+def _draw(
+    study: StudyResults,
+    model: str,
+    picture: Path,
+    title: str,
+    draw: Callable[[Any, Points, str], None],
+    printed: Points,
+    ours: Points,
+) -> None:
+    """The paper's points on the left, the study's on the right."""
+    if not ours:
+        figure_name = title.split(":")[0].lower()
+        raise RosaError(f"{study.folder} has no finished run for {figure_name}; see its failures")
     runs = study.select(model=model)
     seeds = {run.seed for run in runs}
-    sets = ", ".join(dict.fromkeys(run.train_set for run in runs))
     over = f"{len(seeds)} seeds ± standard deviation" if len(seeds) > 1 else "one seed"
-    return (
-        "left: as printed in the paper, trained on Commonsense15K; right: "
-        f"{short_name(model)} trained on {sets}, {over}"
+    subtitle = (
+        f"left: as printed in the paper, trained on Commonsense15K; right: {short_name(model)} "
+        f"trained on {', '.join(dict.fromkeys(run.train_set for run in runs))}, {over}"
     )
+    with canvas(9.6, 4.0, title, subtitle) as figure:
+        left, right = figure.subplots(1, 2)
+        draw(left, printed, PAPER_COLOR)
+        left.set_title("the paper, Qwen2.5-7B")
+        draw(right, ours, STUDY_COLOR)
+        right.set_title(f"this study, {short_name(model)}")
+        figure.savefig(picture)
 
 
-def _halves(
-    figure: Any, printed: Any, ours: Any, model: str
-) -> Iterator[tuple[Any, str, Any, str]]:
-    left, right = figure.subplots(1, 2)
-    yield left, "the paper, Qwen2.5-7B", printed, PAPER_COLOR
-    yield right, f"this study, {short_name(model)}", ours, STUDY_COLOR
-
-
-def _curve(axes: Any, points: Mapping[float, MeanStd], color: str) -> None:
+def _curve(axes: Any, points: Points, color: str) -> None:
     from matplotlib.patheffects import withStroke
 
-    x = list(points)
     means, stds = _means_and_stds(points)
-    axes.errorbar(x, means, stds if any(stds) else None, fmt="o-", color=color, capsize=3)
-    for ratio, mean, std in zip(x, means, stds, strict=True):
+    axes.errorbar(
+        list(points), means, stds if any(stds) else None, fmt="o-", color=color, capsize=3
+    )
+    for ratio, mean, std in zip(points, means, stds, strict=True):
         axes.annotate(
             f"{mean:.1f}", (ratio, mean + std), (0, 6), textcoords="offset points",
             ha="center", zorder=4, path_effects=[withStroke(linewidth=3, foreground="white")],
         )  # fmt: skip
-    low = min(mean - std for mean, std in zip(means, stds, strict=True))
-    high = max(mean + std for mean, std in zip(means, stds, strict=True))
-    span = max(high - low, MIN_RANGE)
-    axes.set_ylim(max(low - 0.15 * span, -0.05 * span), high + 0.2 * span)
-    axes.set_xticks(x, [f"{ratio:.2f}" for ratio in x])
+    pairs = list(zip(means, stds, strict=True))
+    percent_axis(axes, "y", [mean + sign * std for mean, std in pairs for sign in (-1, 1)])
+    axes.set_xticks(list(points), [f"{ratio:.2f}" for ratio in points])
+    axes.set(xlabel="k_ratio", ylabel="micro-average, %")
     axes.margins(x=0.08)
     axes.grid(axis="y", alpha=0.25)
 
 
-def _bars(axes: Any, points: Mapping[str, MeanStd], color: str) -> None:
+def _bars(axes: Any, points: Points, color: str) -> None:
     means, stds = _means_and_stds(points)
     colors = [color] + [f"{color}99"] * (len(means) - 1)  # RoSA itself in full color
     xerr = stds if any(stds) else None
-    axes.barh(list(points), means, xerr=xerr, ecolor="#16202b", color=colors, height=0.62)
+    axes.barh(list(points), means, xerr=xerr, ecolor=INK, color=colors, height=0.62)
     axes.invert_yaxis()
     longest = max(mean + std for mean, std in zip(means, stds, strict=True)) or 1.0
     for row, (mean, std) in enumerate(zip(means, stds, strict=True)):
         axes.text(mean + std + 0.015 * longest, row, f"{mean:.1f}", va="center")
-    axes.set_xlim(0, 1.14 * longest)
+    axes.set(xlim=(0, 1.14 * longest), xlabel="micro-average, %")
 
 
-def _means_and_stds(points: Mapping[Any, MeanStd]) -> tuple[list[float], list[float]]:
+def _means_and_stds(points: Points) -> tuple[list[float], list[float]]:
     return [p.mean for p in points.values()], [p.std or 0.0 for p in points.values()]

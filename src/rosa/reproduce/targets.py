@@ -1,6 +1,6 @@
 """The paper's tables and figures as grids.
 
-    target = load_target("table1", "full", Overrides(data="LLM-Adapters"))
+    target = load_target("table1", "full", data="LLM-Adapters")
     target.grid            # what `rosa compare` runs; None for figure1, which trains nothing
 
 assets/grids/targets.yaml has what each compares, full.yaml the paper's training and evaluation, and
@@ -30,36 +30,6 @@ SOURCE = "https://github.com/AGI-Edgerunners/LLM-Adapters, folder ft-training_se
 TRAINING_FOLDERS = (".", "ft-training_set")  # of a plain folder, of a clone of LLM-Adapters
 TEST_FOLDERS = (".", "dataset", "test")
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-
-
-@dataclass(frozen=True)
-class Overrides:
-    """What a user changes about a target; None keeps the scale's value.
-
-    Attributes:
-        model: instead of the target's models: one of them, by its last part, or any other.
-        data: a folder, a file, or a data set on the hub, with the training file in it.
-        test_data: a folder with the test sets; None looks in `data`, then on the hub.
-        output_dir: the folder of the runs.
-        tasks: the tasks to evaluate.
-        seeds: the seeds.
-        max_steps: optimizer steps of each run.
-        limit: questions per task.
-        num_beams: beams of the generation.
-    """
-
-    model: str | None = None
-    data: str | None = None
-    test_data: str | None = None
-    output_dir: str | None = None
-    tasks: Sequence[str] | None = None
-    seeds: Sequence[int] | None = None
-    max_steps: int | None = None
-    limit: int | None = None
-    num_beams: int | None = None
-
-
-NO_OVERRIDES = Overrides()
 
 
 @dataclass(frozen=True)
@@ -93,8 +63,29 @@ def target_names() -> list[str]:
     return list(_read("targets"))
 
 
-def load_target(name: str, scale: Scale = "full", overrides: Overrides = NO_OVERRIDES) -> Target:
-    """The target called `name`, with a user's overrides.
+def load_target(
+    name: str,
+    scale: Scale = "full",
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    test_data: str | None = None,
+    output_dir: str | None = None,
+    tasks: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    max_steps: int | None = None,
+    limit: int | None = None,
+    num_beams: int | None = None,
+) -> Target:
+    """The target called `name`; None keeps what the scale gives.
+
+    Args:
+        model: instead of the target's models: one of them, by its last part, or any other.
+        data: a folder, a file, or a data set on the hub, with the training file in it.
+        test_data: a folder with the test sets; None looks in `data`, then on the hub.
+        output_dir: the folder of the runs.
+        tasks, seeds, max_steps: of each run.
+        limit, num_beams: of the evaluations, as in `EvaluationOptions`.
 
     Raises:
         RosaError: an unknown target, or `data` without the training file.
@@ -105,14 +96,27 @@ def load_target(name: str, scale: Scale = "full", overrides: Overrides = NO_OVER
         raise RosaError(f"there is no target '{name}'{hint}; choose from {', '.join(targets)}")
     content, setting = targets[name], scale_setting(scale)
     models = setting.get("models", content["models"])
-    if overrides.model is not None:
-        models = [matching_model(overrides.model, content["models"])]
-    folder = Path(overrides.output_dir or f"runs/reproduce-{scale}")
+    if model is not None:
+        models = [matching_model(model, content["models"])]
+    folder = Path(output_dir or f"runs/reproduce-{scale}")
     target = Target(name, content["title"], tuple(models), folder)
     if "methods" not in content:
         return target
-    grid = _with_data(_grid(content, setting, target, overrides), overrides.data)
-    return replace(target, grid=grid, workloads=setting["workloads"])
+    set_name = setting.get("training_set", content["training_set"])
+    train_set = TrainingSet(**setting["training_sets"][set_name])
+    if tasks:
+        train_set = replace(train_set, tasks=list(tasks))
+    evaluate = _given(limit=limit, num_beams=num_beams, data=test_data)
+    grid = Grid(
+        output_dir=str(folder),
+        models=list(models),
+        methods=[_entry(value, setting["methods"]) for value in content["methods"]],
+        training_sets={set_name: train_set},
+        seeds=list(seeds or setting["seeds"]),
+        recipe=setting["recipe"] | _given(max_steps=max_steps),
+        evaluate=replace(STUDY_OPTIONS, **setting["evaluate"] | evaluate),
+    )
+    return replace(target, grid=_with_data(grid, data), workloads=setting["workloads"])
 
 
 def scale_setting(scale: Scale) -> dict[str, Any]:
@@ -144,31 +148,7 @@ def check_training_data(target: Target, *, any_data: bool = False) -> Target:
     return replace(target, grid=replace(target.grid, training_sets=sets))
 
 
-def _grid(
-    content: dict[str, Any], setting: dict[str, Any], target: Target, overrides: Overrides
-) -> Grid:
-    set_name = setting.get("training_set", content["training_set"])
-    train_set = TrainingSet(**setting["training_sets"][set_name])
-    if overrides.tasks:
-        train_set = replace(train_set, tasks=list(overrides.tasks))
-    recipe = {"max_steps": overrides.max_steps}
-    evaluate = {
-        "limit": overrides.limit,
-        "num_beams": overrides.num_beams,
-        "data": overrides.test_data,
-    }
-    return Grid(
-        output_dir=str(target.output_dir),
-        models=list(target.models),
-        methods=[_entry(value, setting["methods"]) for value in content["methods"]],
-        training_sets={set_name: train_set},
-        seeds=list(overrides.seeds or setting["seeds"]),
-        recipe=setting["recipe"] | _given(recipe),
-        evaluate=replace(STUDY_OPTIONS, **setting["evaluate"] | _given(evaluate)),
-    )
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
+def _given(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
