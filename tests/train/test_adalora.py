@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,25 +18,28 @@ from rosa.methods.registry import method_config
 from rosa.models.loading import load
 from rosa.train.adalora import orthogonality_loss
 from rosa.train.recipe import Recipe
-from rosa.train.run import GuardedTrainer, build_model, train
+from rosa.train.run import TrainResult, build_model, train
 from tests.support.tiny_folder import tiny_llama, write_model_folder
+from tests.support.train_runs import interrupted_at, same_adapter
 
 STEPS = 16
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model_folder(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def recipe(tmp_path: Path, model_folder: Path) -> Recipe:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and rows."""
+    folder = tmp_path_factory.mktemp("adalora")
+    write_model_folder(folder / "model")
     rows = [{"prompt": f"question {i}", "completion": f"answer{i % 4 + 1}"} for i in range(40)]
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (folder / "rows.json").write_text(json.dumps(rows))
+    return folder
+
+
+def make_recipe(place: Path, folder: Path) -> Recipe:
     return Recipe(
-        model=str(model_folder),
-        data=str(tmp_path / "rows.json"),
-        output_dir=str(tmp_path / "run"),
+        model=str(place / "model"),
+        data=str(place / "rows.json"),
+        output_dir=str(folder),
         method="adalora",
         adapter={"init_r": 6, "target_r": 3, "target_modules": "all-linear"},
         learning_rate=0.02,
@@ -46,8 +48,19 @@ def recipe(tmp_path: Path, model_folder: Path) -> Recipe:
         save_steps=2,
         log_steps=1,
         keep_checkpoints=STEPS,
+        precision="float32",
         report_to=[],
     )
+
+
+@pytest.fixture
+def recipe(place: Path, tmp_path: Path) -> Recipe:
+    return make_recipe(place, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> TrainResult:
+    return train(make_recipe(place, place / "finished"), log=str)
 
 
 def adapted(**keys: Any) -> Any:
@@ -73,7 +86,7 @@ def test_the_regulariser_is_what_peft_adds_to_the_models_own_loss() -> None:
     assert (with_it - without).item() == pytest.approx(penalty.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_the_trained_loss_differs_by_the_regulariser_and_the_validation_loss_does_not(
     recipe: Recipe, tmp_path: Path, accumulation: int
 ) -> None:
@@ -102,8 +115,8 @@ def test_the_trained_loss_differs_by_the_regulariser_and_the_validation_loss_doe
     assert eval_on == eval_off
 
 
-def test_ranks_move_from_the_warmup_to_the_target(recipe: Recipe) -> None:
-    folder = train(recipe, log=str).folder
+def test_ranks_move_from_the_warmup_to_the_target(finished: TrainResult) -> None:
+    folder = finished.folder
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["tinit"], config["tfinal"], config["total_step"]) == (2, 8, STEPS)
     kept = {}
@@ -124,8 +137,8 @@ def test_ranks_move_from_the_warmup_to_the_target(recipe: Recipe) -> None:
     assert len(set(ranks.values())) > 1  # reallocated, not cut evenly
 
 
-def test_the_final_adapter_is_pruned_and_is_the_best_checkpoint(recipe: Recipe) -> None:
-    result = train(recipe, log=str)
+def test_the_final_adapter_is_pruned_and_is_the_best_checkpoint(finished: TrainResult) -> None:
+    result = finished
     best = json.loads((result.folder / f"checkpoint-{STEPS}/trainer_state.json").read_text())
     ids = torch.arange(4, 16).reshape(2, 6)
     final = load(str(result.folder)).model(ids).logits
@@ -148,9 +161,8 @@ def test_the_shortest_runs_cut_their_ranks_too(recipe: Recipe, steps: int) -> No
 @pytest.mark.parametrize(
     ("stop", "dls"),
     [
-        (1, None),  # before the first cut, between cuts, after the last
-        (5, None),
-        (11, None),
+        # Before the first cut, between cuts, after the last.
+        *(pytest.param(stop, None, marks=pytest.mark.slow) for stop in (1, 5, 11)),
         pytest.param(
             5,
             DlsConfig(interval=3, warmup=2),
@@ -159,24 +171,14 @@ def test_the_shortest_runs_cut_their_ranks_too(recipe: Recipe, steps: int) -> No
     ],
 )
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, dls: Any
+    recipe: Recipe, tmp_path: Path, stop: int, dls: Any
 ) -> None:
     recipe = replace(recipe, dls=dls)
     whole = train(recipe, log=str).folder
-    step = GuardedTrainer.training_step
-
-    def interrupted(self: GuardedTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if self.state.global_step == stop - 1:
-            monkeypatch.setattr(GuardedTrainer, "training_step", step)
-            signal.raise_signal(signal.SIGINT)
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(GuardedTrainer, "training_step", interrupted)
     parts = replace(recipe, output_dir=str(tmp_path / "parts"))
-    assert not train(parts, log=str).finished
+    with interrupted_at(stop):
+        assert not train(parts, log=str).finished
     folder = train(parts, resume=True, log=str).folder
-    expected = load_file(whole / f"checkpoint-{STEPS}/adapter_model.safetensors")
-    found = load_file(folder / f"checkpoint-{STEPS}/adapter_model.safetensors")
-    assert expected.keys() == found.keys()
-    for key, value in expected.items():
-        assert torch.equal(value, found[key]), key
+    assert same_adapter(whole / f"checkpoint-{STEPS}", folder / f"checkpoint-{STEPS}")
+    pattern = json.loads((folder / "adapter_config.json").read_text())["rank_pattern"]
+    assert sum(map(sum, pattern.values())) == 3 * 2 * 7  # cut to the target, also with DLS

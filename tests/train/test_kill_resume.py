@@ -119,7 +119,7 @@ def names(run: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("keep", "resumed"),
-    [(1, 1), (2, 2), pytest.param(1, None, marks=pytest.mark.slow),
+    [(2, 1), pytest.param(1, None, marks=pytest.mark.slow),
      pytest.param(2, None, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_a_kill_at_any_change_of_the_folder_leaves_whole_checkpoints_and_no_fewer(
@@ -155,13 +155,13 @@ def test_a_kill_at_any_change_of_the_folder_leaves_whole_checkpoints_and_no_fewe
 
 
 @pytest.mark.parametrize(
-    "count", [3, pytest.param(20, marks=pytest.mark.slow)], ids=["three", "twenty"]
+    "count", [1, pytest.param(20, marks=pytest.mark.slow)], ids=["one", "twenty"]
 )
 def test_killed_at_random_moments_and_resumed_equals_undisturbed(
     place: Path, whole: tuple[Path, float], count: int
 ) -> None:
     expected, seconds = whole
-    generator, killed = random.Random(20), 0
+    generator, killed = random.Random(29), 0  # the first kill is halfway
     for moment in range(count):
         run = place / f"random-{count}-{moment}"
         after = generator.uniform(0.05, 1.0) * seconds
@@ -176,7 +176,9 @@ def test_killed_at_random_moments_and_resumed_equals_undisturbed(
     assert killed >= count / 3  # else nothing was tried
 
 
-@pytest.mark.parametrize("too_big", ["adapter_model.safetensors", "optimizer.pt"])
+@pytest.mark.parametrize(
+    "too_big", ["optimizer.pt", pytest.param("adapter_model.safetensors", marks=pytest.mark.slow)]
+)
 def test_a_disk_that_is_full_while_saving_is_one_sentence_and_costs_no_checkpoint(
     place: Path, whole: tuple[Path, float], too_big: str
 ) -> None:
@@ -197,30 +199,20 @@ def test_a_disk_that_is_full_while_saving_is_one_sentence_and_costs_no_checkpoin
     assert_same_run(run, whole[0])
 
 
-def test_torn_last_lines_are_written_again(place: Path, whole: tuple[Path, float]) -> None:
-    run = place / "torn"
-    shutil.copytree(whole[0], run)
-    # As killed while step 11 was being logged: after checkpoint-9, nothing concluded.
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        (run / name).unlink()
-    shutil.rmtree(run / f"checkpoint-{STEPS}")
-    for name in ("metrics.jsonl", "dls_history.jsonl"):
-        content = (run / name).read_bytes()
-        (run / name).write_bytes(content[: -len(content.splitlines()[-1]) // 2])
-    assert "resuming after step 9" in go_on(place, run)
-    assert_same_run(run, whole[0])
-
-
-def test_a_folder_that_was_moved_resumes_with_its_best_checkpoint(
+def test_a_moved_folder_with_torn_last_lines_resumes_with_its_best_checkpoint(
     place: Path, whole: tuple[Path, float]
 ) -> None:
     here, there = place / "here", place / "there"
     shutil.copytree(whole[0], here)
+    # As killed while step 11 was being logged: after checkpoint-9, before the final adapter.
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         (here / name).unlink()
     shutil.rmtree(here / f"checkpoint-{STEPS}")
+    for name in ("metrics.jsonl", "dls_history.jsonl"):
+        content = (here / name).read_bytes()
+        (here / name).write_bytes(content[: -len(content.splitlines()[-1]) // 2])
     shutil.move(here, there)
-    go_on(place, there)
+    assert "resuming after step 9" in go_on(place, there)
     assert_same_run(there, whole[0])
     state = json.loads((there / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
     assert Path(state["best_model_checkpoint"]).parent == there
@@ -237,7 +229,7 @@ def answers(out: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(
-    "count", [3, pytest.param(20, marks=pytest.mark.slow)], ids=["three", "twenty"]
+    "count", [2, pytest.param(20, marks=pytest.mark.slow)], ids=["two", "twenty"]
 )
 def test_an_evaluation_killed_at_random_moments_scores_every_example_once(
     place: Path, count: int
