@@ -130,8 +130,8 @@ def _figures(marks: list[tuple[float, float]], began: float) -> dict[str, float]
 
 
 def _rows(options: argparse.Namespace) -> list[dict[str, Any]]:
-    from rosa.data.sampling import sample
     from rosa.data.sources import load_training_rows
+    from rosa.data.splits import sample
 
     return sample(load_training_rows(options.data), ROWS, seed=1)
 
@@ -240,7 +240,7 @@ def own_loop(adapted: bool) -> Callable[[argparse.Namespace], dict[str, float]]:
         from torch.nn.utils.rnn import pad_sequence
 
         from rosa import RosaConfig
-        from rosa.data.row_order import LengthGroupedSampler
+        from rosa.data.length_grouping import LengthGroupedSampler
         from rosa.data.tokenization import tokenize_rows
         from rosa.models.loading import load_base_model, load_tokenizer
 

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rosa.compare.results import StudyResults
-from rosa.compare.statistics import format_p_value
+from rosa.compare.significance import format_p_value
 from rosa.report.tables.differences import Difference, differences
 
 KEPT = ["results.json", "grid.yaml", "overlap.json", "tables/*", "figures/*"]

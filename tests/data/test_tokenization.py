@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from rosa.data.prompts import Question, instruction_prompt, render
-from rosa.data.sampling import hold_out, sample
+from rosa.data.splits import hold_out, sample
 from rosa.data.tokenization import IGNORE_INDEX, encode_prompts, tokenize_rows
 from rosa.errors import RosaError
 from tests.support.tiny_folder import word_tokenizer

@@ -10,7 +10,7 @@ import pytest
 from rosa.cli.inspect import build_parser as inspect_parser
 from rosa.cli.main import main
 from rosa.data.prompts import PROMPTS
-from rosa.evaluate.answers import PROTOCOLS
+from rosa.evaluate.answer_filters import PROTOCOLS
 from rosa.evaluate.tasks import built_in_tasks, load_task
 from tests.docs.conftest import run_quickly
 from tests.support.pages import blocks, read_page, rosa_commands, section

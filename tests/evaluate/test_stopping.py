@@ -20,7 +20,7 @@ from rosa import tiny_model_path
 from rosa.cli.main import main
 from rosa.compare.grid import STUDY_OPTIONS
 from rosa.errors import RosaError
-from rosa.evaluate.answers import FILTERS, PROTOCOLS
+from rosa.evaluate.answer_filters import FILTERS, PROTOCOLS
 from rosa.evaluate.generation import generate
 from rosa.evaluate.requests import TaskRequests
 from rosa.evaluate.rescore import rescore

@@ -16,7 +16,7 @@ from rosa.common.tables.model import Cell, Column, Row, Table, ranked
 from rosa.common.tables.render import FORMATS, markdown
 from rosa.compare.contamination import OVERLAP
 from rosa.compare.results import RESULTS, RunResult, StudyResults, to_json
-from rosa.compare.statistics import mcnemar, welch
+from rosa.compare.significance import mcnemar, welch
 from rosa.errors import RosaError
 from rosa.evaluate.results import TaskScore
 from rosa.report.tables.build import average_table, difference_table, main_table

@@ -8,5 +8,5 @@ schedule.py        starts the jobs that are ready, survives those that fail
 executors.py       where jobs run: local.py on this machine, ray.py on a Ray cluster
 progress.py        the live table
 gather.py          reads the finished runs into results.py, which tables and reports read
-statistics.py      significance tests; contamination.py: test questions in the training data
+significance.py    significance tests; contamination.py: test questions in the training data
 """

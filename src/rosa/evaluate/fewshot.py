@@ -10,7 +10,7 @@ from typing import Any
 from rosa.data.json_rows import read_rows, text_field
 from rosa.data.prompts import Question, Shot, normalize_question
 from rosa.errors import RosaError
-from rosa.evaluate.answers import FILTERS
+from rosa.evaluate.answer_filters import FILTERS
 from rosa.evaluate.tasks import Example, Task, data_file, read_question
 
 

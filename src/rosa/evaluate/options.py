@@ -7,7 +7,7 @@ from typing import Literal
 
 from rosa.data.prompts import PROMPTS
 from rosa.errors import RosaError
-from rosa.evaluate.answers import PROTOCOLS
+from rosa.evaluate.answer_filters import PROTOCOLS
 
 
 @dataclass(frozen=True)

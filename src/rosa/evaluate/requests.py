@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rosa.data.prompts import Shot, check_chat_template, render
-from rosa.data.sampling import sample
+from rosa.data.splits import sample
 from rosa.evaluate.fewshot import draw_shots, training_file
 from rosa.evaluate.options import DEFAULT_OPTIONS, EvaluationOptions
 from rosa.evaluate.tasks import Example, Task, load_examples, resolve_tasks

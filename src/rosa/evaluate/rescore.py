@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rosa.errors import RosaError
-from rosa.evaluate.answers import PROTOCOLS
+from rosa.evaluate.answer_filters import PROTOCOLS
 from rosa.evaluate.folder import EvaluationFolder
 from rosa.evaluate.requests import protocol_note
 from rosa.evaluate.results import Results, TaskScore

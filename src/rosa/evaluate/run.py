@@ -24,7 +24,7 @@ from rosa.common.reporting import REPORT_SECONDS, Every
 from rosa.data.prompts import NEXT_EXAMPLE, end_of_turn
 from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError
-from rosa.evaluate.answers import PUBLISHED
+from rosa.evaluate.answer_filters import PUBLISHED
 from rosa.evaluate.folder import EvaluationFolder
 from rosa.evaluate.forgetting import load_text, measure_forgetting
 from rosa.evaluate.generation import eval_mode, generate, longest_first_batches

@@ -23,7 +23,7 @@ from rosa.assets import ASSETS
 from rosa.data.json_rows import optional_text_field, read_rows, text_field
 from rosa.data.prompts import PROMPTS, Question, chat_turns, render
 from rosa.errors import RosaError, did_you_mean, errors_as
-from rosa.evaluate.answers import FILTERS, PROTOCOLS, PUBLISHED
+from rosa.evaluate.answer_filters import FILTERS, PROTOCOLS, PUBLISHED
 from rosa.evaluate.results import TaskScore
 
 TASKS = Path(__file__).resolve().parent / "task_files"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rosa.data.json_rows import read_text, text_field
-from rosa.data.sampling import sample
 from rosa.data.sources import load_training_rows, toy_tasks
+from rosa.data.splits import sample
 from rosa.data.tokenization import KNOWN_FORMS, LocatedRow, encode_prompts, tokenize_rows
 from rosa.errors import RosaError
 from rosa.models.loading import quiet

@@ -14,7 +14,7 @@ from rosa.assets.paper import paper_data
 from rosa.common.plot_style import INK, canvas, percent_axis
 from rosa.compare.grid import parse_method_entry
 from rosa.compare.results import StudyResults
-from rosa.compare.statistics import MeanStd
+from rosa.compare.significance import MeanStd
 from rosa.errors import RosaError
 from rosa.models.loading import short_name
 

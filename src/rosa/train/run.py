@@ -24,8 +24,8 @@ from rosa.common.distributed import (
 )
 from rosa.common.files import lock_folder, translate_disk_errors
 from rosa.data.prompts import end_of_turn
-from rosa.data.sampling import hold_out, sample
 from rosa.data.sources import load_training_rows
+from rosa.data.splits import hold_out, sample
 from rosa.data.token_cache import tokenize_rows_cached
 from rosa.data.tokenization import TokenizedRows, fingerprint_of
 from rosa.errors import RosaError, one_line

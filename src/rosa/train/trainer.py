@@ -24,7 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from rosa.common.distributed import is_main_process, split_step, world_size
-from rosa.data.row_order import LengthGroupedSampler
+from rosa.data.length_grouping import LengthGroupedSampler
 from rosa.data.tokenization import TokenizedRows
 from rosa.dls import DlsCallback, DynamicLayerSelection
 from rosa.errors import DivergedError

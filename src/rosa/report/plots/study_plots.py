@@ -15,7 +15,7 @@ from rosa.common.formatting import visible
 from rosa.common.plot_style import GRID, canvas, percent_axis, remove_frame
 from rosa.compare.plan import folder_name
 from rosa.compare.results import RunResult, StudyResults
-from rosa.compare.statistics import MeanStd
+from rosa.compare.significance import MeanStd
 from rosa.models.loading import short_name
 from rosa.report.plots.cost_plot import GROUPS, CostPoint, draw_costs, draw_legend
 from rosa.report.tables.costs import mean_cost

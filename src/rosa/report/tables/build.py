@@ -24,7 +24,7 @@ from rosa.common.tables.model import (
     ranked,
 )
 from rosa.compare.results import RunResult
-from rosa.compare.statistics import MeanStd, format_p_value
+from rosa.compare.significance import MeanStd, format_p_value
 from rosa.models.loading import short_name
 from rosa.report.tables import captions, paper
 from rosa.report.tables.differences import Difference

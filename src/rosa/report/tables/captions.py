@@ -7,8 +7,8 @@ from typing import Any
 
 from rosa.common.tables.model import INCOMPLETE, SEEN
 from rosa.compare.results import StudyResults
-from rosa.compare.statistics import RESAMPLES, SIGNIFICANCE_LEVEL
-from rosa.evaluate.answers import PUBLISHED
+from rosa.compare.significance import RESAMPLES, SIGNIFICANCE_LEVEL
+from rosa.evaluate.answer_filters import PUBLISHED
 from rosa.models.loading import short_name
 from rosa.report.tables.differences import TESTS, Difference
 from rosa.report.tables.sections import Section

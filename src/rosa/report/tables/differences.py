@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rosa.compare.results import RunResult, StudyResults
-from rosa.compare.statistics import (
+from rosa.compare.significance import (
     RESAMPLES,
     SIGNIFICANCE_LEVEL,
     ConfidenceInterval,

@@ -13,7 +13,7 @@ from rosa.compare.contamination import OverlapTable, load_overlap
 from rosa.compare.grid import parse_method_entry
 from rosa.compare.plan import RunGroup
 from rosa.compare.results import RunResult, StudyResults
-from rosa.compare.statistics import MeanStd
+from rosa.compare.significance import MeanStd
 from rosa.evaluate.results import TaskScore
 from rosa.report.tables.differences import Difference, StarTest, differences, find_method
 

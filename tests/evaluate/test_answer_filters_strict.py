@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rosa.evaluate.answers import FILTERS, PROTOCOLS
+from rosa.evaluate.answer_filters import FILTERS, PROTOCOLS
 from rosa.evaluate.tasks import built_in_tasks
 
 STRICT = PROTOCOLS["strict"]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rosa.compare.statistics import (
+from rosa.compare.significance import (
     SIGNIFICANCE_LEVEL,
     MeanStd,
     bootstrap,

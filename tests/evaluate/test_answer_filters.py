@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rosa.evaluate.answers import FILTERS, PROTOCOLS, TOLERANCE
+from rosa.evaluate.answer_filters import FILTERS, PROTOCOLS, TOLERANCE
 from rosa.evaluate.tasks import built_in_tasks
 
 # One task for each set of labels.

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rosa.data.row_order import LengthGroupedSampler
+from rosa.data.length_grouping import LengthGroupedSampler
 
 LENGTHS = st.lists(st.integers(1, 400), min_size=1, max_size=300)
 
