@@ -62,8 +62,8 @@ RoSA adapts a decoder where it rotates queries and keys by their position. For e
 it knows the last module before the rotation, which of that module's outputs are queries and keys,
 which dimensions form pairs and which of them have the lowest frequencies. The table of known types
 was detected and is detected again by the tests, on tiny random models; a type without a row in it
-is **detected when an adapter is attached**, by a run over a few tokens, and refused where that
-fails.
+is **detected when an adapter is attached**, by a run over a few tokens. Where that fails, RoSA
+raises an error.
 
 On each of the models below, in float64 where the model itself computes in float64: a new adapter
 changes no bit; `post` and `pre` give the logits of an independent implementation of the paper's
@@ -80,7 +80,7 @@ norms that are trained and scored are those of the adapted layers.
 |---|---|---|---|---|---|---|
 """
 REFUSALS = """
-## Refused
+## Not supported
 
 | model type | what RoSA says |
 |---|---|
@@ -91,7 +91,8 @@ rotation puts out. In latent attention (DeepSeek-V2, -V3) only the rotated parts
 the one shared key are adapted. Where layers attend with the keys of an earlier one (Gemma3n,
 Gemma4), only those with keys of their own are adapted. Where a quarter of a head turns, in two
 parts that lie half a head apart (the global layers of Gemma4), the slowest pairs are the last of
-each part. A model that clips queries and keys (`clip_qkv` in OLMo and OLMoE) is refused.
+each part. A model that clips queries and keys (`clip_qkv` in OLMo and OLMoE) is not
+supported.
 """
 
 
@@ -104,8 +105,8 @@ Transformers {version} builds a causal language model of {causal} types.
 |---|---|
 | supported and tested above | {tested} |
 | multimodal, adapted in their language model, whose type is tested above | {wrappers} |
-| refused: no rotation | {without_rotation} |
-| refused: a rotation out of reach | {rotating} |
+| not supported: no rotation | {without_rotation} |
+| not supported: a rotation out of reach | {rotating} |
 | failing | 0 |
 | not tested | {not_tested} |
 
@@ -113,7 +114,7 @@ A test fails when Transformers brings a type that none of these lists names.
 
 A multimodal model is adapted in its language model, whose type is in brackets: {wrapped}.
 
-Refused as they have no rotation: {without}.
+Not supported, as they have no rotation: {without}.
 
 | not tested | why |
 |---|---|

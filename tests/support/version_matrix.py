@@ -194,11 +194,11 @@ computes what an independent implementation of the paper computes, decodes with 
 and gives the same model from a saved adapter; and the tests of
 [PEFT's contract](adapter_format.md#in-peft).
 
-* **works**, **refused**: as the page of architectures says; all those tests pass.
+* **works**, **not supported**: as the page of architectures says; all those tests pass.
 * **absent**: this Transformers has no such type. **not run**: only `make nightly` tries it.
 * **FAILS**: see below the table; on setup, Transformers itself does not build the tiny model.
 
-The lower bound of PyTorch is not tried: its oldest builds bring gigabytes of CUDA. That of
+The lower bound of PyTorch is not tested: its oldest builds bring gigabytes of CUDA. That of
 Transformers is the first release whose own `load_adapter` loads trained norms (and any other
 `modules_to_save`); that of NumPy is what PyArrow asks for.
 """
@@ -213,7 +213,7 @@ def page(results: dict[str, Any]) -> str:
         rows.append(_line(package, (each["versions"][package] for each in columns.values())))
     for state in ("works", "refused", "absent", "not run", "FAILS"):
         counts = (str(Counter(each["types"].values())[state]) for each in columns.values())
-        rows.append(_line(f"model types (and variants): {state}", counts))
+        rows.append(_line(f"model types (and variants): {_shown(state)}", counts))
     contracts = [each["contract"] for each in columns.values()]
     rows.append(_line("PEFT's contract: tests passed", (str(c["passed"]) for c in contracts)))
     rows.append(_line("PEFT's contract: failed", (str(len(c["failed"])) for c in contracts)))
@@ -225,7 +225,9 @@ def page(results: dict[str, Any]) -> str:
     types = sorted({name for each in columns.values() for name in each["types"]})
     table = [line(" | ".join(["model type", *columns])), "|---" * (len(columns) + 1) + "|"]
     table += [
-        _line(f"`{name}`", (each["types"].get(name, "not run") for each in columns.values()))
+        _line(
+            f"`{name}`", (_shown(each["types"].get(name, "not run")) for each in columns.values())
+        )
         for name in types
     ]
     return "\n".join([HEAD, *rows, "", places, "", *table, *_failures(columns)]) + "\n"
@@ -233,6 +235,10 @@ def page(results: dict[str, Any]) -> str:
 
 def _line(head: str, cells: Iterable[str]) -> str:
     return f"| {' | '.join([head, *cells])} |"
+
+
+def _shown(state: str) -> str:
+    return "not supported" if state == "refused" else state
 
 
 def _failures(columns: dict[str, Any]) -> list[str]:
