@@ -17,7 +17,7 @@ from rosa.common.tables.render import print_table
 from rosa.errors import RosaError
 from rosa.reproduce.dry_run import base_size, dry_run
 from rosa.reproduce.output import draw_target_figures, write_target_tables
-from rosa.reproduce.targets import Target, check_training_data, load_target
+from rosa.reproduce.targets import Target, check_training_data, load_target, target_names
 
 
 def build_parser() -> Parser:
@@ -27,7 +27,7 @@ def build_parser() -> Parser:
         description="Run everything behind a table or figure of the paper, then write it next "
         "to the paper's own numbers. Rerun to resume.",
     )
-    parser.add_argument("target", help="table1, table2, table3, table4, figure1, figure3, figure4")
+    parser.add_argument("target", help=", ".join(target_names()))
     parser.add_argument(
         "--scale",
         type=Literal["full", "tiny"],

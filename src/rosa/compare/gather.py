@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rosa.compare.grid import Grid, MethodEntry
-from rosa.compare.plan import Job, RunGroup
+from rosa.compare.plan import Job
 from rosa.compare.results import RunResult, StudyResults, read_score
 from rosa.compare.schedule import ENDED, Schedule
 from rosa.compare.tuning import trained_learning_rate, tuning_losses
@@ -84,17 +85,12 @@ def gather_tuning(schedule: Schedule) -> list[dict[str, Any]]:
     found = []
     for group, jobs in schedule.tuning.items():
         ended = [job for job in jobs if schedule.states[job.id] in ENDED]
-        losses = {
-            f"{rate:g}": loss if math.isfinite(loss) else None
-            for rate, loss in tuning_losses(schedule.study, ended).items()
-        }
-        if ended:
-            found.append({**asdict(group), "losses": losses, "chosen": _chosen(schedule, group)})
+        if not ended:
+            continue
+        losses = tuning_losses(schedule.study, ended)
+        finite = {f"{r:g}": loss if math.isfinite(loss) else None for r, loss in losses.items()}
+        chosen = None
+        with suppress(RosaError):  # not chosen yet, or never
+            chosen = schedule.learning_rate(group)
+        found.append({**asdict(group), "losses": finite, "chosen": chosen})
     return found
-
-
-def _chosen(schedule: Schedule, group: RunGroup) -> float | None:
-    try:
-        return schedule.learning_rate(group)
-    except RosaError:
-        return None

@@ -10,14 +10,12 @@ logs/<id>.txt      what they printed
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +39,21 @@ def read_status(study: Path, job_id: str) -> dict[str, Any]:
 
 
 def run_job(study: Path, job: Job) -> None:
-    """Run a job in this process; never raises: an error goes into the job's status."""
-    log = study / "logs" / f"{job.id}.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    """The body of a job's process; never raises: an error goes into the job's status."""
+    _redirect_output(study / "logs" / f"{job.id}.txt")
     started = time.time()
-    with log.open("a", encoding="utf-8", buffering=1) as stream, _redirect_output(stream):
-        try:
-            state = _train_and_evaluate(study, job, started)
-            _write_status(study, job, state, started, tasks=list(job.tasks))
-        except RosaError as error:
-            sys.stderr.write(f"failed: {error}\n")
-            # A tuning run that diverges has an answer: its learning rate is too high.
-            diverged = job.is_tuning and isinstance(error, DivergedError)
-            _write_status(
-                study, job, "diverged" if diverged else "failed", started, error=str(error)
-            )
-        except BaseException as error:  # the study continues without this run
-            traceback.print_exc()
-            kind, reason = type(error).__name__, one_line(error)
-            _write_status(study, job, "failed", started, error=f"{kind}: {reason}")
+    try:
+        state = _train_and_evaluate(study, job, started)
+        _write_status(study, job, state, started, tasks=list(job.tasks))
+    except RosaError as error:
+        sys.stderr.write(f"failed: {error}\n")
+        # A tuning run that diverges has an answer: its learning rate is too high.
+        state = "diverged" if job.is_tuning and isinstance(error, DivergedError) else "failed"
+        _write_status(study, job, state, started, error=str(error))
+    except BaseException as error:  # the study continues without this run
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        _write_status(study, job, "failed", started, error=reason)
 
 
 def _train_and_evaluate(study: Path, job: Job, started: float) -> str:
@@ -105,18 +99,12 @@ def _write_status(study: Path, job: Job, state: str, started: float, **more: Any
     atomic_write(file, json.dumps(record) + "\n")
 
 
-@contextlib.contextmanager
-def _redirect_output(stream: Any) -> Iterator[None]:
-    """Send everything that the process prints to `stream`, native libraries included."""
+def _redirect_output(log: Path) -> None:
+    """Append everything that the process prints to `log`, native libraries included."""
+    log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
-    try:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
-        with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
-            yield
-    finally:
-        for number, copy in zip((1, 2), kept, strict=True):
-            os.dup2(copy, number)
-            os.close(copy)
+    stream = log.open("a", encoding="utf-8", buffering=1)
+    for descriptor in (1, 2):
+        os.dup2(stream.fileno(), descriptor)
+    sys.stdout = sys.stderr = stream

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,6 @@ class RunGroup:
     def path(self) -> str:
         """The group's folder inside a study's."""
         return "/".join(map(folder_name, (self.model, self.train_set, self.method)))
-
-    def __str__(self) -> str:
-        return f"{self.model} / {self.train_set} / {self.method}"
 
 
 @dataclass(frozen=True)
@@ -89,20 +87,35 @@ def plan(grid: Grid, resolve: ResolveRecipe) -> list[Job]:
         for entry in grid.entries
     }
     _check_folders(groups)
+    jobs = []
+    if grid.tune is not None:
+        for group, entry in groups.items():
+            recipe = _recipe(grid, group, entry, resolve, grid.tune.recipe)
+            if not recipe.validation:
+                raise RosaError(
+                    "tune compares validation losses, and validation is 0; hold out some rows"
+                )
+            for rate, seed in product(grid.tune.learning_rates, grid.tune.seeds):
+                id = f"tuning/{group.path}/lr-{rate:g}-seed-{seed}"
+                own = _own(recipe, grid, id, seed, learning_rate=rate)
+                jobs.append(Job(id, group, own, threads=grid.threads))
     recipes = {group: _recipe(grid, group, entry, resolve) for group, entry in groups.items()}
-    jobs = [job for group in groups for job in _tuning_jobs(grid, group, groups[group], resolve)]
-    for seed in grid.seeds:
-        for group, recipe in recipes.items():
-            tasks = tuple(grid.training_sets[group.train_set].tasks)
-            job = _job(grid, f"runs/{group.path}/seed-{seed}", group, recipe, seed=seed)
-            is_tuned = grid.tune is not None
-            jobs.append(replace(job, tasks=tasks, evaluate=grid.evaluate, is_tuned=is_tuned))
+    for seed, (group, recipe) in product(grid.seeds, recipes.items()):
+        id = f"runs/{group.path}/seed-{seed}"
+        tasks = tuple(grid.training_sets[group.train_set].tasks)
+        own = _own(recipe, grid, id, seed)
+        is_tuned = grid.tune is not None
+        jobs.append(Job(id, group, own, tasks, grid.evaluate, is_tuned, grid.threads))
     for job in jobs:
         try:
             check_recipe(job.recipe)
         except RosaError as error:
             raise RosaError(f"the method '{job.group.method}': {error}") from None
     return jobs
+
+
+def _own(recipe: Recipe, grid: Grid, id: str, seed: int, **keys: Any) -> Recipe:
+    return replace(recipe, output_dir=str(Path(grid.output_dir) / id), seed=seed, **keys)
 
 
 def folder_name(name: str) -> str:
@@ -135,38 +148,13 @@ def _recipe(
     return resolve(keys, where if tuning is None else f"tune.recipe, {where}")
 
 
-def _tuning_jobs(
-    grid: Grid, group: RunGroup, entry: MethodEntry, resolve: ResolveRecipe
-) -> list[Job]:
-    if grid.tune is None:
-        return []
-    recipe = _recipe(grid, group, entry, resolve, grid.tune.recipe)
-    if not recipe.validation:
-        raise RosaError("tune compares validation losses, and validation is 0; hold out some rows")
-    return [
-        _job(
-            grid,
-            f"tuning/{group.path}/lr-{rate:g}-seed-{seed}",
-            group,
-            recipe,
-            learning_rate=rate,
-            seed=seed,
-        )
-        for rate in grid.tune.learning_rates
-        for seed in grid.tune.seeds
-    ]
-
-
-def _job(grid: Grid, id: str, group: RunGroup, recipe: Recipe, **keys: Any) -> Job:
-    own = replace(recipe, output_dir=str(Path(grid.output_dir) / id), **keys)
-    return Job(id, group, own, threads=grid.threads)
-
-
 def _check_folders(groups: Iterable[RunGroup]) -> None:
     seen: dict[str, RunGroup] = {}
     for group in groups:
         other = seen.setdefault(group.path.lower(), group)
         if other != group:
             raise RosaError(
-                f"'{group}' and '{other}' would share the folder {group.path}; rename one of them"
+                f"methods '{other.method}' and '{group.method}', sets '{other.train_set}' and "
+                f"'{group.train_set}', models '{other.model}' and '{group.model}': their runs "
+                f"would share the folder {group.path}; rename what differs"
             )

@@ -66,17 +66,18 @@ class StudyProgress:
         if self._console.is_terminal:
             self._live.update(self.render(), refresh=True)
         elif self._due():
-            study, states = self._schedule.study, self._schedule.states
-            running = [job for job in self._schedule.jobs if states[job.id] == "running"]
-            now = "; ".join(f"{job.id}: {activity(study, job)}" for job in running)
-            self._console.print(f"{self.summary()}  {now}".rstrip(), soft_wrap=True)
+            line = f"{self.summary()}  {'; '.join(self._activities())}".rstrip()
+            self._console.print(line, soft_wrap=True)
 
     def render(self) -> Group:
         """The table of all groups, what runs now, and the summary."""
+        lines = [Text(f"  {line}") for line in self._activities()]
+        return Group(self._table(), *lines, Text(self.summary(), style="bold"))
+
+    def _activities(self) -> list[str]:
         study, states = self._schedule.study, self._schedule.states
         running = [job for job in self._schedule.jobs if states[job.id] == "running"]
-        lines = [Text(f"  {job.id}: {activity(study, job)}") for job in running]
-        return Group(self._table(), *lines, Text(self.summary(), style="bold"))
+        return [f"{job.id}: {activity(study, job)}" for job in running]
 
     def summary(self) -> str:
         """`12 of 90 runs done, 1 failed, about 14 min left`."""

@@ -108,14 +108,9 @@ class StudyResults:
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RosaError(f"{file} cannot be read: {error}") from None
-        return cls(
-            Path(folder),
-            runs,
-            tuple(content.get("failures", ())),
-            tuple(content.get("tuning", ())),
-            content.get("environment", {}),
-            content.get("grid", {}),
-        )
+        rest: dict[str, Any] = {key: tuple(content.get(key, ())) for key in ("failures", "tuning")}
+        rest |= {key: content.get(key, {}) for key in ("environment", "grid")}
+        return cls(Path(folder), runs, **rest)
 
     def answers(self, run: RunResult, task: str) -> list[dict[str, Any]]:
         """The lines of `<task>.jsonl`: index, prompt, response, prediction, label, correct.

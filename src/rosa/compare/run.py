@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -96,18 +97,14 @@ def compare(
 def sigterm_as_keyboard_interrupt() -> Iterator[None]:
     """Makes SIGTERM, which a cluster's scheduler sends, let the runs save as Ctrl-C does."""
 
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread: leave the caller's handler alone
-        yield
-        return
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:  # no other may set a handler
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
 
 
 def merge_environments(study: Path, now: dict[str, Any], runs_now: bool) -> dict[str, Any]:

@@ -38,13 +38,7 @@ class Schedule:
     def run(
         self, executor: Executor, on_end: Callable[[Job], None], on_poll: Callable[[], None]
     ) -> None:
-        """Run everything that is not done yet.
-
-        Args:
-            executor: runs the jobs.
-            on_end: called with every job that ended.
-            on_poll: called every half second, for a live display.
-        """
+        """Run what is not done; `on_end` gets every job that ended, `on_poll` is for a display."""
         try:
             while True:
                 while self.count("running") < executor.workers and (job := self._next()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from rosa.common.files import read_jsonl
 from rosa.compare.job import read_status
@@ -13,20 +14,16 @@ from rosa.errors import RosaError
 from rosa.train.run_folder import RunFolder
 
 
-def validation_loss(folder: Path) -> float:
-    """The best validation loss of a run, whose weights the run kept; infinite if it has none."""
-    losses = [record.get("eval_loss") for record in read_jsonl(RunFolder(folder).metrics)]
-    return min([x for x in losses if x is not None and math.isfinite(x)], default=math.inf)
-
-
 def tuning_losses(study: Path, jobs: Sequence[Job]) -> dict[float, float]:
-    """Mean validation loss over seeds of each learning rate; infinite if a run failed."""
+    """Best validation loss of each learning rate, averaged over seeds; infinite if a run failed."""
     losses: dict[float, list[float]] = {}
     for job in jobs:
         done = read_status(study, job.id).get("state") == "done"
-        loss = validation_loss(study / job.id) if done else math.inf
-        losses.setdefault(job.recipe.learning_rate, []).append(loss)
-    return {rate: sum(values) / len(values) for rate, values in losses.items()}
+        records = read_jsonl(RunFolder(study / job.id).metrics) if done else []
+        values = [record.get("eval_loss", math.inf) for record in records]
+        best = min(filter(math.isfinite, values), default=math.inf)
+        losses.setdefault(job.recipe.learning_rate, []).append(best)
+    return {rate: fmean(values) for rate, values in losses.items()}
 
 
 def best_learning_rate(losses: dict[float, float], reason: str) -> float:

@@ -97,7 +97,8 @@ def load_target(
     content, setting = targets[name], scale_setting(scale)
     models = setting.get("models", content["models"])
     if model is not None:
-        models = [matching_model(model, content["models"])]
+        known = (m for m in content["models"] if m.split("/")[-1].lower() == model.lower())
+        models = [next(known, model)]
     folder = Path(output_dir or f"runs/reproduce-{scale}")
     target = Target(name, content["title"], tuple(models), folder)
     if "methods" not in content:
@@ -123,11 +124,6 @@ def scale_setting(scale: Scale) -> dict[str, Any]:
     """The settings of a scale: full.yaml, overridden for `tiny` by tiny.yaml."""
     full = _read("full")
     return full if scale == "full" else merge_keys(full, _read(scale))
-
-
-def matching_model(given: str, known: Sequence[str]) -> str:
-    """The one of `known` whose last part, case aside, is `given`; else `given` unchanged."""
-    return next((m for m in known if m.split("/")[-1].lower() == given.lower()), given)
 
 
 def check_training_data(target: Target, *, any_data: bool = False) -> Target:
