@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import Field, fields
 from pathlib import Path
 
 import pytest
 import yaml
 
-from rosa.cli.recipe_parser import RecipeParser, load_recipe
+from rosa.cli.recipe_parser import RecipeParser, load_recipe, resolve_recipe
 from rosa.errors import RosaError
 from rosa.methods.registry import method_config
-from rosa.train.recipe import Recipe, dump_recipe
+from rosa.train.recipe import Recipe, check_recipe, dump_recipe
 
 MINIMAL = {"model": "rosa-tiny", "data": "rows.json", "output_dir": "out"}
 
@@ -158,3 +159,22 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_data_may_be_one_or_many() -> None:
     assert Recipe(**MINIMAL).data_sources == ["rows.json"]
     assert Recipe(**{**MINIMAL, "data": ["a", "b"]}).data_sources == ["a", "b"]
+
+
+@pytest.mark.parametrize("field", [f for f in fields(Recipe) if "None" not in str(f.type)])
+def test_a_key_without_a_value_is_an_error_that_names_it(field: Field) -> None:
+    given = {"model": "rosa-tiny", "data": "tiny-sums", "output_dir": "x", field.name: None}
+    if field.name == "adapter":  # its keys have defaults of their own
+        assert resolve_recipe(given, "r.yaml").adapter["r"] == 128
+        return
+    with pytest.raises(RosaError, match=rf"r\.yaml: `{field.name}` has no value"):
+        resolve_recipe(given, "r.yaml")
+
+
+def test_no_tracker_is_none_and_a_tilde_is_the_home_folder() -> None:
+    given = {"model": "rosa-tiny", "data": "~/rows.json", "output_dir": "~/x", "report_to": "none"}
+    recipe = resolve_recipe(given, "r.yaml")
+    check_recipe(recipe)
+    assert recipe.trackers == []
+    assert recipe.data == str(Path.home() / "rows.json")
+    assert recipe.output_dir == str(Path.home() / "x")

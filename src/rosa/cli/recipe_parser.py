@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -54,6 +54,8 @@ class RecipeParser:
         """The recipe of the keys `given` in `where` with `options` on top, and the switches."""
         for key in ("adapter", "dls"):
             _reject_scalar(given, key, where)
+        _reject_null(given, Recipe, where)
+        _reject_null(given.get("dls") or {}, DlsConfig, f"{where}: dls")
         self._check_keys(given, where, options)
         method = _option(options, "method") or given.get("method")
         flags = tuple(self._flags.items())
@@ -197,6 +199,15 @@ def _reject_scalar(given: dict[str, Any], key: str, where: str) -> None:
     if value is not None and not isinstance(value, dict):
         cure = " or null to turn it off" if key == "dls" else ""
         raise RosaError(f"{where}: `{key}` must hold keys of its own{cure}, not {value!r}")
+
+
+def _reject_null(given: dict[str, Any], owner: type, where: str) -> None:
+    """Raises RosaError for `batch_size:` with nothing after it."""
+    for field in fields(owner):
+        if field.name in given and given[field.name] is None and "None" not in str(field.type):
+            required = field.default is MISSING and field.default_factory is MISSING
+            cure = "" if required else ", or remove the line to use the default"
+            raise RosaError(f"{where}: `{field.name}` has no value; give it one{cure}")
 
 
 def _option(argv: list[str], name: str) -> str | None:

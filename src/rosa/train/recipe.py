@@ -74,7 +74,8 @@ class Recipe:
         save_steps: optimizer steps between checkpoints and validations; `null`: a tenth of the run.
         keep_checkpoints: how many checkpoints stay on disk (the best one always does).
         log_steps: optimizer steps between two lines of metrics.
-        report_to: trackers by name: `tensorboard`, `wandb`, `trackio`, or a list; `[]` is none.
+        report_to: trackers by name: `tensorboard`, `wandb`, `trackio`, or a list; `none`
+            is none.
         trust_remote_code: run Python code that comes with a hub model.
         seed: seeds the weights, the data order and the samples.
     """
@@ -114,6 +115,8 @@ class Recipe:
         method = load_method(self.method)
         self.method = method.name
         self.model, self.output_dir = map(os.path.expanduser, (self.model, self.output_dir))
+        expanded = [os.path.expanduser(source) for source in self.data_sources]
+        self.data = expanded[0] if isinstance(self.data, str) else expanded
         if isinstance(self.dls, UseMethodDefault):
             self.dls = DlsConfig() if method.dls else None
 
@@ -124,8 +127,8 @@ class Recipe:
 
     @property
     def trackers(self) -> list[str]:
-        """`report_to` as a list."""
-        return _as_list(self.report_to)
+        """`report_to` as a list; `none` is no tracker, as in Transformers."""
+        return [name for name in _as_list(self.report_to) if name != "none"]
 
 
 def _as_list(one_or_many: str | list[str]) -> list[str]:
