@@ -84,8 +84,7 @@ def write_overlap(grid: Grid) -> OverlapTable:
     """
     found: OverlapTable = {}
     for name, train_set in grid.training_sets.items():
-        sources = [train_set.data] if isinstance(train_set.data, str) else train_set.data
-        rows = [row for source in sources for row in load_training_rows(source)]
+        rows = [row for source in train_set.sources for row in load_training_rows(source)]
         found[name] = {
             task.name: asdict(count_overlap(rows, load_examples(task, grid.evaluate.data)))
             for task in resolve_tasks(train_set.tasks)
@@ -95,11 +94,7 @@ def write_overlap(grid: Grid) -> OverlapTable:
 
 
 def load_overlap(folder: str | Path) -> OverlapTable | None:
-    """The study's `overlap.json`; None if it has none.
-
-    Raises:
-        RosaError: the file is damaged.
-    """
+    """The study's `overlap.json`; None if it has none. Raises RosaError if it is damaged."""
     file = Path(folder) / OVERLAP
     try:
         return json.loads(file.read_text(encoding="utf-8"))

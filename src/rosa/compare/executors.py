@@ -8,7 +8,6 @@ from typing import Protocol
 from rosa.compare.local import LocalExecutor
 from rosa.compare.plan import Job
 from rosa.compare.ray import RayExecutor
-from rosa.errors import RosaError
 
 
 class Executor(Protocol):
@@ -31,6 +30,4 @@ def make_executor(name: str, study: Path, workers: int | None, threads: int) -> 
 
     `workers` None is one job per GPU, or without GPUs as many as there are cores for.
     """
-    if workers is not None and workers < 1:
-        raise RosaError(f"workers must be at least 1, not {workers}")
     return (RayExecutor if name == "ray" else LocalExecutor)(study, workers, threads)

@@ -1,18 +1,4 @@
-"""A grid: models x methods x training sets x seeds, as typed YAML keys.
-
-output_dir: runs/study
-models: [Qwen/Qwen2.5-0.5B]
-methods:
-  - lora                                        # a method by name
-  - {name: LoRA small, method: lora, adapter: {r: 4}}        # any keys of a recipe
-  - {name: LoRA matched, method: lora, budget: rosa}         # the rank that comes nearest
-training_sets:
-  commonsense: {data: commonsense_15k.json, tasks: [commonsense]}
-seeds: [2333, 1000, 2000]
-recipe: {epochs: 3}                             # keys of every run
-tune: {learning_rates: [3.0e-4, 1.0e-3]}        # per method, on validation rows
-evaluate: {data: dataset}
-"""
+"""A grid: models x methods x training sets x seeds, as typed YAML keys (guides/comparing.md)."""
 
 from __future__ import annotations
 
@@ -52,6 +38,11 @@ class TrainingSet:
     tasks: list[str]
     recipe: dict[str, Any] = field(default_factory=dict)
     sha256: str | None = None
+
+    @property
+    def sources(self) -> list[str]:
+        """`data` as a list."""
+        return [self.data] if isinstance(self.data, str) else self.data
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,6 @@ def _check_folders(groups: Iterable[RunGroup]) -> None:
         other = seen.setdefault(group.path.lower(), group)
         if other != group:
             raise RosaError(
-                f"methods '{other.method}' and '{group.method}', sets '{other.train_set}' and "
-                f"'{group.train_set}', models '{other.model}' and '{group.model}': their runs "
-                f"would share the folder {group.path}; rename what differs"
+                f"{astuple(group)} and {astuple(other)} would share the folder {group.path}; "
+                "rename one of them"
             )

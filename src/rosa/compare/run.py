@@ -153,11 +153,7 @@ def save_grid(folder: Path, grid: Grid) -> None:
 
 
 def check_output_dir(folder: Path) -> None:
-    """Check that a folder is new, empty or a study's.
-
-    Raises:
-        RosaError: it is a file, or holds other files.
-    """
+    """Raises RosaError unless a folder is new, empty or a study's."""
     if folder.exists() and not folder.is_dir():
         raise RosaError(f"output_dir '{folder}' is a file; name a folder")
     if not folder.is_dir() or (folder / GRID).is_file():

@@ -67,8 +67,7 @@ class Schedule:
     def learning_rate(self, group: RunGroup) -> float:
         """The learning rate of a group's runs: that of its first run, else the best candidate.
 
-        Raises:
-            RosaError: all tuning runs failed, or one has not finished.
+        Raises RosaError if all tuning runs failed, or one has not finished.
         """
         if group not in self._learning_rates:
             jobs = self.tuning[group]
@@ -124,11 +123,7 @@ class Schedule:
 
 
 def check_same_recipe(folder: RunFolder, job: Job) -> None:
-    """Check that a finished run is the one that the grid asks for.
-
-    Raises:
-        RosaError: its recipe differs, in more than the learning rate that tuning chooses.
-    """
+    """Raises RosaError if a finished run had another recipe, learning rates of tuning aside."""
     if not folder.recipe.is_file():
         return  # reading its results reports what is missing
     expected = asdict(job.recipe)

@@ -27,11 +27,7 @@ def tuning_losses(study: Path, jobs: Sequence[Job]) -> dict[float, float]:
 
 
 def best_learning_rate(losses: dict[float, float], reason: str) -> float:
-    """The learning rate with the lowest loss.
-
-    Raises:
-        RosaError: every candidate failed, for this `reason`.
-    """
+    """The learning rate with the lowest loss; raises RosaError with `reason` if all failed."""
     rate = min(losses, key=lambda candidate: losses[candidate])
     if not math.isfinite(losses[rate]):
         raise RosaError(f"no learning rate could be chosen, all tuning runs failed: {reason}")
@@ -39,11 +35,7 @@ def best_learning_rate(losses: dict[float, float], reason: str) -> float:
 
 
 def trained_learning_rate(folder: RunFolder) -> float:
-    """The learning rate that a run was started with.
-
-    Raises:
-        RosaError: its recipe is damaged.
-    """
+    """The learning rate of a started run; raises RosaError if its recipe is damaged."""
     rate = folder.read_recipe().get("learning_rate")
     if not isinstance(rate, (int, float)):
         raise RosaError(f"{folder.recipe} is damaged: its learning_rate is {rate!r}")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rosa.budget.activation_memory import DecoderShape
 from rosa.budget.memory import AdaptedModel, evaluation_memory, recipe_memory
@@ -28,30 +27,13 @@ CHARACTERS_PER_TOKEN = 4
 HEADER = ("model", "training set", "method", "seed", "trainable", "%", "memory", "train", "ask")
 
 
-@dataclass(frozen=True)
-class RunEstimate:
-    """One run: its parameters, and bytes and seconds by the formulas of `rosa.budget`.
+class RunEstimate(NamedTuple):
+    """What one run needs; bytes and seconds are None if its method does not fit the model."""
 
-    The last three are None if the method cannot be applied to the model.
-    """
-
-    job: Job
-    count: ParameterCount
+    parameters: ParameterCount
     memory: float | None = None
     training: float | None = None
     evaluation: float | None = None
-
-    def cells(self) -> tuple[str, ...]:
-        """The estimate as a row under `HEADER`."""
-        group, count = self.job.group, self.count
-        return (
-            *(short_name(group.model), group.train_set, group.method, str(self.job.seed)),
-            "-" if count.trainable is None else f"{count.trainable:,}",
-            "-" if count.percent is None else f"{count.percent:.3f}",
-            "-" if self.memory is None else format_bytes(self.memory),
-            "-" if self.training is None else format_duration(self.training, 2),
-            "-" if self.evaluation is None else format_duration(self.evaluation, 2),
-        )
 
 
 def dry_run(target: Target, resolve: ResolveRecipe, device: Device) -> list[str]:
@@ -66,8 +48,9 @@ def dry_run(target: Target, resolve: ResolveRecipe, device: Device) -> list[str]
         name: workload(train_set, target.workloads.get(name), grid.evaluate.limit)
         for name, train_set in grid.training_sets.items()
     }
-    runs = [estimate(j, workloads[j.group.train_set], device) for j in plan(grid, resolve)]
-    rows = [HEADER, *(run.cells() for run in runs)]
+    jobs = plan(grid, resolve)
+    runs = [estimate(job, workloads[job.group.train_set], device) for job in jobs]
+    rows = [HEADER, *map(_cells, jobs, runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     pads = [str.ljust] * 3 + [str.rjust] * 6
     lines = [
@@ -80,7 +63,7 @@ def dry_run(target: Target, resolve: ResolveRecipe, device: Device) -> list[str]
         f"{device.utilization:.0%} of its peak, counting computation alone: expect more "
         "(guides/comparing.md)"
     )
-    unknown = {run.count.title: run.count.note for run in runs if run.memory is None}
+    unknown = {run.parameters.title: run.parameters.note for run in runs if run.memory is None}
     lines += [f"{title}: {note}" for title, note in unknown.items()]
     for name, train_set in grid.training_sets.items():
         if train_set.sha256 and not Path(str(train_set.data)).is_file():
@@ -91,13 +74,24 @@ def dry_run(target: Target, resolve: ResolveRecipe, device: Device) -> list[str]
     return [f"{target.name}: {target.title}", *lines]
 
 
+def _cells(job: Job, run: RunEstimate) -> tuple[str, ...]:
+    return (
+        *(short_name(job.group.model), job.group.train_set, job.group.method, str(job.seed)),
+        "-" if run.parameters.trainable is None else f"{run.parameters.trainable:,}",
+        "-" if run.parameters.percent is None else f"{run.parameters.percent:.3f}",
+        "-" if run.memory is None else format_bytes(run.memory),
+        "-" if run.training is None else format_duration(run.training, 2),
+        "-" if run.evaluation is None else format_duration(run.evaluation, 2),
+    )
+
+
 def estimate(job: Job, work: Workload, device: Device) -> RunEstimate:
     """What a run trains, holds in memory and takes on the device."""
     recipe, options = job.recipe, job.evaluate
     builtin = matching_builtin(recipe.model)
     count = cached_count(builtin, recipe.method, json.dumps(recipe.adapter))
     if count.trainable is None or count.total is None or options is None:
-        return RunEstimate(job, count)
+        return RunEstimate(count)
     dtype_bytes = 4 if recipe.precision == "float32" else 2
     base = count.total - count.trainable
     shape = DecoderShape.of(cached_model_config(builtin))
@@ -106,7 +100,6 @@ def estimate(job: Job, work: Workload, device: Device) -> RunEstimate:
     batch, beams = options.batch_size, options.num_beams
     training_bytes = recipe_memory(model, recipe, longest).total
     return RunEstimate(
-        job,
         count,
         max(training_bytes, evaluation_memory(model, work.length, batch, beams).total),
         training_seconds(model, recipe, work, device),
@@ -138,12 +131,13 @@ def _letters(name: str) -> str:
 def workload(train_set: TrainingSet, known: dict[str, int] | None, limit: int | None) -> Workload:
     """The rows and questions of a training set, read from its data, or `known` without it."""
     questions = sum(min(task.size, limit or task.size) for task in resolve_tasks(train_set.tasks))
-    sources = [train_set.data] if isinstance(train_set.data, str) else train_set.data
-    if known is not None and not all(s in toy_tasks() or Path(s).is_file() for s in sources):
+    if known is not None and not all(
+        s in toy_tasks() or Path(s).is_file() for s in train_set.sources
+    ):
         return Workload(**known, longest=None, questions=questions)
     rows = [
         token_counts(row, source, number)
-        for source in sources
+        for source in train_set.sources
         for number, row in enumerate(load_training_rows(source), 1)
     ]
     prompt, response = (sum(column) / len(rows) for column in zip(*rows, strict=True))
