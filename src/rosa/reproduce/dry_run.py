@@ -37,11 +37,7 @@ class RunEstimate(NamedTuple):
 
 
 def dry_run(target: Target, resolve: ResolveRecipe, device: Device) -> list[str]:
-    """The lines that `--dry_run` prints: every run with its estimate, the total and remarks.
-
-    Raises:
-        RosaError: a mistake in the target's grid, or a model whose configuration is unknown.
-    """
+    """The lines that `--dry_run` prints: every run with its estimate, the total and remarks."""
     grid = target.grid
     assert grid is not None
     workloads = {
@@ -131,9 +127,8 @@ def _letters(name: str) -> str:
 def workload(train_set: TrainingSet, known: dict[str, int] | None, limit: int | None) -> Workload:
     """The rows and questions of a training set, read from its data, or `known` without it."""
     questions = sum(min(task.size, limit or task.size) for task in resolve_tasks(train_set.tasks))
-    if known is not None and not all(
-        s in toy_tasks() or Path(s).is_file() for s in train_set.sources
-    ):
+    found = (source in toy_tasks() or Path(source).is_file() for source in train_set.sources)
+    if known is not None and not all(found):
         return Workload(**known, longest=None, questions=questions)
     rows = [
         token_counts(row, source, number)

@@ -23,22 +23,14 @@ Points = Mapping[Any, MeanStd]
 
 
 def draw_figure3(study: StudyResults, model: str, picture: Path) -> None:
-    """Accuracy over k_ratio, as a PNG.
-
-    Raises:
-        RosaError: no run of a k_ratio has finished.
-    """
+    """Accuracy over k_ratio, as a PNG; raises RosaError without a finished run."""
     printed = {row["k_ratio"]: _printed(row) for row in paper_data("table4")["k_ratio"]}
     title = "Figure 3: accuracy over k_ratio, the share of layers that are trained"
     _draw(study, model, picture, title, _curve, printed, accuracy_by_k_ratio(study, model))
 
 
 def draw_figure4(study: StudyResults, model: str, picture: Path) -> None:
-    """RoSA and the paper's four variants as bars, as a PNG.
-
-    Raises:
-        RosaError: none of them has a finished run.
-    """
+    """RoSA and the paper's four variants as a PNG; raises RosaError without a finished run."""
     rows = paper_data("table4")["ablation"]
     printed = {row["title"]: _printed(row) for row in rows}
     ours = {row["title"]: p for row in rows if (p := micro_over_seeds(study, model, row["method"]))}

@@ -127,10 +127,9 @@ def scale_setting(scale: Scale) -> dict[str, Any]:
 
 
 def check_training_data(target: Target, *, any_data: bool = False) -> Target:
-    """The target, once its training file exists and is the one that the paper used.
+    """The target, if its training file exists and is the one that the paper used.
 
-    Raises:
-        RosaError: no file, or another one unless `any_data`, which marks it as a stand-in.
+    Another file raises RosaError, unless `any_data`, which marks it as a stand-in.
     """
     if target.grid is None:
         return target
@@ -173,10 +172,8 @@ def _with_data(grid: Grid, source: str | None) -> Grid:
 def find_training_file(name: str, source: str | None) -> str:
     """The training file `name` in a folder or hub data set, or `source` itself if it is a file.
 
-    Without `source` the name itself, to be found in the working folder.
-
-    Raises:
-        RosaError: it is not in there.
+    Without `source` the name itself, to be found in the working folder. Raises RosaError if it is
+    not in there.
     """
     if source is None or Path(source).is_file():
         return source or name
