@@ -60,7 +60,8 @@ def one_by_one(record: dict[str, Any], tokenizer: Any) -> tuple[list[int], list[
                 labels[start:end] = ids[start:end]
         return ids, labels
     if "instruction" in record:
-        prompt, reply = instruction_prompt(record["instruction"], record["input"]), record["output"]
+        context = record["input"] if record["input"].strip() else ""
+        prompt, reply = instruction_prompt(record["instruction"], context), record["output"]
     else:
         prompt, reply = record["prompt"], record["completion"]
     before = without_end(tokenizer(prompt)["input_ids"])

@@ -63,7 +63,15 @@ def recipe_file(tmp_path: Path, model_folder: Path) -> str:
     return str(tmp_path / "recipe.yaml")
 
 
-@pytest.mark.parametrize(("method", "keys"), (TRAINED | STUDIED_TOO).items())
+# One each that scales, that has vectors, that rotates, that is a prompt, and BOFT.
+BY_DEFAULT = ("ia3", "vblora", "oft", "prompt_tuning", "boft")
+EACH_METHOD = [
+    pytest.param(*item, id=item[0], marks=[] if item[0] in BY_DEFAULT else pytest.mark.slow)
+    for item in (TRAINED | STUDIED_TOO).items()
+]
+
+
+@pytest.mark.parametrize(("method", "keys"), EACH_METHOD)
 def test_a_method_trains_from_a_recipe_and_its_adapter_loads(
     recipe_file: str, method: str, keys: dict[str, int]
 ) -> None:

@@ -30,13 +30,14 @@ def logits(model, tokenizer):
 def test_the_folder_is_the_model_that_was_written(architecture: str, tmp_path: Path) -> None:
     original = tiny_causal_lm(architecture)
     file = write_gguf(tmp_path / "tiny.gguf", original)
-    convert_gguf(file, tmp_path / "out", "float32")
+    returned = convert_gguf(file, tmp_path / "out", "float32")
     tokenizer = AutoTokenizer.from_pretrained(rosa.tiny_model_path())
     if architecture != "gemma3":  # whose tokenizers have other special tokens
         converted = AutoTokenizer.from_pretrained(tmp_path / "out")
         assert tokenizer(PROMPT)["input_ids"] == converted(PROMPT)["input_ids"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     expected = logits(original, tokenizer)
+    torch.testing.assert_close(logits(returned.eval(), tokenizer), expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(logits(model, tokenizer), expected, atol=1e-4, rtol=1e-4)
 
 

@@ -174,8 +174,17 @@ def recipe(folder: Path, tmp_path: Path) -> Recipe:
     )
 
 
-@each_of_bitsandbytes
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("bits", "precision"),
+    [
+        ("nf4", "bf16"),
+        ("int8", "float32"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("nf4", "float32"), ("int8", "bf16"))
+        ),
+    ],
+)
 def test_a_recipe_trains_and_evaluates_on_a_quantized_base(
     recipe: Recipe, bits: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ RECIPE = {
     "gradient_accumulation": 2,
     "save_steps": 3,
     "log_steps": 1,
+    "precision": "float32",
     "report_to": [],
 }
 PAGE = section(read_page("guides/training.md"), "## Several processes")

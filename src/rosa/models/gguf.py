@@ -139,9 +139,21 @@ def _load(file: Path, dtype: str) -> tuple[Any, Any]:
     for name, weight in model.named_parameters():
         if weight.device.type == "meta" or not torch.isfinite(weight).all():
             raise RosaError(f"{file} is damaged: {name} is missing or holds values not finite")
+    if model.config.model_type == "gemma3_text":
+        _set_attention_scale(model)
     # What is saved is no longer quantized; `save_pretrained` would refuse otherwise.
     model.hf_quantizer = None
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return model, tokenizer
+
+
+def _set_attention_scale(model: Any) -> None:
+    """Gemma3's `query_pre_attn_scalar` by llama.cpp's rule: GGUF does not store it."""
+    config = model.config
+    is_27b = config.num_hidden_layers == 62
+    per_head = config.hidden_size // config.num_attention_heads
+    config.query_pre_attn_scalar = per_head if is_27b else config.head_dim
+    for layer in model.model.layers:
+        layer.self_attn.scaling = config.query_pre_attn_scalar**-0.5
