@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +329,28 @@ def test_processes_are_forked_with_all_of_one_version() -> None:
     ours = [name for name in late if name and name.startswith("rosa.")]
     assert "rosa.train.run" in ours
     assert all(any(loaded.startswith(name) for loaded in PRELOAD) for name in ours)
+
+
+def test_all_output_of_a_job_is_in_its_log(tmp_path: Path) -> None:
+    """Python's and that of native libraries, after what an earlier attempt left."""
+    log = tmp_path / "logs" / "job.txt"
+    log.parent.mkdir()
+    log.write_text("earlier\n")
+    code = (
+        "import os, pathlib, sys; from rosa.compare.job import _redirect_output\n"
+        f"_redirect_output(pathlib.Path({str(log)!r}))\n"
+        "print('printed'); os.write(1, b'native\\n'); sys.stderr.write('error\\n')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert (ended.stdout, ended.stderr) == (b"", b"")
+    assert log.read_text().splitlines() == ["earlier", "printed", "native", "error"]
+
+
+def test_an_interrupted_run_is_no_failed_one(tmp_path: Path) -> None:
+    schedule = make_schedule(tmp_path)
+    run(schedule, FakeExecutor(tmp_path, dies="rosa/seed-1", fails="rosa/seed-2"))
+    assert (schedule.count("interrupted"), schedule.count("failed")) == (1, 1)
+    assert len(make_schedule(tmp_path).waiting) == 2  # both are run again
 
 
 @pytest.mark.parametrize("names", ["-1", ""])
