@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
+from accelerate import PartialState, skip_first_batches
+from accelerate.data_loader import prepare_data_loader
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
-from rosa.data.length_grouping import LengthGroupedSampler
+from rosa.data.length_grouping import LengthGroupedSampler, pass_epochs_to_sampler
 
 LENGTHS = st.lists(st.integers(1, 400), min_size=1, max_size=300)
 
@@ -46,3 +50,22 @@ def test_steps_are_not_in_the_order_of_length() -> None:
     means = [sum(lengths[i] for i in order[at : at + 8]) / 8 for at in range(0, 800, 8)]
     rising = sum(b > a for a, b in pairwise(means))
     assert 30 < rising < 70
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_resumed_epoch_has_its_own_order(processes: int) -> None:
+    PartialState(cpu=True)
+    sampler = LengthGroupedSampler([i % 7 + 1 for i in range(32)], 4, seed=1)
+    loader = prepare_data_loader(
+        DataLoader(list(range(32)), batch_size=2, sampler=sampler),
+        num_processes=processes,
+        process_index=0,
+        put_on_device=False,
+    )
+    pass_epochs_to_sampler(loader)
+    loader.set_epoch(1)
+    whole = [batch.tolist() for batch in loader]
+    loader.set_epoch(0)
+    rest = skip_first_batches(loader, 2)
+    rest.set_epoch(1)
+    assert [batch.tolist() for batch in rest] == whole[2:]

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import rosa
-from rosa.data.prompts import end_of_turn
+from rosa.data.prompts import Question, end_of_turn, render
 from rosa.data.tokenization import tokenize_rows
 from rosa.errors import RosaError
 from rosa.evaluate.tasks import read_question
@@ -89,6 +89,14 @@ def test_the_token_that_closes_a_turn_is_found(tokenizer: Any) -> None:
     assert tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer)) == "<|close|>"
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}"
     assert end_of_turn(tokenizer) is None
+
+
+def test_a_template_that_reads_content_in_parts_has_prompts_and_an_end_of_turn(
+    tokenizer: Any,
+) -> None:
+    tokenizer.chat_template = "<|turn|>" + IN_PARTS
+    assert tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer)) == "<|close|>"
+    assert "2+3=" in render("chat", Question("2+3="), tokenizer=tokenizer)
 
 
 def test_a_template_that_reads_content_in_parts_keeps_the_reply(tokenizer: Any) -> None:

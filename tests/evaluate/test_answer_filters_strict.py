@@ -169,3 +169,15 @@ def test_rationales_written_to_train_models_are_read_better(shared_data):
 def test_a_long_response_is_read_in_no_time(opening):
     for task in built_in_tasks().values():
         assert task.parse(opening, "strict") is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [("1/100000", "0.00001"), ("123456789012/1", "123456789012"), ("3/1,000", "3"), ("8/4", "2")],
+)
+def test_fractions_keep_their_digits(answer: str, number: str) -> None:
+    assert STRICT["last_number"].parse(f"The answer is {answer}.", []) == number
+
+
+def test_a_fraction_of_endless_digits_is_read() -> None:
+    assert STRICT["last_number"].parse(f"{'1' * 400}/3", []) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 
 from rosa import RosaConfig
+from rosa.errors import RosaError
 from rosa.models.loading import load_base_model, load_tokenizer
 from rosa.train.loss import score_supervised_positions
 from rosa.train.recipe import Recipe
@@ -182,3 +184,18 @@ def test_validation_loss_is_that_of_all_response_tokens_for_any_batch_size(tmp_p
             total += from_all_logits(model, inputs).item()
             tokens += int((inputs["labels"][:, 1:] != -100).sum())
     assert losses == pytest.approx([total / tokens] * 3, rel=1e-5)
+
+
+def test_a_model_that_does_not_call_its_head_raises() -> None:
+    model = tiny_model("llama-gqa")
+    every = model(batch()["input_ids"])
+    score_supervised_positions(model, lambda *args, **kwargs: every)
+    with pytest.raises(RosaError, match="output head"):
+        model(**batch(), fused_lm_head=True)
+
+
+def test_the_signature_is_the_models_own() -> None:
+    model = tiny_model("llama-gqa")
+    before = inspect.signature(model.forward)
+    score_supervised_positions(model, model.forward)
+    assert inspect.signature(model.forward) == before

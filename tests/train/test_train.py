@@ -19,10 +19,11 @@ from rosa.dls import DlsConfig
 from rosa.errors import RosaError
 from rosa.methods.registry import load_method
 from rosa.models.loading import load
+from rosa.train.callbacks import StopOnSignal
 from rosa.train.recipe import Recipe
 from rosa.train.run import TrainResult, train
 from rosa.train.run_folder import RunFolder
-from rosa.train.trainer import GuardedTrainer
+from rosa.train.trainer import GuardedTrainer, stop_on_signals
 from tests.support.tiny_folder import write_model_folder
 from tests.support.train_runs import adapter, interrupted_at, read_lines, same_adapter
 
@@ -140,6 +141,16 @@ def test_a_second_interrupt_ends_at_once(recipe: Recipe, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         train(recipe, log=str)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_that_cannot_be_announced_still_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("os.write", broken)
+    with stop_on_signals(stopper := StopOnSignal()):
+        signal.raise_signal(signal.SIGINT)
+    assert stopper.requested
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(

@@ -61,7 +61,7 @@ def run(args: Any) -> int:
     console.print("3. the same questions again")
     after = run_evaluation(folder, ["toy"], options, out=folder / "evaluation", progress=True)
     examples = list(zip(first, read_answers(folder / "evaluation"), strict=True))[
-        :: len(first) // 3
+        :: max(1, len(first) // 3)
     ]
     for old, new in examples[:3]:
         console.print(f"\n{question(old)}\n  base: {shown(old)}\n  RoSA: {shown(new)}")

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
 
 STEPS_PER_WINDOW = 50
+
+
+def pass_epochs_to_sampler(loader: Any) -> None:
+    """Lets `set_epoch` of Accelerate's data loader reach its sampler, whatever wraps it.
+
+    Of several processes, a loader that skips what a resumed run has trained on would not find it,
+    and repeat the order of the first epoch.
+    """
+    batches = loader.batch_sampler
+    if not hasattr(batches, "sampler") and hasattr(batches, "batch_sampler"):
+        batches.sampler = batches.batch_sampler.sampler
 
 
 class LengthGroupedSampler(Sampler[int]):

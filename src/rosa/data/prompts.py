@@ -16,6 +16,8 @@ PROMPTS = ("alpaca", "plain", "chat")
 # Text that begins the next example: a model that invents one has ended its response.
 NEXT_EXAMPLE = {"alpaca": "Below is an instruction that describes a task", "plain": "\n\n"}
 
+_PROBE = "Zqx"  # text that no template has
+
 _WITHOUT_INPUT = (
     "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request.\n\n"
@@ -74,7 +76,7 @@ def render(
     """
     if style == "chat":
         check_chat_template(tokenizer)
-        return chat_text(tokenizer, chat_turns(question, shots))
+        return chat_text(tokenizer, _as_read(tokenizer, chat_turns(question, shots)))
     ask = instruction_prompt if style == "alpaca" else str.__add__
     done = [_joined(ask(s.question.instruction, s.question.input), s.response) for s in shots]
     return "\n\n".join([*done, ask(question.instruction, question.input)])
@@ -100,7 +102,7 @@ def _user_turn(question: Question) -> str:
 
 def chat_text(
     tokenizer: Any,
-    turns: Sequence[dict[str, str]],
+    turns: Sequence[dict[str, Any]],
     *,
     add_generation_prompt: bool = True,
     where: str = "",
@@ -123,14 +125,25 @@ def chat_text(
     return text
 
 
+def in_parts(turn: dict[str, Any]) -> dict[str, Any]:
+    """`turn` with its content in parts, which templates of multimodal models read."""
+    return {**turn, "content": [{"type": "text", "text": turn["content"]}]}
+
+
+def _as_read(tokenizer: Any, turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`turns`, in parts where the chat template leaves out other content."""
+    read = _PROBE in chat_text(tokenizer, [{"role": "user", "content": _PROBE}])
+    return list(turns) if read else [in_parts(turn) for turn in turns]
+
+
 def end_of_turn(tokenizer: Any) -> int | None:
     """The token that closes an assistant's turn in the chat template; None if it has none.
 
     It need not be `eos_token`: in many base models that one ends the text.
     """
-    reply = "y"
-    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": reply}]
-    after = chat_text(tokenizer, turns, add_generation_prompt=False).rpartition(reply)[2]
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
+    text = chat_text(tokenizer, _as_read(tokenizer, turns), add_generation_prompt=False)
+    after = text.rpartition(_PROBE)[2]
     ids = tokenizer(after, add_special_tokens=False)["input_ids"]
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     return next((token for token in ids if token in special), None)

@@ -25,7 +25,7 @@ from rosa.data.tokenization import LocatedRow, TokenizedRows, tokenize_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 2  # increase it when the same input shall give other tokens
+FORMAT = 3  # increase it when the same input shall give other tokens
 MIN_CACHED_ROWS = 1000  # fewer are tokenized as fast as they are read
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from rosa.data.json_rows import check_text, optional_text_field, text_field
-from rosa.data.prompts import chat_text, instruction_prompt
+from rosa.data.prompts import chat_text, in_parts, instruction_prompt
 from rosa.errors import RosaError
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _chat_texts(
         return [
             chat_text(
                 tokenizer,
-                [_in_parts(message) for message in part] if as_parts else part,
+                [in_parts(message) for message in part] if as_parts else part,
                 add_generation_prompt=i % 2 == 1,
                 where=f"{where}: ",
                 tools=row.get("tools"),
@@ -211,10 +211,6 @@ def _chat_texts(
         f"{where}: the chat template leaves out or changes an assistant's text, so there is no "
         "reply to learn; use a tokenizer with another chat_template"
     )
-
-
-def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
-    return {**message, "content": [{"type": "text", "text": message["content"]}]}
 
 
 def _chat_labels(encoded: list[list[int]]) -> Iterator[Encoded]:

@@ -133,12 +133,16 @@ def _written_numbers(text: str) -> list[str]:
     """
     text = text.replace("{,}", ",").replace(r"\!", "")
     text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
-    fraction = r"(?<![\d/.,])(\d+)/([1-9]\d*)(?![\d/])"  # not part of a date
-    text = re.sub(fraction, lambda match: f"{int(match[1]) / int(match[2]):.10g}", text)
+    fraction = r"(?<![\d/.,])(\d+)/([1-9]\d*)(?![\d/]|[.,]\d)"  # no part of a date
+    text = re.sub(fraction, lambda match: _decimal(float(match[1]) / float(match[2])), text)
     minus = r"(?<![\w)\]}.])[-−][$€£]?"
     digits = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+"
     found = re.findall(rf"({minus})?(?<![A-Za-z_])({digits})", text)
     return [("-" if sign else "") + number.replace(",", "") for sign, number in found]
+
+
+def _decimal(value: float) -> str:
+    return f"{value:.10f}".rstrip("0").rstrip(".")  # never with an exponent
 
 
 @functools.cache  # called after every token

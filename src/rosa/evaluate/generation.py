@@ -66,7 +66,7 @@ def generate(
         do_sample=False,
         use_cache=True,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=stops,
+        eos_token_id=stops or None,
     )
     try:
         with torch.inference_mode(), _generation_config(model, config):

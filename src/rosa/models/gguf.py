@@ -73,6 +73,8 @@ def convert_gguf(file: Path, out: Path, dtype: str = "bf16") -> Any:
         tensors = ", ".join(f"{count} tensors in {kind}" for kind, count in source.tensors.items())
         card = _CARD.format(**{**note, "name": out.name, "tensors": tensors})
         (part / "README.md").write_text(card, encoding="utf-8")
+        if out.exists():  # empty; Windows replaces no folder
+            out.rmdir()
         part.replace(out)
     return model
 

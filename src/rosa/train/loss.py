@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from transformers.utils import is_triton_available
 from trl.trainer.utils import FusedCausalLMOutput
 
+from rosa.errors import RosaError
+
 IGNORED = -100
 
 
@@ -72,7 +74,9 @@ def score_supervised_positions(model: Any, forward: Callable[..., Any]) -> None:
             outputs = forward(*args, **kwargs)
         return _scores(outputs, labels[:, 1:], mask)
 
-    forward_with_loss.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    # With `self`, which a bound method's signature leaves out.
+    own = inspect.signature(type(model).forward)
+    forward_with_loss.__signature__ = own  # type: ignore[attr-defined]
     model.forward = types.MethodType(forward_with_loss, model)
 
 
@@ -94,6 +98,11 @@ def _head_sees_only(mask: Tensor, head: nn.Module) -> Iterator[None]:
 
 
 def _scores(outputs: Any, labels: Tensor, mask: Tensor) -> FusedCausalLMOutput:
+    if outputs.logits.shape[:2] != (1, mask.sum()):
+        raise RosaError(
+            "the model does not make its logits by calling its output head once, which the loss of "
+            "training needs; train another model"
+        )
     log_probs = outputs.logits[0].float().log_softmax(-1)  # (n, V)
     wanted = labels[mask].to(log_probs.device)
     fixed = log_probs.detach()

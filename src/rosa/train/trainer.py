@@ -7,7 +7,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from peft import PeftModel
 from torch.distributed.tensor import DTensor
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from rosa.common.distributed import is_main_process, split_step, world_size
-from rosa.data.length_grouping import LengthGroupedSampler
+from rosa.data.length_grouping import LengthGroupedSampler, pass_epochs_to_sampler
 from rosa.data.tokenization import TokenizedRows
 from rosa.dls import DlsCallback, DynamicLayerSelection
 from rosa.errors import DivergedError
@@ -112,6 +112,12 @@ class GuardedTrainer(SFTTrainer):
         if not torch.isfinite(loss).all():
             self._raise_diverged("the loss")
         return loss
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The Trainer's, whose sampler has the epoch also in a resumed run of several processes."""
+        loader = super().get_train_dataloader()
+        pass_epochs_to_sampler(loader)
+        return loader
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -336,7 +342,10 @@ def stop_on_signals(stopper: StopOnSignal) -> Iterator[None]:
         if not stopper.requested:
             stopper.requested, first = True, time.monotonic()
             if is_main_process():
-                os.write(2, b"\nstopping after this step, with a checkpoint; again to stop now\n")
+                with suppress(OSError):  # of `2>&1 | tee`, Ctrl-C has ended tee too
+                    os.write(
+                        2, b"\nstopping after this step, with a checkpoint; again to stop now\n"
+                    )
 
     signals = [signal.SIGINT, signal.SIGTERM]
     try:
