@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from trl import SFTConfig
 
 from rosa.cli.main import main
 from rosa.common.files import lock_folder
@@ -23,7 +24,7 @@ from rosa.train.callbacks import StopOnSignal
 from rosa.train.recipe import Recipe
 from rosa.train.run import TrainResult, train
 from rosa.train.run_folder import RunFolder
-from rosa.train.trainer import GuardedTrainer, stop_on_signals
+from rosa.train.trainer import GuardedTrainer, stop_on_signals, trainer_arguments
 from tests.support.tiny_folder import write_model_folder
 from tests.support.train_runs import adapter, interrupted_at, read_lines, same_adapter
 
@@ -141,6 +142,20 @@ def test_a_second_interrupt_ends_at_once(recipe: Recipe, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         train(recipe, log=str)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_process_that_sees_several_gpus_trains_on_one(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SFTConfig, "_setup_devices", torch.device("cuda:0"), raising=False)
+    monkeypatch.setattr(SFTConfig, "_n_gpu", 2, raising=False)
+    assert trainer_arguments(recipe, 3, has_validation=False).n_gpu == 1
+
+
+def test_fp16_without_cuda_raises(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rosa.train.run.pick_device", lambda: torch.device("cpu"))
+    with pytest.raises(RosaError, match="fp16 trains on CUDA"):
+        train(replace(recipe, precision="fp16"), log=str)
 
 
 def test_an_interrupt_that_cannot_be_announced_still_stops(monkeypatch: pytest.MonkeyPatch) -> None:

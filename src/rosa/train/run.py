@@ -86,6 +86,8 @@ def train(recipe: Recipe, *, resume: bool = False, log: Log = print) -> TrainRes
     # TRL and Transformers still call their own deprecated names; users can do nothing about it.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
     check_recipe(recipe)
+    if recipe.precision == "fp16" and pick_device().type != "cuda":
+        raise RosaError("precision fp16 trains on CUDA devices only; use bf16, float32 or auto")
     split_step(recipe.batch_size, recipe.gradient_accumulation, world_size())
     init_process_group(use_cpu=pick_device().type == "cpu")
     if not is_main_process():

@@ -294,7 +294,7 @@ def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) ->
     share = split_step(recipe.batch_size, recipe.gradient_accumulation, world_size())
     device = pick_device()
     computing = pick_dtype(recipe.precision, device)
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=recipe.output_dir,
         num_train_epochs=recipe.epochs,
         max_steps=recipe.max_steps or -1,
@@ -328,6 +328,9 @@ def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) ->
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=device.type == "cuda",
     )
+    if arguments.n_gpu > 1:  # not DataParallel over every GPU in sight, with more rows per step
+        arguments._n_gpu = 1
+    return arguments
 
 
 @contextmanager
