@@ -1,4 +1,4 @@
-"""`rosa convert`: against llama2.c's arithmetic and merging."""
+"""The llama2.c converter: against llama2.c's arithmetic and merging."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 
 from pretraining.llama2c import convert_llama2c
 from pretraining.llama2c.tokenizer import hugging_face_tokenizer, read_tokenizer
-from rosa.cli import main as cli
 from tests.support.llama2c import (
     FIVE_PIECES,
     SMALL,
@@ -85,13 +84,12 @@ def test_an_untied_head_stays_its_own(tmp_path, small):
     )
 
 
-def test_an_earlier_conversion_is_replaced(small, tmp_path, capsys):
+def test_an_earlier_conversion_is_replaced(small, tmp_path):
     checkpoint, tokenizer = small
     convert_llama2c(*small, tmp_path / "out")
     weights = random_weights(SMALL, 7)
     write_checkpoint(checkpoint, SMALL, weights)
-    assert cli.main(["convert", str(checkpoint), str(tokenizer), str(tmp_path / "out")]) == 0
-    assert "2 layers, 12 wide" in capsys.readouterr().out
+    convert_llama2c(checkpoint, tokenizer, tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     np.testing.assert_array_equal(
         model.model.embed_tokens.weight.detach().numpy(), weights["embed"]

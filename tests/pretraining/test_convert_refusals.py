@@ -1,4 +1,4 @@
-"""Bad input of `rosa convert`: one sentence with the place, exit code 2, nothing written."""
+"""Bad input of the llama2.c converter: one sentence with the place, nothing written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import struct
 
 import pytest
 
-from rosa.cli import main as cli
+from pretraining.llama2c import convert_llama2c
+from rosa.errors import RosaError
 from tests.support.llama2c import (
     write_small,
 )
@@ -17,22 +18,23 @@ def small(tmp_path):
     return write_small(tmp_path)
 
 
-def complaint(capsys, checkpoint, tokenizer, out):
+def complaint(checkpoint, tokenizer, out):
     before = sorted(out.iterdir()) if out.is_dir() else out.exists()
-    assert cli.main(["convert", str(checkpoint), str(tokenizer), str(out)]) == 2
+    with pytest.raises(RosaError) as caught:
+        convert_llama2c(checkpoint, tokenizer, out)
     after = sorted(out.iterdir()) if out.is_dir() else out.exists()
     assert before == after
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
+    said = str(caught.value)
+    assert "\n" not in said
     return said
 
 
 @pytest.mark.parametrize(("change", "word"), [(-3, "cut short"), (4, "too long")])
-def test_wrong_size_names_the_file_and_both_sizes(capsys, small, tmp_path, change, word):
+def test_wrong_size_names_the_file_and_both_sizes(small, tmp_path, change, word):
     checkpoint, tokenizer = small
     data = checkpoint.read_bytes()
     checkpoint.write_bytes(data[:change] if change < 0 else data + bytes(change))
-    said = complaint(capsys, checkpoint, tokenizer, tmp_path / "out")
+    said = complaint(checkpoint, tokenizer, tmp_path / "out")
     assert str(checkpoint) in said
     assert f"{len(data)}" in said
     assert f"{len(data) + change}" in said
@@ -53,28 +55,28 @@ def test_wrong_size_names_the_file_and_both_sizes(capsys, small, tmp_path, chang
         (2, 2**31 - 1, "calls for"),
     ],
 )
-def test_nonsense_in_the_header(capsys, small, tmp_path, field, value, says):
+def test_nonsense_in_the_header(small, tmp_path, field, value, says):
     checkpoint, tokenizer = small
     data = bytearray(checkpoint.read_bytes())
     struct.pack_into("<i", data, 4 * field, value)
     checkpoint.write_bytes(data)
-    said = complaint(capsys, checkpoint, tokenizer, tmp_path / "out")
+    said = complaint(checkpoint, tokenizer, tmp_path / "out")
     assert says in said
     assert str(checkpoint) in said
 
 
-def test_later_versions_of_the_format_are_named(capsys, small, tmp_path):
+def test_later_versions_of_the_format_are_named(small, tmp_path):
     checkpoint, tokenizer = small
     checkpoint.write_bytes(struct.pack("<Ii", 0x616B3432, 2) + bytes(300))
-    assert "version 2" in complaint(capsys, checkpoint, tokenizer, tmp_path / "out")
+    assert "version 2" in complaint(checkpoint, tokenizer, tmp_path / "out")
 
 
-def test_a_checkpoint_that_is_not_there_or_too_small(capsys, small, tmp_path):
+def test_a_checkpoint_that_is_not_there_or_too_small(small, tmp_path):
     _, tokenizer = small
-    said = complaint(capsys, tmp_path / "none.bin", tokenizer, tmp_path / "out")
+    said = complaint(tmp_path / "none.bin", tokenizer, tmp_path / "out")
     assert "none.bin can't be read: No such file" in said
     (tmp_path / "tiny.bin").write_bytes(b"abc")
-    assert "has 3 bytes" in complaint(capsys, tmp_path / "tiny.bin", tokenizer, tmp_path / "out")
+    assert "has 3 bytes" in complaint(tmp_path / "tiny.bin", tokenizer, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -93,22 +95,22 @@ def test_a_checkpoint_that_is_not_there_or_too_small(capsys, small, tmp_path):
         (lambda data: data[:-9] + struct.pack("<f", -3) + data[-5:], "262 and 263 the same score"),
     ],
 )
-def test_damaged_tokenizer(capsys, small, tmp_path, damage, says):
+def test_damaged_tokenizer(small, tmp_path, damage, says):
     checkpoint, tokenizer = small
     tokenizer.write_bytes(damage(tokenizer.read_bytes()))
-    said = complaint(capsys, checkpoint, tokenizer, tmp_path / "out")
+    said = complaint(checkpoint, tokenizer, tmp_path / "out")
     assert says in said
     assert str(tokenizer) in said
 
 
-def test_a_folder_with_other_things_is_left_alone(capsys, small, tmp_path):
+def test_a_folder_with_other_things_is_left_alone(small, tmp_path):
     out = tmp_path / "precious"
     out.mkdir()
     (out / "config.json").write_text('{"model_type": "llama"}')
-    assert "is not empty" in complaint(capsys, *small, out)
+    assert "is not empty" in complaint(*small, out)
     assert (out / "config.json").read_text() == '{"model_type": "llama"}'
 
 
-def test_an_output_that_is_a_file(capsys, small, tmp_path):
+def test_an_output_that_is_a_file(small, tmp_path):
     (tmp_path / "file").write_text("kept")
-    assert "is a file" in complaint(capsys, *small, tmp_path / "file")
+    assert "is a file" in complaint(*small, tmp_path / "file")

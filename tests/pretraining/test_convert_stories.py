@@ -1,4 +1,4 @@
-"""`rosa convert` of stories260K: its tokens and its published text."""
+"""The llama2.c converter on stories260K: its tokens and its published text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rosa.cli import main as cli
+from pretraining.llama2c import convert_llama2c
 from tests.support.llama2c import (
     llama2c_encode,
     read_entries,
@@ -21,8 +21,7 @@ from tests.support.llama2c import (
 def stories(shared_data, tmp_path_factory):
     """stories260K: the folder with the originals and the converted one."""
     source, out = shared_data / "stories260K", tmp_path_factory.mktemp("stories") / "model"
-    argv = ["convert", str(source / "stories260K.bin"), str(source / "tok512.bin"), str(out)]
-    assert cli.main(argv) == 0
+    convert_llama2c(source / "stories260K.bin", source / "tok512.bin", out)
     return source, out
 
 

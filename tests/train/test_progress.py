@@ -56,8 +56,8 @@ def test_without_a_terminal_a_log_is_one_unwrapped_line(monkeypatch: pytest.Monk
     progress.on_step_end(args, state, control)
     progress.on_log(args, state, control, logs=LOGS)
     (line,) = stream.getvalue().splitlines()
-    assert line.startswith("step 40/400  loss 1.2346  lr 9.8e-04")
-    assert "15 of 30 layers" in line
+    start = "step 40/400  loss 1.2346  445 tokens/s  15 of 30 layers  lr 9.8e-04  "
+    assert line.startswith(start)
     assert re.search(r"\d+ (ms|s|min|h) left  peak \d", line)
 
 

@@ -128,10 +128,10 @@ class ProgressReport(TrainerCallback):
             self._console.print(line, soft_wrap=True, highlight=False)
 
     def _values(self, state: Any) -> str:
-        """`loss 1.2340  lr 9.8e-04  445 tokens/s  15 of 30 layers  2.1 min left  1.2 GB`."""
+        """`loss 1.2340  445 tokens/s  15 of 30 layers  lr 9.8e-04  2.1 min left  peak 1.2 GB`."""
         parts = [self._describe(self._latest)]
         if "learning_rate" in self._latest:
-            parts.insert(1, f"lr {self._latest['learning_rate']:.1e}")
+            parts.append(f"lr {self._latest['learning_rate']:.1e}")
         done = state.global_step - self._began[0]
         if done:
             left = (time.perf_counter() - self._began[1]) / done

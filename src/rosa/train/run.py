@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import TrainerCallback, set_seed
 
 from rosa.common.distributed import (
@@ -259,11 +258,6 @@ def build_model(recipe: Recipe, total_steps: int) -> Any:
         raise RosaError(
             f"{recipe.method} cannot be attached to {recipe.model}: {one_line(error)}"
         ) from error
-    if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
-        raise RosaError(
-            f"{recipe.method} would adapt the output embeddings of {recipe.model}, whose adapter "
-            "the loss skips; leave lm_head out of target_modules"
-        )
     for parameter in adapted.parameters():  # PEFT leaves norms and modules_to_save as they are
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
             parameter.data = parameter.data.float()  # else a step of 1e-3 on a norm is lost
