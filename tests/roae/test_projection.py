@@ -206,8 +206,8 @@ def test_an_adapter_whose_projection_is_not_registered_here(
     adapted("llama-gqa", projection="two_layers").save_pretrained(tmp_path)
     del registry["two_layers"], registry["scaled"]
     sentence = (
-        "projection must be one of low_rank, full, not 'two_layers'; register your own with "
-        "rosa.register_projection(name, factory) before its adapter is created or loaded"
+        f"projection must be one of {', '.join(registry)}, not 'two_layers'; register your own "
+        "with rosa.register_projection(name, factory) before its adapter is created or loaded"
     )
     with pytest.raises(RosaError) as caught:
         PeftModel.from_pretrained(tiny_model("llama-gqa"), tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pretraining.llama2c import convert_llama2c
 from rosa.cli.main import main
 
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "stories260k.yaml")
@@ -16,8 +17,7 @@ RECIPE = str(Path(__file__).parents[2] / "recipes" / "stories260k.yaml")
 def model(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real") / "stories260K"
     source = shared_data / "stories260K"
-    files = [str(source / "stories260K.bin"), str(source / "tok512.bin")]
-    assert main(["convert", *files, str(folder)]) == 0
+    convert_llama2c(source / "stories260K.bin", source / "tok512.bin", folder)
     return folder
 
 
