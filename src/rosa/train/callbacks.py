@@ -97,7 +97,8 @@ class ProgressReport(TrainerCallback):
         doing = "saving" if control.should_save else "training"
         doing = "validating" if control.should_evaluate else doing
         self._bar.update(self._task, completed=state.global_step, description=doing)
-        self._report_if_due(state)
+        if not control.should_log:  # a log is a line of its own
+            self._report_if_due(state)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.update(self._task, description="validating")
@@ -133,7 +134,7 @@ class ProgressReport(TrainerCallback):
         if "learning_rate" in self._latest:
             parts.append(f"lr {self._latest['learning_rate']:.1e}")
         done = state.global_step - self._began[0]
-        if done:
+        if done > 0 and state.global_step < state.max_steps:
             left = (time.perf_counter() - self._began[1]) / done
             left *= state.max_steps - state.global_step
             parts.append(f"{format_duration(left, digits=2)} left")
