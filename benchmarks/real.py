@@ -216,6 +216,7 @@ def plain_trl(options: argparse.Namespace) -> dict[str, float]:
                 per_device_train_batch_size=BATCH,
                 max_steps=WARMUP + options.steps,
                 bf16=half,
+                use_cpu=not torch.cuda.is_available(),
                 model_init_kwargs={"dtype": torch.bfloat16 if half else torch.float32},
                 gradient_checkpointing=False,
                 save_strategy="no",

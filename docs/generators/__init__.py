@@ -18,17 +18,17 @@ from rosa import DlsConfig, RosaConfig
 
 def pages() -> dict[Path, str]:
     """Every page with generated parts, as it should be."""
+    demo_real = readme.demo_table("demo_real.json", "make demo-real-record")
     blocks = {
         ROOT / "README.md": {
+            "demo-real": demo_real,
             "parameters": readme.parameters_line(),
             "costs": readme.costs_table(),
             "status": readme.status(),
             "demo-table": readme.demo_table(),
         },
         DOCS / "guides/dls.md": {"dls-config": recipe.table(DlsConfig)},
-        DOCS / "guides/real_models.md": {
-            "demo-real": readme.demo_table("demo_real.json", "make demo-real-record"),
-        },
+        DOCS / "guides/real_models.md": {"demo-real": demo_real},
         DOCS / "reference/methods.md": {
             "paper-methods": methods.methods_table(["baseline", "ours"]),
             "variants": methods.methods_table(["variant"]),
