@@ -63,7 +63,8 @@ def main() -> None:
     found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     name = Path(options.model).name
     for part in options.parts:
-        key = f"{part} {options.precision}" if part == "training" else part
+        what = {"training": options.precision, "padding": Path(options.data).stem}.get(part)
+        key = f"{part} {what}" if what else part
         figures = PARTS[part](options)
         found.setdefault(name, {})[key] = {"environment": describe_environment(), **figures}
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
@@ -94,10 +95,36 @@ def startup(options: argparse.Namespace) -> dict[str, Any]:
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
+def padding(options: argparse.Namespace) -> dict[str, Any]:
+    """Share of padding in what a step computes, in percent: rows grouped by length, or shuffled."""
+    from torch import Generator, randperm
+
+    from rosa.data.length_grouping import LengthGroupedSampler
+    from rosa.data.sources import load_training_rows
+    from rosa.data.tokenization import tokenize_rows
+    from rosa.models.loading import load_tokenizer
+
+    records = [(options.data, n, row) for n, row in enumerate(load_training_rows(options.data), 1)]
+    rows = tokenize_rows(records, load_tokenizer(options.model), max_length=512).rows
+    lengths = [len(row["input_ids"]) for row in rows]
+    orders = {
+        "grouped": list(LengthGroupedSampler(lengths, BATCH, seed=1)),
+        "shuffled": randperm(len(lengths), generator=Generator().manual_seed(1)).tolist(),
+    }
+
+    def share(order: list[int], batch: int) -> float:
+        cut = [[lengths[i] for i in order[at : at + batch]] for at in range(0, len(order), batch)]
+        return 100 * (1 - sum(lengths) / sum(max(b) * len(b) for b in cut))
+
+    shares = {f"{n}, batch {b}": share(o, b) for n, o in orders.items() for b in (2, 4, BATCH)}
+    return {"data": Path(options.data).name, "rows": len(rows), "percent": shares}
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "training": training,
     "evaluation": evaluation,
     "startup": startup,
+    "padding": padding,
 }
 
 
