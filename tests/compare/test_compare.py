@@ -17,7 +17,7 @@ import yaml
 from rosa.cli.main import main
 from rosa.compare.gather import read_run
 from rosa.compare.grid import parse_method_entry
-from rosa.compare.plan import Job, RunGroup
+from rosa.compare.job import Job, RunGroup
 from rosa.compare.results import StudyResults
 from rosa.errors import RosaError
 from rosa.train.recipe import Recipe

@@ -15,11 +15,12 @@ from rosa.compare.gather import method_group
 from rosa.compare.grid import (
     STUDY_OPTIONS,
     Grid,
-    LearningRateSearch,
     TrainingSet,
     parse_method_entry,
 )
-from rosa.compare.plan import folder_name, plan
+from rosa.compare.job import folder_name
+from rosa.compare.plan import plan
+from rosa.compare.tuning import LearningRateSearch
 from rosa.errors import RosaError
 
 

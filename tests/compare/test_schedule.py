@@ -23,15 +23,15 @@ from rosa.cli.recipe_parser import resolve_recipe
 from rosa.compare import job as job_module
 from rosa.compare import schedule as schedule_module
 from rosa.compare.gather import gather_tuning
-from rosa.compare.grid import Grid, LearningRateSearch, TrainingSet
-from rosa.compare.job import status_file
+from rosa.compare.grid import Grid, TrainingSet
+from rosa.compare.job import Job, status_file
 from rosa.compare.local import PRELOAD, visible_gpus
-from rosa.compare.plan import Job, plan
+from rosa.compare.plan import plan
 from rosa.compare.progress import StudyProgress
 from rosa.compare.results import StudyResults, to_json
 from rosa.compare.run import compare, merge_environments, save_grid, sigterm_as_keyboard_interrupt
 from rosa.compare.schedule import Schedule
-from rosa.compare.tuning import best_learning_rate, tuning_losses
+from rosa.compare.tuning import LearningRateSearch, tuning_losses
 from rosa.errors import RosaError
 from rosa.evaluate.options import EvaluationOptions
 from rosa.train.recipe import dump_recipe
@@ -269,7 +269,7 @@ def test_losses_are_means_over_the_tuning_seeds(tmp_path: Path) -> None:
     tuning = [job for job in schedule.jobs if job.is_tuning]
     losses = tuning_losses(tmp_path, tuning)
     assert losses == {1e-3: 0.5, 1e-2: float("inf")}
-    assert best_learning_rate(losses, "no luck") == 1e-3
+    assert schedule.learning_rate(tuning[0].group) == 1e-3
 
 
 def test_the_progress_shows_how_many_are_done_and_how_long_it_takes(tmp_path: Path) -> None:

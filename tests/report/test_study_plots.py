@@ -6,7 +6,7 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
-from rosa.compare.plan import folder_name
+from rosa.compare.job import folder_name
 from rosa.report.plots.study_plots import by_method, cost_points, write_pictures
 from tests.support.synthetic_study import synthetic_study
 

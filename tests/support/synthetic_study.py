@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rosa.compare.grid import Grid, TrainingSet
-from rosa.compare.plan import RunGroup
+from rosa.compare.job import RunGroup
 from rosa.compare.results import RESULTS, RunResult, StudyResults, to_json
 from rosa.data.prompts import instruction_prompt
 from rosa.evaluate.results import TaskScore

@@ -11,10 +11,11 @@ from rich.console import Console
 from rosa.cli.parser import Parser
 from rosa.cli.recipe_parser import read_recipe_file, resolve_recipe
 from rosa.compare.executors import make_executor
-from rosa.compare.grid import Grid, LearningRateSearch, TrainingSet
+from rosa.compare.grid import Grid, TrainingSet
 from rosa.compare.plan import plan
 from rosa.compare.results import StudyResults
 from rosa.compare.run import compare
+from rosa.compare.tuning import LearningRateSearch
 from rosa.errors import RosaError, did_you_mean
 from rosa.evaluate.options import EvaluationOptions
 from rosa.report.study_output import write_study_output

@@ -2,8 +2,8 @@
 
 grid.py            what is compared, as typed YAML; budgets.py: its `budget` key
 plan.py            the grid as a list of jobs, each a recipe and an evaluation
-job.py             one job in a process of its own: train, then evaluate
-tuning.py          the learning rate of each method, chosen by validation loss
+job.py             one run in a process of its own: train, then evaluate
+tuning.py          the learning-rate search: its runs, their losses, and the choice
 schedule.py        starts the jobs that are ready, survives those that fail
 executors.py       where jobs run: local.py on this machine, ray.py on a Ray cluster
 progress.py        the live table

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from rosa.compare.job import Job
 from rosa.compare.local import LocalExecutor
-from rosa.compare.plan import Job
 from rosa.compare.ray import RayExecutor
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rosa.compare.grid import Grid, MethodEntry
-from rosa.compare.plan import Job
+from rosa.compare.job import ENDED, Job
 from rosa.compare.results import RunResult, StudyResults, read_score
-from rosa.compare.schedule import ENDED, Schedule
+from rosa.compare.schedule import Schedule
 from rosa.compare.tuning import trained_learning_rate, tuning_losses
 from rosa.errors import RosaError
 from rosa.methods.registry import load_method

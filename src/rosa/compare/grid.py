@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from rosa.compare.tuning import LearningRateSearch
 from rosa.errors import RosaError
 from rosa.evaluate.options import EvaluationOptions
 from rosa.evaluate.tasks import resolve_tasks
@@ -43,21 +44,6 @@ class TrainingSet:
     def sources(self) -> list[str]:
         """`data` as a list."""
         return [self.data] if isinstance(self.data, str) else self.data
-
-
-@dataclass
-class LearningRateSearch:
-    """The learning rates each method may choose from; the lowest validation loss wins.
-
-    Args:
-        learning_rates: candidates, the same for every method.
-        seeds: seeds of the tuning runs; not those of the study, whose test scores stay unseen.
-        recipe: recipe keys of the tuning runs alone, such as fewer steps.
-    """
-
-    learning_rates: list[float]
-    seeds: list[int] = field(default_factory=lambda: [1])
-    recipe: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""One job in a process of its own: train, evaluate, and write its status.
+"""One job of a study, in a process of its own: train, evaluate, and write its status.
 
 A job is `rosa train` and `rosa evaluate` on the run's folder: it resumes what an earlier attempt
 left, and its recipe alone repeats it.
@@ -12,17 +12,80 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import sys
 import time
 import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rosa.common.files import atomic_write
-from rosa.compare.plan import Job
 from rosa.errors import DivergedError, RosaError, one_line
+from rosa.evaluate.options import EvaluationOptions
+from rosa.train.recipe import Recipe
 from rosa.train.run_folder import RunFolder
+
+FINISHED = ("done", "diverged")  # not run again; only a tuning run counts as diverged
+ENDED = (*FINISHED, "failed", "interrupted")
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """The runs that differ only in their seed: one row of a table."""
+
+    model: str
+    train_set: str
+    method: str
+
+    @property
+    def path(self) -> str:
+        """The group's folder inside a study's."""
+        return "/".join(map(folder_name, (self.model, self.train_set, self.method)))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run in a process of its own.
+
+    Attributes:
+        id: its folder inside the study's.
+        recipe: what `rosa train` runs; `output_dir` is the run's folder.
+        tasks: the tasks it is evaluated on; none for a tuning run.
+        evaluate: the options of that evaluation; None for a tuning run.
+        is_tuned: its learning rate is yet to be chosen from the group's tuning runs.
+    """
+
+    id: str
+    group: RunGroup
+    recipe: Recipe
+    tasks: tuple[str, ...] = ()
+    evaluate: EvaluationOptions | None = None
+    is_tuned: bool = False
+    threads: int = 1
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.seed
+
+    @property
+    def is_tuning(self) -> bool:
+        return self.evaluate is None
+
+
+def by_group(jobs: Iterable[Job]) -> dict[RunGroup, list[Job]]:
+    """The jobs of each group, in the order of the groups' first jobs."""
+    groups: dict[RunGroup, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.group, []).append(job)
+    return groups
+
+
+def folder_name(name: str) -> str:
+    """A name as a folder's: `Qwen/Qwen2.5-7B` becomes `Qwen2.5-7B`."""
+    return re.sub(r"[^\w.+-]+", "-", name.rstrip("/").split("/")[-1]).strip("-.") or "unnamed"
 
 
 def status_file(study: Path, job_id: str) -> Path:

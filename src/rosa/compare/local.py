@@ -13,8 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from rosa.compare.job import run_job
-from rosa.compare.plan import Job
+from rosa.compare.job import Job, run_job
 
 # All of our modules that a run imports, so that an update of the package in the middle of a study
 # does not mix two versions.

@@ -2,72 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from rosa.compare.budgets import budget_keys
 from rosa.compare.grid import Grid, MethodEntry, merge_keys
+from rosa.compare.job import Job, RunGroup
+from rosa.compare.tuning import tuning_jobs
 from rosa.errors import RosaError
-from rosa.evaluate.options import EvaluationOptions
 from rosa.methods.registry import load_method
 from rosa.train.recipe import Recipe, check_recipe
 
 ResolveRecipe = Callable[[dict[str, Any], str], Recipe]  # (keys, where they are given) -> recipe
-
-
-@dataclass(frozen=True)
-class RunGroup:
-    """The runs that differ only in their seed: one row of a table."""
-
-    model: str
-    train_set: str
-    method: str
-
-    @property
-    def path(self) -> str:
-        """The group's folder inside a study's."""
-        return "/".join(map(folder_name, (self.model, self.train_set, self.method)))
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run in a process of its own.
-
-    Attributes:
-        id: its folder inside the study's.
-        recipe: what `rosa train` runs; `output_dir` is the run's folder.
-        tasks: the tasks it is evaluated on; none for a tuning run.
-        evaluate: the options of that evaluation; None for a tuning run.
-        is_tuned: its learning rate is yet to be chosen from the group's tuning runs.
-    """
-
-    id: str
-    group: RunGroup
-    recipe: Recipe
-    tasks: tuple[str, ...] = ()
-    evaluate: EvaluationOptions | None = None
-    is_tuned: bool = False
-    threads: int = 1
-
-    @property
-    def seed(self) -> int:
-        return self.recipe.seed
-
-    @property
-    def is_tuning(self) -> bool:
-        return self.evaluate is None
-
-
-def by_group(jobs: Iterable[Job]) -> dict[RunGroup, list[Job]]:
-    """The jobs of each group, in the order of the groups' first jobs."""
-    groups: dict[RunGroup, list[Job]] = {}
-    for job in jobs:
-        groups.setdefault(job.group, []).append(job)
-    return groups
 
 
 def plan(grid: Grid, resolve: ResolveRecipe) -> list[Job]:
@@ -91,36 +40,20 @@ def plan(grid: Grid, resolve: ResolveRecipe) -> list[Job]:
     if grid.tune is not None:
         for group, entry in groups.items():
             recipe = _recipe(grid, group, entry, resolve, grid.tune.recipe)
-            if not recipe.validation:
-                raise RosaError(
-                    "tune compares validation losses, and validation is 0; hold out some rows"
-                )
-            for rate, seed in product(grid.tune.learning_rates, grid.tune.seeds):
-                id = f"tuning/{group.path}/lr-{rate:g}-seed-{seed}"
-                own = _own(recipe, grid, id, seed, learning_rate=rate)
-                jobs.append(Job(id, group, own, threads=grid.threads))
+            jobs += tuning_jobs(grid.tune, group, recipe, grid.threads)
     recipes = {group: _recipe(grid, group, entry, resolve) for group, entry in groups.items()}
     for seed, (group, recipe) in product(grid.seeds, recipes.items()):
         id = f"runs/{group.path}/seed-{seed}"
+        recipe = replace(recipe, output_dir=str(Path(recipe.output_dir) / id), seed=seed)
         tasks = tuple(grid.training_sets[group.train_set].tasks)
-        own = _own(recipe, grid, id, seed)
         is_tuned = grid.tune is not None
-        jobs.append(Job(id, group, own, tasks, grid.evaluate, is_tuned, grid.threads))
+        jobs.append(Job(id, group, recipe, tasks, grid.evaluate, is_tuned, grid.threads))
     for job in jobs:
         try:
             check_recipe(job.recipe)
         except RosaError as error:
             raise RosaError(f"the method '{job.group.method}': {error}") from None
     return jobs
-
-
-def _own(recipe: Recipe, grid: Grid, id: str, seed: int, **keys: Any) -> Recipe:
-    return replace(recipe, output_dir=str(Path(grid.output_dir) / id), seed=seed, **keys)
-
-
-def folder_name(name: str) -> str:
-    """A name as a folder's: `Qwen/Qwen2.5-7B` becomes `Qwen2.5-7B`."""
-    return re.sub(r"[^\w.+-]+", "-", name.rstrip("/").split("/")[-1]).strip("-.") or "unnamed"
 
 
 def _recipe(

@@ -15,9 +15,8 @@ from rich.text import Text
 from rosa.common.files import read_jsonl
 from rosa.common.formatting import format_duration
 from rosa.common.reporting import REPORT_SECONDS, Every
-from rosa.compare.job import read_status
-from rosa.compare.plan import Job, by_group
-from rosa.compare.schedule import FINISHED, Schedule
+from rosa.compare.job import FINISHED, Job, by_group, read_status
+from rosa.compare.schedule import Schedule
 
 MARKS = {
     "waiting": ("·", "dim"),

@@ -12,8 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rosa.compare.job import run_job
-from rosa.compare.plan import Job
+from rosa.compare.job import Job, run_job
 from rosa.errors import RosaError
 
 STOP_SECONDS = 120

@@ -18,7 +18,8 @@ from rosa.compare.contamination import write_overlap
 from rosa.compare.executors import Executor
 from rosa.compare.gather import gather_results
 from rosa.compare.grid import STUDY_OPTIONS, Grid
-from rosa.compare.plan import Job, ResolveRecipe, plan
+from rosa.compare.job import Job
+from rosa.compare.plan import ResolveRecipe, plan
 from rosa.compare.progress import StudyProgress
 from rosa.compare.results import GRID, StudyResults, write_results
 from rosa.compare.schedule import Schedule

@@ -8,15 +8,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from rosa.compare.executors import Executor
-from rosa.compare.job import read_status
-from rosa.compare.plan import Job, RunGroup, by_group
-from rosa.compare.tuning import best_learning_rate, learning_rates_in_use, tuning_losses
+from rosa.compare.job import ENDED, FINISHED, Job, RunGroup, by_group, read_status
+from rosa.compare.tuning import choose_learning_rate, learning_rates_in_use
 from rosa.errors import RosaError
 from rosa.train.run_folder import RunFolder, first_difference
 
 POLL_SECONDS = 0.5
-FINISHED = ("done", "diverged")  # not run again; only a tuning run counts as diverged
-ENDED = (*FINISHED, "failed", "interrupted")
 
 
 class Schedule:
@@ -71,16 +68,8 @@ class Schedule:
         """
         if group not in self._learning_rates:
             jobs = self.tuning[group]
-            for job in jobs:
-                if self.states[job.id] not in (*FINISHED, "failed"):
-                    raise RosaError(
-                        "no learning rate could be chosen, the tuning run "
-                        f"{job.id} has not finished ({self.errors.get(job.id, 'not started')})"
-                    )
-            reasons = [self.errors[job.id] for job in jobs if job.id in self.errors]
-            self._learning_rates[group] = best_learning_rate(
-                tuning_losses(self.study, jobs), (reasons or ["no finite validation loss"])[0]
-            )
+            rate = choose_learning_rate(self.study, jobs, self.states, self.errors)
+            self._learning_rates[group] = rate
         return self._learning_rates[group]
 
     def _state_on_disk(self, job: Job) -> str:

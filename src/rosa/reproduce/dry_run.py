@@ -15,7 +15,8 @@ from rosa.budget.time import Device, Workload, evaluation_seconds, training_seco
 from rosa.common.formatting import format_bytes, format_duration
 from rosa.compare.budgets import cached_count, cached_model_config
 from rosa.compare.grid import TrainingSet
-from rosa.compare.plan import Job, ResolveRecipe, plan
+from rosa.compare.job import Job
+from rosa.compare.plan import ResolveRecipe, plan
 from rosa.data.json_rows import optional_text_field, text_field
 from rosa.data.prompts import instruction_prompt
 from rosa.data.sources import load_training_rows, toy_tasks

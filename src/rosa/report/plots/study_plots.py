@@ -13,7 +13,7 @@ from typing import Any
 
 from rosa.common.formatting import visible
 from rosa.common.plot_style import GRID, canvas, percent_axis, remove_frame
-from rosa.compare.plan import folder_name
+from rosa.compare.job import folder_name
 from rosa.compare.results import RunResult, StudyResults
 from rosa.compare.significance import MeanStd
 from rosa.models.loading import short_name

@@ -11,7 +11,7 @@ from textwrap import shorten
 
 from rosa.compare.contamination import OverlapTable, load_overlap
 from rosa.compare.grid import parse_method_entry
-from rosa.compare.plan import RunGroup
+from rosa.compare.job import RunGroup
 from rosa.compare.results import RunResult, StudyResults
 from rosa.compare.significance import MeanStd
 from rosa.evaluate.results import TaskScore

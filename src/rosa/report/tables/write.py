@@ -9,7 +9,7 @@ from pathlib import Path
 from rosa.common.files import atomic_write
 from rosa.common.tables.model import Table
 from rosa.common.tables.render import FORMATS
-from rosa.compare.plan import folder_name
+from rosa.compare.job import folder_name
 from rosa.compare.results import StudyResults
 from rosa.report.tables import differences, paper
 from rosa.report.tables.build import average_table, difference_table, main_table
