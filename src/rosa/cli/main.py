@@ -27,7 +27,7 @@ COMMANDS = {
     "plot": "draw which layers a run chose, how often, and their scores",
     "inspect": "draw how strong a model's queries and keys are, and what an adapter does",
     "params": "count the trainable parameters of each method, without loading weights",
-    "convert": "turn a llama2.c checkpoint into a Hugging Face folder",
+    "convert": "turn a GGUF file into a Hugging Face model folder",
 }
 EXIT_UNEXPECTED = 1
 EXIT_BAD_INPUT = 2

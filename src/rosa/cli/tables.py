@@ -61,16 +61,15 @@ def run(args: Any) -> None:
     if args.out:
         check_writable(Path(args.out))
     formats = [args.format] if args.format else list(FORMATS)
+    files: list[Path] = []
     if args.out and study and not args.averages:
         files = write_tables(study, args.out, options, formats)
     elif study:
-        files, found = [], sections(study, options)
+        found = sections(study, options)
         if not found:
             raise RosaError(f"{args.study} has no finished run yet; rerun `rosa compare` to resume")
         tables = [[average_table(s)] if args.averages else tables_of(s) for s in found]
         printed = [table for group in tables for table in group] + printed
-    else:
-        files = []
     if args.out:
         files = save(printed, Path(args.out), formats) + files
         sys.stdout.write("".join(f"{file}\n" for file in files))

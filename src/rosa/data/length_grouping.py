@@ -26,8 +26,9 @@ class LengthGroupedSampler(Sampler[int]):
     """Shuffles the rows, sorts each window of 50 steps by length, shuffles the steps of the window.
 
     Each run of `rows_per_step` indices has rows of similar length, sorted, so that micro-batches
-    cut from it have little padding. The order depends on seed and epoch alone, so that a resumed
-    run has it again and any number of processes share the same steps.
+    cut from it have little padding. The step with the longest row comes first, so that a run that
+    needs too much memory fails at once. The order depends on seed and epoch alone, so that a
+    resumed run has it again and any number of processes share the same steps.
     """
 
     def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int) -> None:
@@ -54,9 +55,7 @@ class LengthGroupedSampler(Sampler[int]):
             whole = [step for step in cut if len(step) == self._rows_per_step]
             drawn = torch.randperm(len(whole), generator=generator).tolist()
             steps += [whole[i] for i in drawn] + list(cut[len(whole) :])
-        longest = max(
-            range(len(steps)), key=lambda i: int(self._lengths[steps[i]].max()), default=0
-        )
-        if steps and len(steps[longest]) == self._rows_per_step:
+        longest = max(range(len(steps)), key=lambda i: int(self._lengths[steps[i][0]]))
+        if len(steps[longest]) == self._rows_per_step:
             steps.insert(0, steps.pop(longest))
-        return iter(torch.cat(steps).tolist() if steps else [])
+        return iter(torch.cat(steps).tolist())

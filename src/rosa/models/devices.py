@@ -9,7 +9,7 @@ from rosa.errors import RosaError
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("auto", "bf16", "fp16", "float32")
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "float32": "float32"}  # PyTorch's names
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -38,11 +38,11 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """
     import torch
 
-    if dtype not in DTYPES:
-        raise RosaError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
     if dtype == "auto":
         dtype = "bf16" if computes_in_bf16(device) else "float32"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}[dtype]
+    if dtype not in DTYPES:
+        raise RosaError(f"unknown dtype {dtype!r}; choose from {', '.join(('auto', *DTYPES))}")
+    return getattr(torch, DTYPES[dtype])
 
 
 def computes_in_bf16(device: torch.device) -> bool:

@@ -19,10 +19,10 @@ from typing import Any
 
 from rosa.common.files import translate_disk_errors
 from rosa.errors import RosaError, errors_as
+from rosa.models.devices import DTYPES
 from rosa.models.loading import quiet
 
 NOTE = "converted_from.json"
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "float32": "float32"}
 _CARD = """---
 library_name: transformers
 tags: [gguf, dequantized]
@@ -135,7 +135,7 @@ def _load(file: Path, dtype: str) -> tuple[Any, Any]:
         model: Any = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
-            dtype=getattr(torch, dtype),
+            dtype=dtype,
             quantization_config=GgufConfig(dequantize=True),  # kernels could keep its blocks
         )
     for name, weight in model.named_parameters():

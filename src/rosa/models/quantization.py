@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rosa.errors import RosaError
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 Quantization = Literal["nf4", "int8"]
-NAMES = ("nf4", "int8")
+NAMES = get_args(Quantization)
 
 
 def check_quantization(name: str | None) -> None:
@@ -36,7 +36,6 @@ def loading_options(name: str | None, dtype: torch.dtype, device: torch.device) 
         return {}
     from transformers import BitsAndBytesConfig
 
-    check_quantization(name)
     if name == "int8":
         config = BitsAndBytesConfig(load_in_8bit=True)
     else:

@@ -112,7 +112,7 @@ class ProgressReport(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         self._latest.update(logs)
-        self._bar.update(self._task, note=self._describe(self._latest))
+        self._bar.update(self._task, note=self._describe())
         if "eval_loss" in logs:
             self._print(state, f"validation loss {logs['eval_loss']:.4f}")
         elif "loss" in logs:
@@ -130,7 +130,7 @@ class ProgressReport(TrainerCallback):
 
     def _values(self, state: Any) -> str:
         """`loss 1.2340  445 tokens/s  15 of 30 layers  lr 9.8e-04  2.1 min left  peak 1.2 GB`."""
-        parts = [self._describe(self._latest)]
+        parts = [self._describe()]
         if "learning_rate" in self._latest:
             parts.append(f"lr {self._latest['learning_rate']:.1e}")
         done = state.global_step - self._began[0]
@@ -142,9 +142,9 @@ class ProgressReport(TrainerCallback):
         parts.append(f"peak {format_bytes(totals.peak_device_bytes or totals.peak_host_bytes)}")
         return "  ".join(part for part in parts if part)
 
-    def _describe(self, logs: dict[str, Any]) -> str:
-        """Logged values as text: `loss 1.2340  445 tokens/s  15 of 30 layers`."""
-        parts = []
+    def _describe(self) -> str:
+        """`loss 1.2340  445 tokens/s  15 of 30 layers`, what of it has been logged."""
+        logs, parts = self._latest, []
         if "loss" in logs:
             parts.append(f"loss {logs['loss']:.4f}")
         if "tokens_per_second" in logs:

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from transformers.utils import is_triton_available
 from trl.trainer.utils import FusedCausalLMOutput
 
+from rosa.data.tokenization import IGNORE_INDEX
 from rosa.errors import RosaError
-
-IGNORED = -100
 
 
 def uses_trl_kernel(model: Any, device: torch.device) -> bool:
@@ -67,7 +66,7 @@ def score_supervised_positions(model: Any, forward: Callable[..., Any]) -> None:
     ) -> Any:
         if not fused_lm_head:
             return forward(*args, **kwargs, **({} if labels is None else {"labels": labels}))
-        mask, head = labels[:, 1:] != IGNORED, self.get_output_embeddings()
+        mask, head = labels[:, 1:] != IGNORE_INDEX, self.get_output_embeddings()
         if mask.sum() > mask.numel() / 2 and not isinstance(head, BaseTunerLayer):
             return trl_forward(*args, fused_lm_head=True, labels=labels, **kwargs)
         with _head_sees_only(mask, head):

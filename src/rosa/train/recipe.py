@@ -22,7 +22,7 @@ from rosa.models.quantization import Quantization, check_quantization
 
 DEFAULT_METHOD = "rosa"
 # What runs did before a key existed; a run's own recipe.yaml lacks the keys that are newer.
-LEGACY_VALUES: dict[str, Any] = {"group_by_length": False}
+LEGACY_DEFAULTS: dict[str, Any] = {"group_by_length": False}
 
 
 class UseMethodDefault:

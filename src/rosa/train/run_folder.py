@@ -24,7 +24,7 @@ import yaml
 
 from rosa.common.files import LOCK_FILE, PARTIAL_SUFFIX, atomic_write, check_writable, fsync_tree
 from rosa.errors import RosaError
-from rosa.train.recipe import LEGACY_VALUES, Recipe, dump_recipe
+from rosa.train.recipe import LEGACY_DEFAULTS, Recipe, dump_recipe
 from rosa.train.sharded_checkpoint import MOMENTS, SHARDS, is_sharded
 
 WEIGHTS = "adapter_model.safetensors"
@@ -186,7 +186,7 @@ class RunFolder:
     def as_started(self, recipe: Recipe) -> Recipe:
         """`recipe`, where keys that are newer than the run have the value that it trained with."""
         known = self.read_recipe()
-        return replace(recipe, **{k: v for k, v in LEGACY_VALUES.items() if k not in known})
+        return replace(recipe, **{k: v for k, v in LEGACY_DEFAULTS.items() if k not in known})
 
 
 def step_of(checkpoint: Path) -> int:
