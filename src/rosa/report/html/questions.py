@@ -20,7 +20,7 @@ from rosa.report.html.head import seeds_in_order
 LIMIT_MB = 64.0  # of different response texts; browsers page through this much without effort
 
 
-class Question(NamedTuple):
+class PageQuestion(NamedTuple):
     """What a row of a test set asks."""
 
     row: int  # of the test set: its `index`
@@ -31,7 +31,7 @@ class Question(NamedTuple):
 class Answer(NamedTuple):
     """One line of a run's answers."""
 
-    question: Question
+    question: PageQuestion
     response: str
     prediction: str | None
     correct: bool
@@ -42,7 +42,7 @@ class TaskAnswers:
     """One task: its questions, and per run (by position in the study) the answers to them."""
 
     title: str
-    questions: dict[Question, Question] = field(default_factory=dict)  # each object once
+    questions: dict[PageQuestion, PageQuestion] = field(default_factory=dict)  # each object once
     runs: dict[int, list[Answer]] = field(default_factory=dict)
 
 
@@ -136,10 +136,10 @@ def _read(study: StudyResults) -> dict[str, TaskAnswers]:
     return tasks
 
 
-def _answers(file: Path, questions: dict[Question, Question]) -> Iterable[Answer]:
+def _answers(file: Path, questions: dict[PageQuestion, PageQuestion]) -> Iterable[Answer]:
     for number, row in enumerate(read_rows(file), 1):
         try:
-            question = Question(int(row["index"]), str(row["prompt"]), str(row["label"]))
+            question = PageQuestion(int(row["index"]), str(row["prompt"]), str(row["label"]))
             question = questions.setdefault(question, question)
             prediction = None if row["prediction"] is None else str(row["prediction"])
             yield Answer(question, str(row["response"]), prediction, bool(row["correct"]))
@@ -151,7 +151,7 @@ def _answers(file: Path, questions: dict[Question, Question]) -> Iterable[Answer
 
 
 def _packed(
-    answers: Sequence[Answer], places: dict[Question, int], texts: dict[str, int], keep: bool
+    answers: Sequence[Answer], places: dict[PageQuestion, int], texts: dict[str, int], keep: bool
 ) -> dict[str, Any]:
     def position(text: str | None) -> int:
         return -1 if text is None else texts.setdefault(text, len(texts))
@@ -169,7 +169,7 @@ def _packed(
     return packed
 
 
-def _questions(questions: Sequence[Question]) -> dict[str, Any]:
+def _questions(questions: Sequence[PageQuestion]) -> dict[str, Any]:
     prompts = [question.prompt for question in questions]
     prefix, suffix = common_ends(prompts)
     return {
