@@ -23,7 +23,8 @@ from rosa.compare.grid import TrainingSet
 from rosa.data.prompts import Question, instruction_prompt
 from rosa.data.sources import load_training_rows
 from rosa.errors import RosaError
-from rosa.evaluate.tasks import Example, load_examples, load_task
+from rosa.evaluate.examples import Example, load_examples
+from rosa.evaluate.tasks import load_task
 from tests.compare.test_plan import make_grid
 
 MATH = ("MultiArith", "AddSub", "SingleEq", "gsm8k", "AQuA")

@@ -18,9 +18,10 @@ import pytest
 from rosa.data.prompts import Question, Shot, chat_turns, instruction_prompt, render
 from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError
+from rosa.evaluate.examples import load_examples, suite_rows
 from rosa.evaluate.options import EvaluationOptions
 from rosa.evaluate.requests import build_requests
-from rosa.evaluate.tasks import built_in_tasks, load_examples, suite_rows
+from rosa.evaluate.tasks import built_in_tasks
 from tests.support.tiny_folder import word_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "prompts"

@@ -12,7 +12,7 @@ import rosa
 from rosa.data.prompts import Question, end_of_turn, render
 from rosa.data.tokenization import tokenize_rows
 from rosa.errors import RosaError
-from rosa.evaluate.tasks import read_question
+from rosa.evaluate.examples import read_question
 from rosa.reproduce.dry_run import token_counts
 
 TURNS = (

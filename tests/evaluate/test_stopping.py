@@ -21,12 +21,13 @@ from rosa.cli.main import main
 from rosa.compare.grid import STUDY_OPTIONS
 from rosa.errors import RosaError
 from rosa.evaluate.answer_filters import FILTERS, PROTOCOLS
+from rosa.evaluate.examples import load_examples
 from rosa.evaluate.generation import generate
 from rosa.evaluate.requests import TaskRequests
 from rosa.evaluate.rescore import rescore
 from rosa.evaluate.run import run_evaluation
 from rosa.evaluate.stopping import RowStoppingCriteria, settled_text
-from rosa.evaluate.tasks import built_in_tasks, load_examples
+from rosa.evaluate.tasks import built_in_tasks
 from rosa.models.loading import load
 from tests.support.evaluation import evaluate_with, read_answers, write_test_sets
 from tests.support.tiny_folder import WORDS, tiny_llama, word_tokenizer, write_model_folder

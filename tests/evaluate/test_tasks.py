@@ -10,15 +10,8 @@ import pytest
 import yaml
 
 from rosa.errors import RosaError
-from rosa.evaluate.tasks import (
-    TASKS,
-    built_in_tasks,
-    fingerprint,
-    load_examples,
-    load_task,
-    resolve_tasks,
-    suite_rows,
-)
+from rosa.evaluate.examples import fingerprint, load_examples, suite_rows
+from rosa.evaluate.tasks import TASKS, built_in_tasks, load_task, resolve_tasks
 
 REAL = [t for t in built_in_tasks().values() if t.suite != "toy"]
 LOCAL = (

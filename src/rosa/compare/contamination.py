@@ -22,7 +22,8 @@ from rosa.compare.grid import Grid
 from rosa.data.prompts import instruction_prompt, normalize_question
 from rosa.data.sources import load_training_rows
 from rosa.errors import RosaError
-from rosa.evaluate.tasks import Example, load_examples, resolve_tasks
+from rosa.evaluate.examples import Example, load_examples
+from rosa.evaluate.tasks import resolve_tasks
 
 OVERLAP = "overlap.json"
 # The template's text before the instruction, between it and the input, and after.

@@ -11,7 +11,8 @@ from rosa.data.json_rows import read_rows, text_field
 from rosa.data.prompts import Question, Shot, normalize_question
 from rosa.errors import RosaError
 from rosa.evaluate.answer_filters import FILTERS
-from rosa.evaluate.tasks import Example, Task, data_file, read_question
+from rosa.evaluate.examples import Example, data_file, read_question
+from rosa.evaluate.tasks import Task
 
 
 def draw_shots(

@@ -9,9 +9,10 @@ from typing import Any
 
 from rosa.data.prompts import Shot, check_chat_template, render
 from rosa.data.splits import sample
+from rosa.evaluate.examples import Example, load_examples
 from rosa.evaluate.fewshot import draw_shots, training_file
 from rosa.evaluate.options import DEFAULT_OPTIONS, EvaluationOptions
-from rosa.evaluate.tasks import Example, Task, load_examples, resolve_tasks
+from rosa.evaluate.tasks import Task, resolve_tasks
 
 
 @dataclass(frozen=True)

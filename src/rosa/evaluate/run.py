@@ -25,13 +25,14 @@ from rosa.data.prompts import NEXT_EXAMPLE, end_of_turn
 from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError
 from rosa.evaluate.answer_filters import PUBLISHED
+from rosa.evaluate.examples import Example, fingerprint
 from rosa.evaluate.folder import EvaluationFolder
 from rosa.evaluate.forgetting import load_text, measure_forgetting
 from rosa.evaluate.generation import eval_mode, generate, longest_first_batches
 from rosa.evaluate.options import DEFAULT_OPTIONS, EvaluationOptions
 from rosa.evaluate.requests import TaskRequests, build_requests, prompt_settings, request_notes
 from rosa.evaluate.results import Results, TaskScore
-from rosa.evaluate.tasks import Example, Task, fingerprint
+from rosa.evaluate.tasks import Task
 from rosa.models import identity
 from rosa.models.loading import adapter_base, check_exists, find_adapter_config, load, quiet
 
