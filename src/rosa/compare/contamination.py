@@ -49,7 +49,7 @@ def count_overlap(rows: Iterable[dict[str, Any]], examples: Iterable[Example]) -
         examples: a test set.
     """
     seen = {normalize_question(question) for row in rows for question in row_questions(row)}
-    asked = [normalize_question(f"{e.question.instruction} {e.question.input}") for e in examples]
+    asked = [e.question.normalized for e in examples]
     return Overlap(sum(question in seen for question in asked), len(asked))
 
 

@@ -37,6 +37,11 @@ class Question:
     instruction: str
     input: str = ""
 
+    @property
+    def normalized(self) -> str:
+        """Equal for two questions that differ only in white space and case."""
+        return normalize_question(f"{self.instruction} {self.input}")
+
 
 @dataclass(frozen=True)
 class Shot:

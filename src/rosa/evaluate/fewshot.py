@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rosa.data.json_rows import read_rows, text_field
-from rosa.data.prompts import Question, Shot, normalize_question
+from rosa.data.prompts import Shot
 from rosa.errors import RosaError
 from rosa.evaluate.answer_filters import FILTERS
 from rosa.evaluate.examples import Example, data_file, read_question
@@ -25,9 +25,9 @@ def draw_shots(
     """
     rows = read_rows(source)
     fitting = [(number, row) for number, row in enumerate(rows, 1) if _has_label(task, row)]
-    asked = {_key(example.question) for example in test_set}
+    asked = {example.question.normalized for example in test_set}
     shots = [_shot(row, str(source), number) for number, row in fitting]
-    unseen = [shot for shot in shots if _key(shot.question) not in asked]
+    unseen = [shot for shot in shots if shot.question.normalized not in asked]
     if len(unseen) < num_fewshot:
         raise RosaError(
             f"{source} has {len(unseen)} worked examples for {task.name}, and --num_fewshot is "
@@ -60,7 +60,3 @@ def _shot(row: dict[str, Any], source: str, number: int) -> Shot:
     if not response.strip():
         raise RosaError(f"{source}, row {number}: the response is empty; remove the row")
     return Shot(read_question(row, source, number), response)
-
-
-def _key(question: Question) -> str:
-    return normalize_question(f"{question.instruction} {question.input}")
