@@ -17,7 +17,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rosa import DlsCallback, DlsConfig, DynamicLayerSelection
 from rosa.dls.attached import ATTACHED
-from rosa.dls.callback import HISTORY_FILE, adapter_config
+from rosa.dls.callback import adapter_config
+from rosa.dls.choice import HISTORY_FILE
 from rosa.errors import RosaError
 from tests.support.dls_models import (
     LAYERS,

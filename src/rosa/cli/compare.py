@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from rich.console import Console
 
-from rosa.cli.parser import Parser
+from rosa.cli.parser import Parser, check_keys
 from rosa.cli.recipe_parser import read_recipe_file, resolve_recipe
 from rosa.compare.executors import make_executor
 from rosa.compare.grid import Grid, TrainingSet
@@ -16,7 +16,7 @@ from rosa.compare.plan import plan
 from rosa.compare.results import StudyResults
 from rosa.compare.run import compare
 from rosa.compare.tuning import LearningRateSearch
-from rosa.errors import RosaError, did_you_mean
+from rosa.errors import RosaError
 from rosa.evaluate.options import EvaluationOptions
 from rosa.report.study_output import write_study_output
 
@@ -48,7 +48,7 @@ class GridParser:
         elif not {"-h", "--help"} & set(argv):
             raise RosaError("name a grid: rosa compare GRID.yaml [--key value]")
         options = parser.instantiate(parser.parse_args(argv))
-        return Grid(**{f.name: getattr(options, f.name) for f in fields(Grid)}), options
+        return Grid(**{name: getattr(options, name) for name in _names(Grid)}), options
 
 
 def build_parser() -> GridParser:
@@ -113,7 +113,7 @@ def check_grid_keys(given: dict[str, Any], path: str) -> None:
     Raises:
         RosaError: an unknown key (the nearest is named), a missing one, or no keys at all.
     """
-    _check_known(given, Grid, path, "")  # missing keys may be on the command line
+    check_keys(given, _names(Grid), path)  # missing keys may be on the command line
     sets = given.get("training_sets", {})
     if not isinstance(sets, dict):
         raise RosaError(f"{path}: training_sets must hold names, each with data, tasks, ...")
@@ -124,17 +124,13 @@ def check_grid_keys(given: dict[str, Any], path: str) -> None:
         parts += [(name, given[name], kind)] if name in given else []
     for where, mapping, kind in parts:
         if not isinstance(mapping, dict):
-            known = ", ".join(field.name for field in fields(kind))
+            known = ", ".join(_names(kind))
             raise RosaError(f"{path}: {where} must hold keys ({known}), not {mapping!r}")
-        _check_known(mapping, kind, path, f"{where}.")
+        check_keys(mapping, _names(kind), path, f"{where}.")
         for field in fields(kind):
             if field.default is field.default_factory is MISSING and field.name not in mapping:
                 raise RosaError(f"{path}: {where}.{field.name} is missing")
 
 
-def _check_known(mapping: dict[str, Any], kind: Any, path: str, prefix: str) -> None:
-    known = [field.name for field in fields(kind)]
-    for key in mapping:
-        if key not in known:
-            hint = did_you_mean(str(key), known)
-            raise RosaError(f"{path}: there is no key '{prefix}{key}'{hint}")
+def _names(kind: Any) -> list[str]:
+    return [field.name for field in fields(kind)]

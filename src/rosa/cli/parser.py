@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jsonargparse
@@ -37,15 +37,28 @@ class Parser(jsonargparse.ArgumentParser):
         return added
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
-        for word in args or []:
-            name = word.removeprefix("--").split("=")[0]
-            if word.startswith("--") and name not in [*self.option_names, "help"]:
-                hint = did_you_mean(name, self.option_names)
-                raise RosaError(f"there is no option --{name}{hint}; --help lists them")
+        check_options(args or [], [*self.option_names, "help"])
         try:
             return super().parse_args(args, *rest, **kwargs)
         except argparse.ArgumentError as error:
             raise RosaError(_sentence(str(error))) from None
+
+
+def check_options(words: Iterable[str], known: Collection[str]) -> None:
+    """Raises RosaError for the first `--name` that is not `known`, with the nearest one."""
+    for word in words:
+        name = word.removeprefix("--").split("=")[0]
+        if word.startswith("--") and name not in known:
+            hint = did_you_mean(name, known)
+            raise RosaError(f"there is no option --{name}{hint}; --help lists them")
+
+
+def check_keys(keys: Iterable[Any], known: Collection[str], where: str, prefix: str = "") -> None:
+    """Raises RosaError for the first key of the file `where` that is not `known`."""
+    for key in keys:
+        if key not in known:
+            hint = did_you_mean(str(key), known)
+            raise RosaError(f"{where}: there is no key '{prefix}{key}'{hint}")
 
 
 def _sentence(message: str) -> str:

@@ -11,11 +11,13 @@ from typing import Any
 
 import yaml
 
-from rosa.cli.parser import Parser
+from rosa.cli.parser import Parser, check_keys, check_options
 from rosa.dls.config import DlsConfig
-from rosa.errors import RosaError, did_you_mean, one_line
+from rosa.errors import RosaError, one_line
 from rosa.methods.registry import load_method
 from rosa.train.recipe import DEFAULT_METHOD, Recipe
+
+_DLS_KEYS = [f"dls.{field.name}" for field in fields(DlsConfig)]
 
 
 def load_recipe(path: str, *overrides: str) -> Recipe:
@@ -63,10 +65,7 @@ class RecipeParser:
             _parser(self._prog, flags, None).parse_args(["--help"])
         name = load_method(str(method or DEFAULT_METHOD)).name
         parser = _parser(self._prog, flags, name)
-        for key in _flatten(given):
-            if key not in parser.option_names:
-                hint = did_you_mean(key, parser.option_names)
-                raise RosaError(f"{where}: there is no key '{key}'{hint}")
+        check_keys(_flatten(given), parser.option_names, where)
         try:
             namespace = parser.parse_args(["--config", yaml.safe_dump(given), *options])
         except RosaError as error:
@@ -78,18 +77,10 @@ class RecipeParser:
 
     def _check_keys(self, given: dict[str, Any], where: str, options: list[str]) -> None:
         """Raises RosaError for an unknown key, before PEFT and PyTorch are imported."""
-        known = {field.name for field in fields(Recipe)} | {
-            f"dls.{f.name}" for f in fields(DlsConfig)
-        }
-        for key in _flatten(given):
-            if key not in known and not key.startswith("adapter."):
-                raise RosaError(f"{where}: there is no key '{key}'{did_you_mean(key, known)}")
-        known |= {*self._flags, "help", "config", "print_config"}
-        for word in options:
-            name = word.removeprefix("--").split("=")[0].removesuffix("+")
-            if word.startswith("--") and name not in known and not name.startswith("adapter."):
-                hint = did_you_mean(name, known)
-                raise RosaError(f"there is no option --{name}{hint}; --help lists them")
+        known = [field.name for field in fields(Recipe)] + _DLS_KEYS
+        check_keys((k for k in _flatten(given) if not k.startswith("adapter.")), known, where)
+        known += [*self._flags, "help", "config", "print_config", "data+", "report_to+"]
+        check_options((word for word in options if not word.startswith("--adapter.")), known)
 
     def _split_path(self, argv: list[str]) -> tuple[str | None, list[str]]:
         """The recipe's path, first or else the first word that ends like one, and the rest."""
@@ -110,7 +101,7 @@ def _parser(prog: str, flags: tuple[tuple[str, str], ...], method_name: str | No
     Without a method, the one of `--help`, which needs no PEFT.
     """
     parser = Parser(
-        nested_keys=[f"dls.{field.name}" for field in fields(DlsConfig)],
+        nested_keys=_DLS_KEYS,
         prog=prog,
         usage=f"{prog} RECIPE.yaml [--key value ...]",
         description="Fine-tune a model from a recipe. The keys under `adapter` are those of the "

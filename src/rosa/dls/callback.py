@@ -22,12 +22,10 @@ from transformers.trainer_callback import ExportableState
 
 from rosa.common.files import atomic_write
 from rosa.dls.backward import on_backward_end
-from rosa.dls.choice import EXPLORE
+from rosa.dls.choice import EXPLORE, HISTORY_FILE
 from rosa.dls.config import DlsConfig
 from rosa.dls.selection import DynamicLayerSelection
 from rosa.errors import RosaError
-
-HISTORY_FILE = "dls_history.jsonl"
 
 
 class DlsCallback(TrainerCallback, ExportableState):

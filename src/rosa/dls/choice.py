@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
+HISTORY_FILE = "dls_history.jsonl"  # one line per choice, in the run's folder
 EXPLOIT = "exploit"
 EXPLORE = "explore"
 STATIC = "static"  # `DlsConfig.layers`: nothing is scored or sampled

@@ -21,10 +21,9 @@ import numpy as np
 
 from rosa.common.files import read_jsonl
 from rosa.common.plot_style import INK, SOFT, canvas
-from rosa.dls.choice import EXPLOIT, EXPLORE, STATIC
+from rosa.dls.choice import EXPLOIT, EXPLORE, HISTORY_FILE, STATIC
 from rosa.errors import RosaError
 
-HISTORY = "dls_history.jsonl"
 LOG_RANGE = 20  # values that span more than this factor are drawn on a logarithmic axis
 MODES = {  # label and color
     EXPLOIT: ("by score", "#2f7fc1"),
@@ -85,20 +84,20 @@ def read_history(place: str | Path) -> list[Record]:
         RosaError: there is no such file, it is damaged, or no choice was made.
     """
     path = Path(place)
-    file = path / HISTORY if path.is_dir() else path
+    file = path / HISTORY_FILE if path.is_dir() else path
     if path.is_dir() and not file.is_file():
         where = (
             "it is a study's folder; name one of its runs, or see them all with `rosa report`"
             if (path / "grid.yaml").is_file()
             else "name the folder of a run that was trained with dls"
         )
-        raise RosaError(f"{path} has no {HISTORY}: {where}")
+        raise RosaError(f"{path} has no {HISTORY_FILE}: {where}")
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RosaError(f"there is no run or history {path}; check the path") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RosaError(f"{file} cannot be read ({error}); name a run's {HISTORY}") from None
+        raise RosaError(f"{file} cannot be read ({error}); name a run's {HISTORY_FILE}") from None
     complete = text[: text.rfind("\n") + 1].splitlines()
     records = [_record(line, file, number) for number, line in enumerate(complete, 1)]
     if not records:
@@ -120,7 +119,7 @@ def _record(line: str, file: Path, number: int) -> Record:
             return record
     except (ValueError, KeyError, TypeError):
         pass
-    raise RosaError(f"{file}, row {number} is not a choice of layers; name a run's {HISTORY}")
+    raise RosaError(f"{file}, row {number} is not a choice of layers; name a run's {HISTORY_FILE}")
 
 
 def scores_of(record: Record) -> list[float]:

@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from rosa.common.files import LOCK_FILE, PARTIAL_SUFFIX, atomic_write, check_writable, fsync_tree
+from rosa.dls.choice import HISTORY_FILE
 from rosa.errors import RosaError
 from rosa.train.recipe import LEGACY_DEFAULTS, Recipe, dump_recipe
 from rosa.train.sharded_checkpoint import MOMENTS, SHARDS, is_sharded
@@ -52,7 +53,7 @@ class RunFolder:
 
     @property
     def dls_history(self) -> Path:
-        return self.path / "dls_history.jsonl"
+        return self.path / HISTORY_FILE
 
     @property
     def draft(self) -> Path:
