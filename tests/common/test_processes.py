@@ -41,7 +41,9 @@ with running({LEAVES_ONE_BEHIND!r}) as command:
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL
-    wait_for(until=lambda: not marked(done.stdout.strip()))
+    mark = done.stdout.strip()
+    wait_for(until=lambda: not marked(mark))
+    assert marked(mark) == []
 
 
 def test_silence_is_a_hang_and_words_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

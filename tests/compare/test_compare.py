@@ -21,6 +21,7 @@ from rosa.compare.job import Job, RunGroup
 from rosa.compare.results import StudyResults
 from rosa.errors import RosaError
 from rosa.train.recipe import Recipe
+from rosa.train.run_folder import RunFolder
 from tests.support.processes import marked, output_of, running, wait_for
 
 GRID: dict[str, Any] = {
@@ -144,8 +145,9 @@ def test_runs_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
     with running(command(str(grid))) as compare:
         wait_for(compare, until=metrics.is_file)
         compare.process.kill()
-        wait_for(until=lambda: json.loads(status.read_text())["state"] == "stopped")
-        wait_for(until=lambda: not marked(compare.mark))
+        wait_for(until=lambda: not marked(compare.mark))  # the run saves, and nothing is left
+    assert json.loads(status.read_text())["state"] == "stopped"
+    assert RunFolder(tmp_path / f"study/{run}").checkpoints()
 
 
 @pytest.mark.slow

@@ -22,17 +22,7 @@ from rosa.compare.job import folder_name
 from rosa.compare.plan import plan
 from rosa.compare.tuning import LearningRateSearch
 from rosa.errors import RosaError
-
-
-def make_grid(**changes: Any) -> Grid:
-    values: dict[str, Any] = {
-        "output_dir": "runs/x",
-        "models": ["rosa-tiny"],
-        "methods": ["lora", "rosa"],
-        "training_sets": {"toy": TrainingSet("tiny-sums", ["toy"])},
-        "seeds": [1, 2],
-    }
-    return Grid(**{**values, **changes})
+from tests.support.compare import make_grid
 
 
 def recipes(grid: Grid) -> dict[str, Any]:

@@ -299,9 +299,8 @@ def loaded_toy():
 def test_labels_across_the_pieces_of_a_real_tokenizer(tmp_path, answers, loaded_toy):
     """Labels that are parts of words, contain spaces, or begin like one another."""
     asked = load_examples(built_in_tasks()["tiny-choice"])[:6]
-    examples = [
-        dataclasses.replace(e, label=answers[i % len(answers)]) for i, e in enumerate(asked)
-    ]
+    labels = (answers[i % len(answers)] for i in range(6))
+    examples = [dataclasses.replace(e, label=a) for e, a in zip(asked, labels, strict=True)]
     task = dataclasses.replace(built_in_tasks()["tiny-choice"], answers=answers, max_new_tokens=16)
     requests = [TaskRequests(task, examples, len(examples))]
     ask = partial(evaluate_with, loaded_toy.model, loaded_toy.tokenizer, requests, batch_size=4)
@@ -321,19 +320,12 @@ def test_a_folder_holds_whole_responses_or_cut_ones(score, whole, cut):
         score(whole[0])
 
 
-def as_an_older_version_left_it(folder: Path) -> None:
-    for name, place in (("run.json", ()), ("results.json", ("settings",))):
-        content = json.loads((folder / name).read_text())
-        where = content
-        for key in place:
-            where = where[key]
-        del where["full_responses"]
-        (folder / name).write_text(json.dumps(content))
-
-
 def test_folders_older_than_the_option_are_whole(score, tmp_path):
     expected = score(tmp_path / "old", ["boolq"], full_responses=True)
-    as_an_older_version_left_it(tmp_path / "old")
+    for file in (tmp_path / "old" / "run.json", tmp_path / "old" / "results.json"):
+        content = json.loads(file.read_text())
+        del content.get("settings", content)["full_responses"]
+        file.write_text(json.dumps(content))
     with pytest.raises(RosaError, match="its full_responses is True, now False"):
         score(tmp_path / "old", ["boolq"])
     rescored = rescore(tmp_path / "old", "strict", tmp_path / "strict")
