@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md: by formula, and from docs/results/scale.json."""
+"""Tables of docs/notes/performance.md: by formula, and from docs/results/scale.json."""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from rosa.common.plot_style import INK, percent_axis
+from rosa.common.plot_style import INK, percent_axis, styled_figure
 from rosa.compare.results import StudyResults
 from rosa.report.html import plots
-from rosa.report.plots.svg import page_figure, svg
+from rosa.report.plots.svg import svg
 from rosa.report.tables.costs import format_energy
 from rosa.train.plots import draw_map, draw_shares
 
@@ -24,7 +24,7 @@ def titles(markup: str) -> list[str]:
 
 
 def test_svg_has_text_theme_colors_and_titles_but_no_style() -> None:
-    with page_figure(3, 2) as figure:
+    with styled_figure(3, 2) as figure:
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=INK, gid="seed 1: <b>&")
         axes.set_title("a $_$ <b>")
@@ -52,7 +52,7 @@ def test_plots_of_one_page_share_no_id(html: str) -> None:
 def test_an_axis_of_accuracies_neither_blows_up_noise_nor_leaves_0_to_100(
     values: list[float], low: float, high: float
 ) -> None:
-    with page_figure(3, 2) as figure:
+    with styled_figure(3, 2) as figure:
         axes = figure.subplots()
         percent_axis(axes, "x", values)
         assert axes.get_xlim() == pytest.approx((low, high))
@@ -97,7 +97,7 @@ def test_layer_plots_show_the_choices_of_every_seed(
         methods[0].note
     )
     counts = Counter(layer for line in lines for layer in line["selected"])
-    with page_figure(3, 2) as figure:
+    with styled_figure(3, 2) as figure:
         axes = figure.subplots()
         draw_shares(axes, lines)
         ends = Counter[int]()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 INK, SOFT, GRID = "#16202b", "#5b6b7a", "#e6e9ec"
@@ -26,23 +26,24 @@ STYLE: dict[Any, Any] = {
 MIN_POINTS = 4.0  # percentage points that an axis of accuracies spans at least
 
 
-def plot_style() -> AbstractContextManager[None]:
-    """Matplotlib's settings of the common style, for a `with` statement."""
+@contextmanager
+def styled_figure(width: float, height: float, layout: Any = None) -> Iterator[Any]:
+    """A figure of so many inches, to be drawn and saved in the common style within `with`."""
     from matplotlib import rc_context
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no display needed
 
-    return rc_context(STYLE)
+    with rc_context(STYLE):
+        yield Figure(figsize=(width, height), layout=layout)
 
 
 @contextmanager
-def canvas(width: float, height: float, title: str, subtitle: str) -> Any:
-    """A figure in the common style (`with canvas(...) as figure`), with title and subtitle."""
-    from matplotlib.figure import Figure  # no pyplot: nothing global, no display needed
+def canvas(width: float, height: float, title: str, subtitle: str) -> Iterator[Any]:
+    """A `styled_figure` with title and subtitle."""
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    with plot_style():
-        below_title = (0, 0, 1, 1 - 0.62 / height)
-        layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1, rect=below_title)
-        figure = Figure(figsize=(width, height), layout=layout)
+    below_title = (0, 0, 1, 1 - 0.62 / height)
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1, rect=below_title)
+    with styled_figure(width, height, layout) as figure:
         size = min(13.0, 1450 / len(title))
         figure.text(0.12 / width, 1 - 0.12 / height, title, weight="bold", size=size, va="top")
         figure.text(0.12 / width, 1 - 0.40 / height, subtitle, color=SOFT, size=9, va="top")

@@ -12,11 +12,11 @@ from markupsafe import Markup
 
 from rosa.common.files import read_jsonl
 from rosa.common.formatting import format_number
-from rosa.common.plot_style import GRID, remove_frame
+from rosa.common.plot_style import GRID, remove_frame, styled_figure
 from rosa.compare.results import RunResult, StudyResults
 from rosa.report.plots.cost_plot import GROUPS, draw_panels, measured_panels
 from rosa.report.plots.study_plots import by_method, cost_points, draw_methods, methods_height
-from rosa.report.plots.svg import page_figure, svg
+from rosa.report.plots.svg import svg
 from rosa.report.tables.sections import Section
 from rosa.train.plots import draw_map, draw_shares, loss_series, scale_losses, summarize
 from rosa.train.run_folder import RunFolder
@@ -63,7 +63,7 @@ def result_plots(section: Section) -> list[PlotGroup]:
         plots = [_methods("Micro avg.", title, by_method(runs, section.suite), micro)]
         points = cost_points(by_method(runs, section.suite), section.suite)
         for panel in measured_panels(points):
-            with page_figure(WIDE, 3.8) as figure:
+            with styled_figure(WIDE, 3.8) as figure:
                 axes = figure.add_axes((0.11, 0.12, 0.87, 0.86))
                 axes.set_ylabel("accuracy (%)")
                 draw_panels(figure, {axes: panel}, points)
@@ -78,7 +78,7 @@ def result_plots(section: Section) -> list[PlotGroup]:
 
 
 def _methods(name: str, title: str, rows: Any, value: Any) -> Plot:
-    with page_figure(WIDE, methods_height(rows), layout="constrained") as figure:
+    with styled_figure(WIDE, methods_height(rows), "constrained") as figure:
         draw_methods(figure.subplots(), rows, value)
         return Plot(name, svg(figure, f"{name} of {title}"), "mean, seeds, one standard deviation")
 
@@ -95,7 +95,7 @@ def loss_plots(study: StudyResults) -> list[PlotGroup]:
         plots = []
         for method in dict.fromkeys(run.title for run in runs):
             own = [(run, lines) for run, lines in records if run.title == method]
-            with page_figure(TILE, 1.75) as figure:
+            with styled_figure(TILE, 1.75) as figure:
                 axes = figure.add_axes((0.13, 0.15, 0.84, 0.8))
                 _draw_losses(axes, own)
                 scale_losses(axes, losses)
@@ -159,7 +159,7 @@ def layer_plots(study: StudyResults) -> list[tuple[str, list[PlotGroup]]]:
 def _layers(label: str, records: Sequence[Any], draw: Any, note: str = "share of choices") -> Plot:
     layers = len(records[0]["scores"])
     height = 0.35 + min(0.3, max(0.09, 1.7 / layers)) * layers
-    with page_figure(TILE, height) as figure:
+    with styled_figure(TILE, height) as figure:
         axes = figure.add_axes((0.1, 0.25 / height, 0.86, 1 - 0.35 / height))
         draw(axes, records)
         axes.set(title="", xlabel="", ylim=(-0.5, layers - 0.5))

@@ -15,7 +15,7 @@ from typing import Any
 
 from rosa.common.formatting import format_count
 from rosa.common.label_placement import Mark, place_labels
-from rosa.common.plot_style import GRID, INK, SOFT, percent_axis, plot_style
+from rosa.common.plot_style import GRID, INK, SOFT, percent_axis, styled_figure
 from rosa.errors import RosaError
 
 # Label, color and shape; Okabe and Ito's colors, which are distinct in every kind of color vision.
@@ -97,19 +97,16 @@ def draw_costs(points: Sequence[CostPoint], path: str | Path) -> None:
     Raises:
         RosaError: there is no point.
     """
-    from matplotlib.figure import Figure  # no pyplot: nothing global, no display needed
-
     if not points:
         raise RosaError("there is no point to draw; give at least one CostPoint")
     panels = measured_panels(points)
-    with plot_style():
-        figure = Figure(figsize=(0.8 + 4.8 * len(panels), 5.0), layout="constrained")
+    with styled_figure(0.8 + 4.8 * len(panels), 5.0, "constrained") as figure:
         grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         draw_legend(figure, _styles(points), FRONT | {"label": "Pareto front (outlined)"})
         figure.suptitle("Accuracy and its cost: better is up and to the left", x=0.5)
         grid[0].set_ylabel("accuracy (%)")
         draw_panels(figure, dict(zip(grid, panels, strict=True)), points)
-        figure.savefig(path, dpi=150)
+        figure.savefig(path)
 
 
 def draw_panels(figure: Any, panels: dict[Any, Panel], points: Sequence[CostPoint]) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from xml.etree import ElementTree
 
 from markupsafe import Markup
 
 from rosa.common.formatting import visible
-from rosa.common.plot_style import GRID, INK, SOFT, plot_style
+from rosa.common.plot_style import GRID, INK, SOFT
 from rosa.report.plots.cost_plot import GROUPS
 
 # CSS variables in place of colors, so that a plot follows the page from light to dark.
@@ -26,17 +25,8 @@ THEME = {
 _HASHED = re.compile(r"[a-z]+[0-9a-f]{10}$")  # an id that Matplotlib refers to
 
 
-@contextmanager
-def page_figure(width: float, height: float, **options: Any) -> Iterator[Any]:
-    """A figure in the common style; sizes in inches, 72 of the page's pixels each."""
-    from matplotlib.figure import Figure  # no pyplot: nothing global, no display needed
-
-    with plot_style():
-        yield Figure(figsize=(width, height), **options)
-
-
 def svg(figure: Any, label: str) -> Markup:
-    """The figure as an `<svg>` element named `label`, which must be unique on the page.
+    """The figure as an `<svg>` element named `label`, unique on the page; an inch is 72 pixels.
 
     It has no inline style and no clipping, since the page's security policy forbids the one and
     needs no URL for the other. What an artist's `gid` says becomes its `<title>`, shown on hover.
