@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rosa.ops import modulation
 from rosa.ops.first_order import first_order
+from rosa.ops.modulation import PairModulation
 from rosa.ops.rotation import PairRotation
 from rosa.ops.variants import Variant
 
@@ -25,8 +26,7 @@ class PairSignal(NamedTuple):
 
     Attributes:
         pairs_of: gives a view of the pairs (..., 2, n) in a tensor shaped like the output.
-        source: S, or with `activate` the pre-activation P of S = SiLU(P): as many elements as the
-            pairs have, contiguous and in their order.
+        source, activate: as of `rosa.ops.modulation.PairModulation`.
     """
 
     pairs_of: Any  # Callable[[Tensor], Tensor]
@@ -64,7 +64,8 @@ def modulate(
         )
     result = output if in_place else output.clone()
     for of, source, active in signals:
-        operations.modulate_pairs_(of(result), source, active, alpha, rotation)
+        by = PairModulation(source, active, alpha, rotation)
+        operations.modulate_pairs_(of(result), by, keep=False)
     return result
 
 
@@ -97,7 +98,9 @@ class _Modulate(torch.autograd.Function):
         result = output.detach() if in_place else output.clone()
         kept = [
             operations.modulate_pairs_(
-                of(result), source, active, alpha, rotation, source.requires_grad
+                of(result),
+                PairModulation(source, active, alpha, rotation),
+                keep=source.requires_grad,
             )
             for of, source, active in zip(pairs_of, sources, activate, strict=True)
         ]
@@ -116,7 +119,7 @@ class _Modulate(torch.autograd.Function):
         to_output = gradient.clone() if write else gradient
         to_sources = [
             ctx.operations.modulate_pairs_backward(
-                of(to_output), kept, source, active, ctx.alpha, rotation, write
+                of(to_output), kept, PairModulation(source, active, ctx.alpha, rotation), write
             )
             for of, kept, source, active in zip(
                 ctx.pairs_of, saved[:count], saved[count : 2 * count], ctx.activate, strict=True

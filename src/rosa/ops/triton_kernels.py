@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rosa.ops.rotation import PairRotation
+from rosa.ops.modulation import PairModulation
 
 _BLOCK = 256
 
@@ -124,57 +124,44 @@ def _backward_kernel(
         _store_pair(g, at, apart, a + scale * da, b + scale * db, mask)
 
 
-def modulate_pairs_(
-    z: Tensor,
-    source: Tensor,
-    activate: bool,
-    alpha: float,
-    rotation: PairRotation | None,
-    keep: bool = False,
-) -> Tensor | None:
+def modulate_pairs_(z: Tensor, by: PairModulation, keep: bool) -> Tensor | None:
     """`rosa.ops.modulation.modulate_pairs_`."""
     kept = torch.empty(z.shape, dtype=z.dtype, device=z.device) if keep else None
     if z.numel():
-        grid, arguments, constants = _launch(z, source, alpha, rotation)
+        grid, arguments, constants = _launch(z, by)
         _forward_kernel[grid](
-            z, source.contiguous(), z if kept is None else kept, *arguments,
-            ACTIVATE=activate, KEEP=keep, **constants,
+            z, by.source.contiguous(), z if kept is None else kept, *arguments,
+            KEEP=keep, **constants,
         )  # fmt: skip
     return kept
 
 
 def modulate_pairs_backward(
-    gradient: Tensor,
-    kept: Tensor | None,
-    source: Tensor,
-    activate: bool,
-    alpha: float,
-    rotation: PairRotation | None,
-    write: bool,
+    gradient: Tensor, kept: Tensor | None, by: PairModulation, write: bool
 ) -> Tensor | None:
     """`rosa.ops.modulation.modulate_pairs_backward`."""
-    source = source.contiguous()
+    source = by.source.contiguous()
     to_source = None if kept is None else torch.empty_like(source)
     if gradient.numel():
-        grid, arguments, constants = _launch(gradient, source, alpha, rotation)
+        grid, arguments, constants = _launch(gradient, by)
         absent = gradient  # a pointer that is not read or written
         _backward_kernel[grid](
             gradient, source, absent if kept is None else kept,
             absent if to_source is None else to_source, *arguments,
-            ACTIVATE=activate, KEEP=kept is not None, WRITE=write, **constants,
+            KEEP=kept is not None, WRITE=write, **constants,
         )  # fmt: skip
     return to_source
 
 
-def _launch(
-    z: Tensor, source: Tensor, alpha: float, rotation: PairRotation | None
-) -> tuple[tuple[int], tuple[Any, ...], dict[str, Any]]:
+def _launch(z: Tensor, by: PairModulation) -> tuple[tuple[int], tuple[Any, ...], dict[str, Any]]:
     """The grid, the arguments and the constants that both kernels take for z."""
+    source, activate, alpha, rotation = by
     batch, length, groups, in_group, _, n = z.shape
     *strides, apart, of_pair = z.stride()
     angles = batch * length if rotation is not None and len(rotation.cos) == batch else length
     sizes = (groups * in_group, in_group, (*strides, of_pair), apart)
     constants = {
+        "ACTIVATE": activate,
         "ALPHA": alpha,  # a constant: an argument would be rounded to float32
         "ROTATED": rotation is not None,
         "WIDE": tl.float64 if torch.float64 in (z.dtype, source.dtype) else tl.float32,
