@@ -25,14 +25,13 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 from rosa.errors import RosaError
 from rosa.roae import load_adapter_checked
-from tests.support.adapters import SMALL
+from tests.support.adapters import SMALL, TOKENS, logits, trainable
 from tests.support.nightly import each_stage, over
 from tests.support.op_variants import each_variant_nightly
 from tests.support.pages import ROOT
 from tests.support.reference import relative_error
 from tests.support.tiny_models import random_tokens, tiny_model
 
-TOKENS = random_tokens()
 FFN = ["gate_proj", "up_proj", "down_proj"]
 OTHERS: dict[str, Callable[[], PeftConfig]] = {
     "feed-forward": lambda: LoraConfig(r=4, target_modules=FFN),
@@ -73,10 +72,6 @@ def away_from_the_start(model: nn.Module) -> None:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
-def trainable(model: nn.Module) -> set[str]:
-    return {name for name, p in model.named_parameters() if p.requires_grad}
-
-
 def train(model: nn.Module, steps: int = 3) -> None:
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(steps):
@@ -87,11 +82,6 @@ def train(model: nn.Module, steps: int = 3) -> None:
 
 def values(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-@torch.no_grad()
-def logits(model: nn.Module) -> Tensor:
-    return model(input_ids=TOKENS).logits
 
 
 def generated(model: Any) -> list[list[int]]:

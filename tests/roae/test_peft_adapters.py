@@ -28,18 +28,17 @@ from torch import nn
 from rosa import DlsConfig, DynamicLayerSelection
 from rosa.errors import RosaError
 from rosa.roae import RosaLayer
-from tests.support.adapters import randomize
+from tests.support.adapters import randomize, trainable
 from tests.support.peft_models import (
     TOKENS,
     WEIGHTS,
-    backward,
     base,
     config,
     each_kind,
+    gradients,
     layer_of,
     logits,
     of,
-    trainable,
     wrapped,
 )
 
@@ -243,14 +242,14 @@ def test_the_reference_passes_of_preference_training_do_not_thaw_layers() -> Non
     for _ in range(2):
         with model.disable_adapter():
             logits(model)
-        backward(model)
+        gradients(model)
         optimizer.step()
         optimizer.zero_grad()
     assert dls.selected is not None
     assert not dls.scoring
     with model.disable_adapter():
         logits(model)
-    assert {layer_of(name) for name in backward(model)} == set(dls.selected)
+    assert {layer_of(name) for name in gradients(model)} == set(dls.selected)
 
 
 @each_kind
@@ -304,21 +303,28 @@ def test_unloading_keeps_modules_to_save_as_trained_as_peft_does() -> None:
     assert not any(isinstance(module, ModulesToSaveWrapper) for module in plain.modules())
 
 
+NO_SUM = "cannot be combined into a weighted adapter"
+NO_MIXTURE = "one adapter for a whole batch"
+
+
 @pytest.mark.parametrize(
-    "combine",
+    ("combine", "sentence"),
     [
-        lambda model: model.add_weighted_adapter(["default", "second"], [0.5, 0.5], "both"),
-        lambda model: model.base_model.add_weighted_adapter(["default"], [1.0], "one"),
-        lambda model: model.base_model.set_adapter(["default", "second"]),
-        lambda model: model(input_ids=TOKENS, adapter_names=["default", "second"]),
-        lambda model: model.generate(input_ids=TOKENS, adapter_names=["default", "__base__"]),
+        (lambda m: m.add_weighted_adapter(["default", "second"], [0.5, 0.5], "both"), NO_SUM),
+        (lambda m: m.base_model.add_weighted_adapter(["default"], [1.0], "one"), NO_SUM),
+        (
+            lambda m: m.base_model.set_adapter(["default", "second"]),
+            "one adapter at a time, but default, second",
+        ),
+        (lambda m: m(input_ids=TOKENS, adapter_names=["default", "second"]), NO_MIXTURE),
+        (lambda m: m.generate(TOKENS, adapter_names=["default", "__base__"]), NO_MIXTURE),
     ],
 )
-def test_adapters_are_not_combined(combine: Any) -> None:
+def test_adapters_are_not_combined(combine: Any, sentence: str) -> None:
     model = wrapped("llama")
     model.add_adapter("second", config())
     expected = logits(model)
-    with pytest.raises(RosaError, match=r"RoSA.*adapter") as caught:
+    with pytest.raises(RosaError, match=sentence) as caught:
         combine(model)
     assert "\n" not in str(caught.value)
     assert list(model.peft_config) == ["default", "second"]

@@ -22,6 +22,7 @@ from peft.utils.save_and_load import get_base_model_state_dict, set_base_model_s
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.support.adapters import trainable
 from tests.support.peft_models import (
     SMALL,
     WEIGHTS,
@@ -32,7 +33,6 @@ from tests.support.peft_models import (
     layer_of,
     logits,
     of,
-    trainable,
     wrapped,
 )
 

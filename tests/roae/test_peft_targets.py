@@ -6,32 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import (
-    PeftModel,
-    get_peft_model,
-)
+from peft import PeftModel, get_peft_model
 from peft.utils import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-)
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rosa.errors import RosaError
 from rosa.roae import RosaLayer
-from tests.support.adapters import adapter_state, randomize
+from tests.support.adapters import adapter_state, randomize, trainable
 from tests.support.peft_models import (
     CONFIGS,
     WEIGHTS,
-    backward,
     base,
     config,
     each_kind,
     each_kind_tied_or_not,
+    gradients,
     layer_of,
     logits,
     of,
-    trainable,
     wrapped,
 )
 
@@ -39,9 +32,9 @@ from tests.support.peft_models import (
 @each_kind
 def test_only_adapter_parameters_get_gradients_and_every_one_does(kind: str) -> None:
     model = wrapped(kind)
-    gradients = backward(model)
-    assert gradients.keys() == trainable(model) == of("default", model)
-    assert all(gradient.abs().sum() > 0 for gradient in gradients.values())
+    found = gradients(model)
+    assert found.keys() == trainable(model) == of("default", model)
+    assert all(gradient.abs().sum() > 0 for gradient in found.values())
 
 
 @each_kind
@@ -50,7 +43,7 @@ def test_layers_to_transform_limits_the_norms_too(kind: str) -> None:
     model = wrapped(kind, layers_to_transform=[1])
     assert {layer_of(name) for name in trainable(model)} == {1}
     assert len(trainable(model)) == everywhere / 2
-    assert backward(model).keys() == trainable(model)
+    assert gradients(model).keys() == trainable(model)
     assert {layer_of(key) for key in adapter_state(model)} == {1}
 
 
@@ -74,7 +67,7 @@ def test_modules_to_save(kind: str, tmp_path: Path) -> None:
     head = "lm_head"
     model = wrapped(kind, modules_to_save=[head])
     assert any(head in name for name in trainable(model))
-    assert backward(model).keys() == trainable(model)
+    assert gradients(model).keys() == trainable(model)
     model.save_pretrained(tmp_path)
     assert any(head in key for key in load_file(tmp_path / WEIGHTS))
     loaded = PeftModel.from_pretrained(base(kind), tmp_path)

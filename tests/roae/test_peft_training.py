@@ -14,21 +14,18 @@ from peft import (
     prepare_model_for_kbit_training,
     set_peft_model_state_dict,
 )
-from transformers import (
-    AutoModelForCausalLM,
-)
+from transformers import AutoModelForCausalLM
 
-from tests.support.adapters import randomize
+from tests.support.adapters import randomize, trainable
 from tests.support.peft_models import (
     CONFIGS,
     TOKENS,
-    backward,
     base,
     config,
     each_kind,
+    gradients,
     logits,
     of,
-    trainable,
     wrapped,
 )
 
@@ -41,9 +38,9 @@ def test_half_precision_without_autocast(kind: str, dtype: torch.dtype, tmp_path
         torch.float32
     }
     assert logits(model).dtype == dtype
-    gradients = backward(model)
-    assert gradients.keys() == trainable(model)
-    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    found = gradients(model)
+    assert found.keys() == trainable(model)
+    assert all(gradient.isfinite().all() for gradient in found.values())
     model.save_pretrained(tmp_path)
     for options in ({}, {"low_cpu_mem_usage": True}):
         loaded = PeftModel.from_pretrained(base(kind, dtype), tmp_path, **options)
@@ -67,7 +64,7 @@ def test_adapters_in_the_precision_of_the_base(
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     for name in ("default", "added", "loaded"):
         model.set_adapter(name)
-        assert backward(model).keys() == of(name, model)
+        assert gradients(model).keys() == of(name, model)
     assert model.to(torch.float16)(input_ids=TOKENS).logits.dtype == torch.float16
 
 
@@ -107,17 +104,17 @@ def test_prepared_for_training_on_few_bits(kind: str) -> None:
     prepared = prepare_model_for_kbit_training(base(kind, torch.bfloat16))
     model = get_peft_model(prepared, config()).train()
     randomize(model)
-    assert backward(model).keys() == trainable(model) == of("default", model)
+    assert gradients(model).keys() == trainable(model) == of("default", model)
 
 
 @each_kind
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_gives_equal_gradients(kind: str, reentrant: bool) -> None:
     model = wrapped(kind).train()
-    expected = backward(model)
+    expected = gradients(model)
     model.prepare_model_for_gradient_checkpointing(model)
     model.get_base_model().gradient_checkpointing_enable({"use_reentrant": reentrant})
-    actual = backward(model)
+    actual = gradients(model)
     assert actual.keys() == expected.keys()
     for name, gradient in expected.items():
         assert torch.equal(actual[name], gradient), name

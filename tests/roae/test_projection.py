@@ -17,13 +17,11 @@ from rosa import RosaConfig, register_projection
 from rosa.budget.parameters import count_parameters, load_model_config
 from rosa.errors import RosaError
 from rosa.roae import load_adapter_checked, projection
-from tests.support.adapters import SMALL, adapted, adapter_state, randomize
+from tests.support.adapters import SMALL, TOKENS, adapted, adapter_state, logits, randomize
 from tests.support.nightly import each_stage, over
 from tests.support.op_variants import each_variant_nightly
 from tests.support.reference import Reference, relative_error
-from tests.support.tiny_models import random_tokens, tiny_model
-
-TOKENS = random_tokens()
+from tests.support.tiny_models import tiny_model
 
 
 def two_layers(in_features: int, out_features: int, config: RosaConfig) -> dict[str, nn.Module]:
@@ -58,11 +56,6 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     register_projection("two_layers", two_layers)
     register_projection("scaled", scaled)
     return factories
-
-
-@torch.no_grad()
-def logits(model: nn.Module) -> Tensor:
-    return model(input_ids=TOKENS).logits
 
 
 def of_first_layer(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
-from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.dbrx import DbrxConfig, DbrxForCausalLM
 from transformers.models.olmo import OlmoConfig, OlmoForCausalLM
@@ -17,28 +16,20 @@ from transformers.models.olmo import OlmoConfig, OlmoForCausalLM
 from rosa import RosaConfig, RosaModel
 from rosa.errors import RosaError
 from rosa.roae import RosaLayer
-from tests.support.adapters import SMALL, adapted, adapter_state, randomize
+from tests.support.adapters import (
+    SMALL,
+    TOKENS,
+    adapted,
+    adapter_state,
+    gradients,
+    logits,
+    randomize,
+    trainable,
+)
 from tests.support.nightly import over
 from tests.support.op_variants import each_variant
 from tests.support.reference import relative_error
-from tests.support.tiny_models import KINDS, OTHERS, random_tokens, tiny_model
-
-TOKENS = random_tokens()
-
-
-@torch.no_grad()
-def logits_of(model: nn.Module) -> torch.Tensor:
-    return model(input_ids=TOKENS).logits
-
-
-def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    model.zero_grad()
-    model(input_ids=TOKENS, labels=TOKENS).loss.backward()
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
-def trainable(model: nn.Module) -> set[str]:
-    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+from tests.support.tiny_models import KINDS, OTHERS, tiny_model
 
 
 @each_variant
@@ -47,16 +38,16 @@ def trainable(model: nn.Module) -> set[str]:
 def test_the_base_model_bit_for_bit_at_first_when_disabled_and_unloaded(
     name: str, dtype: torch.dtype
 ) -> None:
-    base = logits_of(tiny_model(name, dtype=dtype))
+    base = logits(tiny_model(name, dtype=dtype))
     model = adapted(name, dtype=dtype, random=False)
-    assert torch.equal(logits_of(model), base)
+    assert torch.equal(logits(model), base)
     randomize(model)
-    assert not torch.equal(logits_of(model), base)
+    assert not torch.equal(logits(model), base)
     with model.disable_adapter():
-        assert torch.equal(logits_of(model), base)
-    assert not torch.equal(logits_of(model), base)
+        assert torch.equal(logits(model), base)
+    assert not torch.equal(logits(model), base)
     plain = model.unload()
-    assert torch.equal(logits_of(plain), base)
+    assert torch.equal(logits(plain), base)
     assert not any(isinstance(module, RosaLayer) for module in plain.modules())
     assert not any(module._forward_hooks for module in plain.modules())
 
@@ -64,13 +55,8 @@ def test_the_base_model_bit_for_bit_at_first_when_disabled_and_unloaded(
 @each_variant
 def test_identity_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        base = logits_of(tiny_model("qwen3"))
-        assert torch.equal(logits_of(adapted("qwen3", random=False)), base)
-
-
-def test_without_init_weights_it_starts_elsewhere() -> None:
-    model = adapted("llama-gqa", random=False, init_weights=False)
-    assert not torch.equal(logits_of(model), logits_of(tiny_model("llama-gqa")))
+        base = logits(tiny_model("qwen3"))
+        assert torch.equal(logits(adapted("qwen3", random=False)), base)
 
 
 @each_variant
@@ -115,9 +101,9 @@ def test_half_precision_base_with_a_float32_adapter_and_no_autocast(dtype: torch
     model = adapted("llama-gqa", dtype=dtype)
     own = {n: p.dtype for n, p in model.named_parameters() if p.requires_grad}
     assert set(own.values()) == {torch.float32}
-    assert logits_of(model).dtype == dtype
+    assert logits(model).dtype == dtype
     same_weights = adapted("llama-gqa", dtype=torch.float32)
-    assert relative_error(logits_of(model).float(), logits_of(same_weights)) < 0.06
+    assert relative_error(logits(model).float(), logits(same_weights)) < 0.06
     assert all(gradient.isfinite().all() for gradient in gradients(model).values())
 
 
@@ -142,29 +128,29 @@ def test_the_wrapper_shows_the_attributes_of_the_attention() -> None:
 @each_variant
 def test_an_exception_in_the_attention_leaves_nothing_behind() -> None:
     model = adapted("llama-gqa")
-    expected = logits_of(model)
+    expected = logits(model)
     attention = model.get_base_model().model.layers[1].self_attn.base_layer
     handle = attention.v_proj.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        logits_of(model)
+        logits(model)
     handle.remove()
     hidden = torch.randn(1, 3, 48)
     weight = attention.q_proj.weight
     assert torch.equal(attention.q_proj(hidden), hidden @ weight.T)  # not modulated on its own
-    assert torch.equal(logits_of(model), expected)
+    assert torch.equal(logits(model), expected)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_a_copy_is_equal_and_independent(copied: Any) -> None:
     model = adapted("qwen3")
-    expected = logits_of(model)
+    expected = logits(model)
     copy_of_model = copied(model)
-    assert torch.equal(logits_of(copy_of_model), expected)
+    assert torch.equal(logits(copy_of_model), expected)
     randomize(copy_of_model, seed=5)
-    assert not torch.equal(logits_of(copy_of_model), expected)
-    assert torch.equal(logits_of(model), expected)
-    assert torch.equal(logits_of(copy_of_model.unload()), logits_of(tiny_model("qwen3")))
-    assert torch.equal(logits_of(model), expected)  # its hooks are its own
+    assert not torch.equal(logits(copy_of_model), expected)
+    assert torch.equal(logits(model), expected)
+    assert torch.equal(logits(copy_of_model.unload()), logits(tiny_model("qwen3")))
+    assert torch.equal(logits(model), expected)  # its hooks are its own
 
 
 @each_variant
@@ -183,43 +169,20 @@ def test_adapters_of_different_shape_are_switched_and_deleted() -> None:
         randomize(model, seed=seed)
         single = get_peft_model(tiny_model("llama-gqa"), configs[name]).eval()
         randomize(single, seed=seed)
-        alone[name] = logits_of(single)
+        alone[name] = logits(single)
         assert {key.replace(f".{name}.", ".default.") for key in trainable(model)} == trainable(
             single
         )
     for name in ("a", "ab", "default", "ab", "a"):
         model.set_adapter(name)
-        assert torch.equal(logits_of(model), alone[name])
+        assert torch.equal(logits(model), alone[name])
     model.delete_adapter("a")
     model.set_adapter("ab")
     assert not any(".a." in key for key, _ in model.named_parameters())
-    assert torch.equal(logits_of(model), alone["ab"])
+    assert torch.equal(logits(model), alone["ab"])
     model.delete_adapter("ab")
     model.set_adapter("default")
-    assert torch.equal(logits_of(model), alone["default"])
-
-
-def test_two_adapters_at_once_raise() -> None:
-    model = adapted("llama-gqa", train_norms=False)
-    model.add_adapter("other", RosaConfig(**SMALL, train_norms=False))
-    with pytest.raises(RosaError, match="one adapter at a time, but default, other"):
-        model.base_model.set_adapter(["default", "other"])
-
-
-@pytest.mark.parametrize(("merge"), ["merge_and_unload", "merge_adapter"])
-def test_merging_raises_and_offers_unload(merge: str) -> None:
-    model = adapted("llama-gqa")
-    expected = logits_of(model)
-    with pytest.raises(RosaError, match=r"cannot be merged.*unload\(\)"):
-        getattr(model, merge)()
-    assert torch.equal(logits_of(model), expected)
-
-
-def test_layers_to_transform_limits_attention_and_norms() -> None:
-    names = trainable(adapted("llama-gqa", layers_to_transform=1))
-    assert names
-    assert all(".layers.1." in name for name in names)
-    assert sum("modules_to_save" in name for name in names) == 2
+    assert torch.equal(logits(model), alone["default"])
 
 
 def test_layers_are_found_in_a_model_without_a_head() -> None:
@@ -235,21 +198,7 @@ def test_an_unloaded_model_can_be_adapted_again() -> None:
     plain = adapted("gemma3").unload()
     again = get_peft_model(plain, RosaConfig(**SMALL)).eval()
     randomize(again)
-    assert torch.equal(logits_of(again), logits_of(adapted("gemma3")))
-
-
-def test_excluded_modules_are_left_alone() -> None:
-    names = trainable(
-        adapted("llama-gqa", exclude_modules=["layers.0.self_attn", "post_attention_layernorm"])
-    )
-    assert all(".layers.1." in name for name in names)
-    assert sum("modules_to_save" in name for name in names) == 1
-
-
-def test_modules_to_save_are_trained_and_saved_with_the_adapter() -> None:
-    model = adapted("llama-gqa", modules_to_save=["lm_head"])
-    assert "base_model.model.lm_head.weight" in adapter_state(model)
-    assert any("lm_head" in name for name in trainable(model))
+    assert torch.equal(logits(again), logits(adapted("gemma3")))
 
 
 def test_the_norms_of_each_architecture() -> None:
@@ -263,7 +212,7 @@ def test_the_norms_of_each_architecture() -> None:
 
 def test_injection_without_a_peft_model() -> None:
     model = inject_adapter_in_model(RosaConfig(**SMALL), tiny_model("qwen2"))
-    assert torch.equal(logits_of(model), logits_of(tiny_model("qwen2")))
+    assert torch.equal(logits(model), logits(tiny_model("qwen2")))
     assert isinstance(model.model.layers[0].self_attn, RosaLayer)
 
 
@@ -272,7 +221,7 @@ def test_with_lora_on_the_feed_forward() -> None:
     inject_adapter_in_model(LoraConfig(target_modules=["up_proj"]), model, "lora")
     with pytest.warns(UserWarning, match="peft_config"):
         both = RosaModel(model, RosaConfig(**SMALL), "default")
-    assert torch.equal(logits_of(both), logits_of(tiny_model("llama-gqa")))
+    assert torch.equal(logits(both), logits(tiny_model("llama-gqa")))
 
 
 def test_a_model_without_rope_raises() -> None:
@@ -328,10 +277,4 @@ def test_a_model_that_raises_is_unchanged() -> None:
         get_peft_model(model, RosaConfig(r_low=0.05))
     assert not any(isinstance(module, RosaLayer) for module in model.modules())
     assert not any(module._forward_hooks for module in model.modules())
-    assert torch.equal(logits_of(model), logits_of(tiny_model("llama-gqa")))
-
-
-def test_mixed_batches_raise() -> None:
-    model = adapted("llama-gqa")
-    with pytest.raises(RosaError, match="one adapter for a whole batch"):
-        model(input_ids=random_tokens(), adapter_names=["default", "__base__"])
+    assert torch.equal(logits(model), logits(tiny_model("llama-gqa")))

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from peft import (
-    PeftModel,
-    get_peft_model,
-)
-from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
-)
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.gemma3 import Gemma3TextConfig
 from transformers.models.gptj import GPTJConfig
 from transformers.models.llama import LlamaConfig
 from transformers.models.qwen2 import Qwen2Config
 
 from rosa import RosaConfig
+from tests.support import adapters
 from tests.support.adapters import randomize
 
 SIZES: dict[str, Any] = {
@@ -43,6 +39,8 @@ CONFIGS: dict[str, Any] = {
 SMALL: dict[str, Any] = {"r": 4, "alpha": 0.5, "r_low": 0.5}
 WEIGHTS = "adapter_model.safetensors"
 TOKENS = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(0))
+logits = partial(adapters.logits, tokens=TOKENS)
+gradients = partial(adapters.gradients, tokens=TOKENS)
 # In `make test` Llama's block, and GPT-J's with parallel branches and norms with biases.
 each_kind = pytest.mark.parametrize(
     "kind",
@@ -87,22 +85,6 @@ def wrapped(kind: str, *, dtype: torch.dtype = torch.float32, **changes: Any) ->
     model = get_peft_model(base(kind, dtype), config(**changes)).eval()
     randomize(model)
     return model
-
-
-@torch.no_grad()
-def logits(model: nn.Module) -> Tensor:
-    return model(input_ids=TOKENS).logits
-
-
-def backward(model: nn.Module) -> dict[str, Tensor]:
-    """The gradients of one step, by name."""
-    model.zero_grad()
-    model(input_ids=TOKENS, labels=TOKENS).loss.backward()
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
-def trainable(model: nn.Module) -> set[str]:
-    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def of(adapter: str, model: nn.Module) -> set[str]:
