@@ -24,8 +24,8 @@ from rosa.data.prompts import Question, instruction_prompt
 from rosa.data.sources import load_training_rows
 from rosa.errors import RosaError
 from rosa.evaluate.examples import Example, load_examples
-from rosa.evaluate.tasks import load_task
 from tests.support.compare import make_grid
+from tests.support.evaluation import load_task
 
 MATH = ("MultiArith", "AddSub", "SingleEq", "gsm8k", "AQuA")
 text = st.text(st.characters(exclude_characters="\0\1"), max_size=40)

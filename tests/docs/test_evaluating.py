@@ -11,7 +11,7 @@ from rosa.cli.inspect import build_parser as inspect_parser
 from rosa.cli.main import main
 from rosa.data.prompts import PROMPTS
 from rosa.evaluate.answer_filters import PROTOCOLS
-from rosa.evaluate.tasks import built_in_tasks, load_task
+from rosa.evaluate.tasks import built_in_tasks
 from tests.docs.conftest import run_quickly
 from tests.support.pages import blocks, read_page, rosa_commands, section
 from tests.support.tiny_folder import write_model_folder
@@ -55,7 +55,7 @@ def test_what_the_page_says_of_the_published_rules_is_so():
 
 
 def test_the_hub_example_is_boolqs_own():
-    hub = load_task("boolq").hub
+    hub = built_in_tasks()["boolq"].hub
     assert hub is not None
     assert hub.answer in PAGE
     assert hub.instruction.replace("\n", "\\n") in PAGE

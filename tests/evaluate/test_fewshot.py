@@ -12,8 +12,7 @@ from rosa.evaluate.fewshot import draw_shots, training_file
 from rosa.evaluate.generation import generate
 from rosa.evaluate.options import EvaluationOptions
 from rosa.evaluate.requests import build_requests, prompt_settings, request_notes
-from rosa.evaluate.tasks import load_task
-from tests.support.evaluation import evaluate_with
+from tests.support.evaluation import evaluate_with, load_task
 from tests.support.tiny_folder import tiny_llama, word_tokenizer
 
 TRAIN = [

@@ -11,7 +11,8 @@ import yaml
 
 from rosa.errors import RosaError
 from rosa.evaluate.examples import fingerprint, load_examples, suite_rows
-from rosa.evaluate.tasks import TASKS, built_in_tasks, load_task, resolve_tasks
+from rosa.evaluate.tasks import TASK_FILES, built_in_tasks, resolve_tasks
+from tests.support.evaluation import load_task
 
 REAL = [t for t in built_in_tasks().values() if t.suite != "toy"]
 LOCAL = (
@@ -307,7 +308,7 @@ def test_a_task_file_that_is_no_yaml_or_not_there(tmp_path):
 
 
 def test_the_package_has_no_task_file_that_the_table_order_forgets():
-    assert {path.stem for path in TASKS.glob("*.yaml")} == set(built_in_tasks())
+    assert {path.stem for path in TASK_FILES.glob("*.yaml")} == set(built_in_tasks())
 
 
 # --- bad rows ----------------------------------------------------------------------------------

@@ -10,6 +10,13 @@ from typing import Any
 from rosa.evaluate.options import EvaluationOptions
 from rosa.evaluate.results import Results
 from rosa.evaluate.run import evaluate
+from rosa.evaluate.tasks import Task, resolve_tasks
+
+
+def load_task(name: str) -> Task:
+    """The built-in task `name`, or the one in the YAML file `name`."""
+    (task,) = resolve_tasks([name])
+    return task
 
 
 def write_test_sets(

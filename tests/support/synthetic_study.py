@@ -22,8 +22,9 @@ from rosa.compare.job import RunGroup
 from rosa.compare.results import RESULTS, RunResult, StudyResults, to_json
 from rosa.data.prompts import instruction_prompt
 from rosa.evaluate.results import TaskScore
-from rosa.evaluate.tasks import Task, load_task
+from rosa.evaluate.tasks import Task
 from rosa.methods.registry import load_method
+from tests.support.evaluation import load_task
 
 SKILLS = {"lora": 0.6, "ln_tuning": 0.35, "rosa": 0.7, "roae_only": 0.65}
 TRAIN_SETS = {"commonsense": ("boolq", "piqa"), "math": ("MultiArith", "gsm8k", "AQuA")}

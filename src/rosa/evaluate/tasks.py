@@ -22,7 +22,7 @@ from rosa.errors import RosaError, did_you_mean, errors_as
 from rosa.evaluate.answer_filters import FILTERS, PROTOCOLS, PUBLISHED
 from rosa.evaluate.results import TaskScore
 
-TASKS = Path(__file__).resolve().parent / "task_files"
+TASK_FILES = Path(__file__).resolve().parent / "task_files"
 PAPER_ORDER = (
     *("boolq", "piqa", "social_i_qa", "ARC-Challenge", "ARC-Easy", "openbookqa", "hellaswag"),
     *("winogrande", "MultiArith", "gsm8k", "AddSub", "AQuA", "SingleEq", "SVAMP", "mawps"),
@@ -75,7 +75,7 @@ class Task:
     hub: HubSource | None = None
     seen_in_training: tuple[str, ...] = ()
     citation: str = ""
-    folder: Path = field(default=TASKS, compare=False)
+    folder: Path = field(default=TASK_FILES, compare=False)
 
     def parse(self, response: str, protocol: str = PUBLISHED) -> str | None:
         """The answer in `response` by the rules of `protocol`, or None."""
@@ -114,7 +114,7 @@ class Task:
 @functools.cache
 def built_in_tasks() -> dict[str, Task]:
     """The package's benchmarks by name, in the order of the paper's tables, the toy tasks last."""
-    tasks = [read_task(path) for path in sorted(TASKS.glob("*.yaml"))]
+    tasks = [read_task(path) for path in sorted(TASK_FILES.glob("*.yaml"))]
     order = {name: rank for rank, name in enumerate(PAPER_ORDER)}
     return {t.name: t for t in sorted(tasks, key=lambda t: order.get(t.name, len(order)))}
 
@@ -144,12 +144,6 @@ def _expand(name: str) -> list[Task]:
         hint = did_you_mean(name, known)
         raise RosaError(f"there is no task {name!r}{hint}; choose from {', '.join(known)}")
     return found
-
-
-def load_task(name: str) -> Task:
-    """The built-in task `name`, or the one in the YAML file `name`."""
-    (task,) = resolve_tasks([name])
-    return task
 
 
 def read_task(path: Path) -> Task:
