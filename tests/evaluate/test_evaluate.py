@@ -218,7 +218,7 @@ def test_a_damaged_line_in_the_middle_is_named(score, tmp_path):
         score(["boolq"], limit=6, out=tmp_path / "out")
 
 
-def test_limit_is_a_seeded_sample_and_the_table_says_so(data):
+def test_limit_is_a_seeded_sample(data):
     def indices(**options):
         (requests,) = build_requests(["boolq"], EvaluationOptions(data=data, **options))
         assert requests.rows == ROWS
@@ -228,12 +228,6 @@ def test_limit_is_a_seeded_sample_and_the_table_says_so(data):
     assert indices(limit=6) != indices(limit=6, seed=1)
     assert len(set(indices(limit=6))) == 6
     assert indices(limit=99) == indices() == list(range(ROWS))
-
-
-def test_the_table_states_sample_and_seed(score):
-    results = score(["boolq"], limit=6, seed=3)
-    assert f"6 of {ROWS}, seed 3" in results.markdown()
-    assert results["boolq"].scored == 6
 
 
 @pytest.mark.parametrize(
@@ -262,18 +256,6 @@ def test_a_model_goes_back_to_training(score, model):
         assert model.training
     finally:
         model.eval()
-
-
-def test_sampling_settings_and_penalties_of_a_model_do_not_change_greedy(model, tokenizer):
-    prompts = [tokenizer(question(i))["input_ids"] for i in range(4)]
-    plain = generate(model, tokenizer, prompts, max_new_tokens=12)
-    settings = model.generation_config
-    before = {k: getattr(settings, k) for k in ("do_sample", "repetition_penalty", "temperature")}
-    settings.update(do_sample=True, repetition_penalty=5.0, temperature=9.0)
-    try:
-        assert generate(model, tokenizer, prompts, max_new_tokens=12) == plain
-    finally:
-        settings.update(**before)
 
 
 def test_a_response_ends_at_any_end_token_of_the_model(model, tokenizer):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rosa.compare.grid import Grid, MethodEntry
-from rosa.compare.job import ENDED, Job
+from rosa.compare.job import ENDED, Job, by_group
 from rosa.compare.results import RunResult, StudyResults, read_score
 from rosa.compare.schedule import Schedule
 from rosa.compare.tuning import trained_learning_rate, tuning_losses
@@ -22,9 +22,8 @@ from rosa.train.run_folder import RunFolder
 def gather_results(schedule: Schedule, grid: Grid, environment: dict[str, Any]) -> StudyResults:
     """The results of all runs that are done, in the grid's order."""
     entries = {entry.name: entry for entry in grid.entries}
-    done = [j for j in schedule.jobs if not j.is_tuning and schedule.states[j.id] == "done"]
-    order = {job.group: number for number, job in enumerate(schedule.jobs)}
-    done.sort(key=lambda job: (order[job.group], grid.seeds.index(job.seed)))
+    runs = (job for jobs in by_group(schedule.jobs).values() for job in jobs if not job.is_tuning)
+    done = [job for job in runs if schedule.states[job.id] == "done"]
     return StudyResults(
         schedule.study,
         tuple(read_run(schedule.study, job, entries[job.group.method]) for job in done),

@@ -30,6 +30,7 @@ from rosa.train.run_folder import RunFolder
 
 FINISHED = ("done", "diverged")  # not run again; only a tuning run counts as diverged
 ENDED = (*FINISHED, "failed", "interrupted")
+STOP_SECONDS = 120  # in which a job that is stopped must have saved
 
 
 @dataclass(frozen=True)

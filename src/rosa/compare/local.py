@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from rosa.compare.job import Job, run_job
+from rosa.compare.job import STOP_SECONDS, Job, run_job
 
 # All of our modules that a run imports, so that an update of the package in the middle of a study
 # does not mix two versions.
@@ -24,7 +24,6 @@ PRELOAD = [
     "rosa.models.identity",
     "rosa.train.run",
 ]
-STOP_SECONDS = 120
 
 
 class LocalExecutor:

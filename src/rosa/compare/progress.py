@@ -17,6 +17,7 @@ from rosa.common.formatting import format_duration
 from rosa.common.reporting import REPORT_SECONDS, Every
 from rosa.compare.job import FINISHED, Job, by_group, read_status
 from rosa.compare.schedule import Schedule
+from rosa.train.run_folder import RunFolder
 
 MARKS = {
     "waiting": ("·", "dim"),
@@ -38,7 +39,7 @@ class StudyProgress:
         self._console = console
         self._seconds: deque[float] = deque(maxlen=RECENT)
         self._due = Every(REPORT_SECONDS)
-        self._live = Live(console=console, auto_refresh=False, transient=False)
+        self._live = Live(console=console, auto_refresh=False)
 
     def __enter__(self) -> StudyProgress:
         if self._console.is_terminal:
@@ -108,7 +109,7 @@ def activity(study: Path, job: Job) -> str:
     status = read_status(study, job.id)
     state, folder = status.get("state"), study / job.id
     if state == "training":
-        last = (read_jsonl(folder / "metrics.jsonl", partial=True) or [{}])[-1]
+        last = (read_jsonl(RunFolder(folder).metrics, partial=True) or [{}])[-1]
         total = f" of {job.recipe.max_steps}" if job.recipe.max_steps else ""
         loss = f", loss {last['loss']:.4f}" if "loss" in last else ""
         elapsed = format_duration(time.time() - status["started"], digits=2)

@@ -12,10 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rosa.compare.job import Job, run_job
+from rosa.compare.job import STOP_SECONDS, Job, run_job
 from rosa.errors import RosaError
-
-STOP_SECONDS = 120
 
 
 class RayExecutor:

@@ -15,6 +15,7 @@ from rosa.common.plot_style import INK, canvas, percent_axis
 from rosa.compare.grid import parse_method_entry
 from rosa.compare.results import StudyResults
 from rosa.compare.significance import MeanStd
+from rosa.dls.config import DlsConfig
 from rosa.errors import RosaError
 from rosa.models.loading import short_name
 
@@ -39,12 +40,12 @@ def draw_figure4(study: StudyResults, model: str, picture: Path) -> None:
 
 def accuracy_by_k_ratio(study: StudyResults, model: str) -> dict[float, MeanStd]:
     """Micro-averages of the grid's RoSA entries by k_ratio; only of those with a finished run."""
-    shared = study.grid.get("recipe", {}).get("dls") or {}
+    shared = {"k_ratio": DlsConfig().k_ratio} | (study.grid.get("recipe", {}).get("dls") or {})
     found = {}
     for entry in map(parse_method_entry, study.grid.get("methods", [])):
         if entry.recipe["method"] != "rosa":
             continue
-        dls = {"k_ratio": 0.5} | shared | (entry.recipe.get("dls") or {})
+        dls = shared | (entry.recipe.get("dls") or {})
         if value := micro_over_seeds(study, model, entry.name):
             found[float(dls["k_ratio"])] = value
     return dict(sorted(found.items()))
