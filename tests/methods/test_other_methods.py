@@ -20,6 +20,7 @@ from rosa.models.loading import load
 from rosa.train.recipe import dump_recipe
 from rosa.train.run import train
 from tests.support.tiny_folder import write_model_folder
+from tests.support.train_runs import logged
 
 # With the keys without which PEFT's defaults do not fit a model this small.
 TRAINED = {
@@ -81,8 +82,7 @@ def test_a_method_trains_from_a_recipe_and_its_adapter_loads(
     assert yaml.safe_load(dump_recipe(recipe))["adapter"].items() >= keys.items()
     result = train(recipe, log=str)
     assert result.trainable > 0
-    losses = [json.loads(line) for line in (result.folder / "metrics.jsonl").open()]
-    assert len({line["eval_loss"] for line in losses if "eval_loss" in line}) == 2  # it moved
+    assert len(set(logged(result.folder, "eval_loss"))) == 2  # it moved
     loaded = load(str(result.folder))
     ids = loaded.tokenizer("question 3", return_tensors="pt")["input_ids"]
     assert loaded.model(ids).logits.isfinite().all()
@@ -93,17 +93,8 @@ def test_norms_move_in_half_precision_too(
     recipe_file: str, model_folder: Path, method: str
 ) -> None:
     """A step of 1e-3 on a weight of 1 is nothing in bfloat16."""
-    options = (
-        "--method",
-        method,
-        "--precision",
-        "bf16",
-        "--learning_rate",
-        "1e-3",
-        "--dls",
-        "null",
-    )
-    result = train(load_recipe(recipe_file, *options, "--validation", "0"), log=str)
+    words = f"--method {method} --precision bf16 --learning_rate 1e-3 --dls null --validation 0"
+    result = train(load_recipe(recipe_file, *words.split()), log=str)
     weights = load_file(result.folder / "adapter_model.safetensors")
     norms = [value for key, value in weights.items() if "norm" in key]
     assert norms

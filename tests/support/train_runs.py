@@ -1,4 +1,4 @@
-"""Training runs that are interrupted, and what they leave."""
+"""Short training runs, some of them interrupted, and what they leave."""
 
 from __future__ import annotations
 
@@ -13,11 +13,32 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rosa.train.recipe import Recipe
 from rosa.train.trainer import GuardedTrainer
+from tests.support.tiny_folder import write_model_folder
+
+
+def write_inputs(folder: Path, rows: list[dict[str, Any]], **shape: int) -> Path:
+    """`folder` with a tiny Llama in `model` and its training rows in `rows.json`."""
+    write_model_folder(folder / "model", **shape)
+    (folder / "rows.json").write_text(json.dumps(rows))
+    return folder
+
+
+def make_recipe(place: Path, output_dir: Path, **keys: Any) -> Recipe:
+    """A recipe on what `write_inputs` wrote; logs every step, has no tracker."""
+    inputs = {"model": str(place / "model"), "data": str(place / "rows.json")}
+    short = {"log_steps": 1, "precision": "float32", "report_to": []}
+    return Recipe(**{**inputs, "output_dir": str(output_dir), **short, **keys})
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def logged(folder: Path, key: str = "loss") -> list[Any]:
+    """What a run has logged of `loss`, `eval_loss`, `num_tokens` or another key, in order."""
+    return [line[key] for line in read_lines(folder / "metrics.jsonl") if key in line]
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""AdaLoRA in a run: its regulariser is in the loss, its ranks move, and it can be resumed."""
+"""AdaLoRA in a run: its regularizer is in the loss, its ranks move, and it can be resumed."""
 
 from __future__ import annotations
 
@@ -19,48 +19,42 @@ from rosa.models.loading import load
 from rosa.train.adalora import orthogonality_loss
 from rosa.train.recipe import Recipe
 from rosa.train.run import TrainResult, build_model, train
-from tests.support.tiny_folder import tiny_llama, write_model_folder
-from tests.support.train_runs import interrupted_at, same_adapter
+from tests.support.tiny_folder import tiny_llama
+from tests.support.train_runs import (
+    interrupted_at,
+    logged,
+    make_recipe,
+    same_adapter,
+    write_inputs,
+)
 
 STEPS = 16
+KEYS: dict[str, Any] = {
+    "method": "adalora",
+    "adapter": {"init_r": 6, "target_r": 3, "target_modules": "all-linear"},
+    "learning_rate": 0.02,
+    "validation": 8,
+    "max_steps": STEPS,
+    "save_steps": 2,
+    "keep_checkpoints": STEPS,
+}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model and rows."""
-    folder = tmp_path_factory.mktemp("adalora")
-    write_model_folder(folder / "model")
     rows = [{"prompt": f"question {i}", "completion": f"answer{i % 4 + 1}"} for i in range(40)]
-    (folder / "rows.json").write_text(json.dumps(rows))
-    return folder
-
-
-def make_recipe(place: Path, folder: Path) -> Recipe:
-    return Recipe(
-        model=str(place / "model"),
-        data=str(place / "rows.json"),
-        output_dir=str(folder),
-        method="adalora",
-        adapter={"init_r": 6, "target_r": 3, "target_modules": "all-linear"},
-        learning_rate=0.02,
-        validation=8,
-        max_steps=STEPS,
-        save_steps=2,
-        log_steps=1,
-        keep_checkpoints=STEPS,
-        precision="float32",
-        report_to=[],
-    )
+    return write_inputs(tmp_path_factory.mktemp("adalora"), rows)
 
 
 @pytest.fixture
 def recipe(place: Path, tmp_path: Path) -> Recipe:
-    return make_recipe(place, tmp_path / "run")
+    return make_recipe(place, tmp_path / "run", **KEYS)
 
 
 @pytest.fixture(scope="module")
 def finished(place: Path) -> TrainResult:
-    return train(make_recipe(place, place / "finished"), log=str)
+    return train(make_recipe(place, place / "finished", **KEYS), log=str)
 
 
 def adapted(**keys: Any) -> Any:
@@ -76,7 +70,7 @@ def adapted(**keys: Any) -> Any:
     return model
 
 
-def test_the_regulariser_is_what_peft_adds_to_the_models_own_loss() -> None:
+def test_the_regularizer_is_what_peft_adds_to_the_models_own_loss() -> None:
     model = adapted(orth_reg_weight=0.25).eval()
     ids = torch.arange(12).reshape(2, 6)
     with_it = model(input_ids=ids, labels=ids).loss
@@ -87,10 +81,10 @@ def test_the_regulariser_is_what_peft_adds_to_the_models_own_loss() -> None:
 
 
 @pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 4])
-def test_the_trained_loss_differs_by_the_regulariser_and_the_validation_loss_does_not(
+def test_the_trained_loss_differs_by_the_regularizer_and_the_validation_loss_does_not(
     recipe: Recipe, tmp_path: Path, accumulation: int
 ) -> None:
-    """The first step, whose weights are the same with any weight of the regulariser."""
+    """The first step, whose weights are the same with any weight of the regularizer."""
 
     def losses(weight: float) -> tuple[float, float]:
         keys = {**recipe.adapter, "orth_reg_weight": weight}
@@ -104,9 +98,7 @@ def test_the_trained_loss_differs_by_the_regulariser_and_the_validation_loss_doe
             save_steps=1,
         )
         folder = train(run, log=str).folder
-        found = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
-        merged = {key: value for line in found for key, value in line.items()}
-        return merged["loss"], merged["eval_loss"]
+        return logged(folder)[-1], logged(folder, "eval_loss")[-1]
 
     (off, eval_off), (on, eval_on) = losses(0.0), losses(0.5)
     set_seed(recipe.seed)

@@ -22,56 +22,47 @@ from rosa.train.recipe import Recipe
 from rosa.train.run import TrainResult, train
 from rosa.train.run_folder import RunFolder
 from rosa.train.trainer import GuardedTrainer
-from tests.support.tiny_folder import write_model_folder
-from tests.support.train_runs import interrupted_at, same_adapter
+from tests.support.train_runs import (
+    interrupted_at,
+    logged,
+    make_recipe,
+    same_adapter,
+    write_inputs,
+)
 
 STEPS = 6
+KEYS: dict[str, Any] = {
+    "method": "lora",
+    "adapter": {**load_method("lora").kwargs, "r": 2},
+    "validation": 4,
+    "max_steps": STEPS,
+    "save_steps": 2,
+}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model and rows."""
-    folder = tmp_path_factory.mktemp("costs")
-    write_model_folder(folder / "model")
     rows = [{"prompt": "question " * (1 + i % 3), "completion": "answer2"} for i in range(24)]
-    (folder / "rows.json").write_text(json.dumps(rows))
-    return folder
-
-
-def make_recipe(place: Path, folder: Path) -> Recipe:
-    return Recipe(
-        model=str(place / "model"),
-        data=str(place / "rows.json"),
-        output_dir=str(folder),
-        method="lora",
-        adapter={**load_method("lora").kwargs, "r": 2},
-        dls=None,
-        validation=4,
-        max_steps=STEPS,
-        save_steps=2,
-        log_steps=1,
-        precision="float32",
-        report_to=[],
-    )
+    return write_inputs(tmp_path_factory.mktemp("costs"), rows)
 
 
 @pytest.fixture
 def recipe(place: Path, tmp_path: Path) -> Recipe:
-    return make_recipe(place, tmp_path / "run")
+    return make_recipe(place, tmp_path / "run", **KEYS)
 
 
 @pytest.fixture(scope="module")
 def whole(place: Path) -> tuple[TrainResult, float]:
     """An uninterrupted run, and how many seconds it took."""
     start = time.perf_counter()
-    result = train(make_recipe(place, place / "whole"), log=str)
+    result = train(make_recipe(place, place / "whole", **KEYS), log=str)
     return result, time.perf_counter() - start
 
 
 def tokens_logged(folder: Path) -> int:
     """The tokens that TRL counts, without padding."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return int(max(record.get("num_tokens", 0) for record in records))
+    return int(max(logged(folder, "num_tokens")))
 
 
 def test_a_finished_run_says_what_it_cost(whole: tuple[TrainResult, float]) -> None:

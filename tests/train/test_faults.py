@@ -44,8 +44,8 @@ from tests.support.dls_models import (
 )
 from tests.support.evaluation import evaluate_with
 from tests.support.tiny_folder import tiny_llama as tiny_speaker
-from tests.support.tiny_folder import word_tokenizer, write_model_folder
-from tests.support.train_runs import interrupted_at
+from tests.support.tiny_folder import word_tokenizer
+from tests.support.train_runs import interrupted_at, make_recipe, write_inputs
 
 EVERY = DlsConfig(interval=1, warmup=0, p_exploit=1)
 POSIX = pytest.mark.skipif(os.name != "posix", reason="/dev/full and user ids are POSIX")
@@ -53,20 +53,10 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="/dev/full and user ids ar
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
-    write_model_folder(tmp_path / "model")
     rows = [{"instruction": f"question {i}", "input": "", "output": "true"} for i in range(8)]
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    return Recipe(
-        model=str(tmp_path / "model"),
-        data=str(tmp_path / "rows.json"),
-        output_dir=str(tmp_path / "run"),
-        adapter={"r": 4, "r_low": 1.0},
-        dls=None,
-        validation=0,
-        max_steps=3,
-        save_steps=1,
-        report_to=[],
-    )
+    keys: dict[str, Any] = {"validation": 0, "max_steps": 3, "save_steps": 1}
+    keys |= {"adapter": {"r": 4, "r_low": 1.0}, "dls": None}
+    return make_recipe(write_inputs(tmp_path, rows), tmp_path / "run", **keys)
 
 
 # --- disks and files ---
@@ -92,9 +82,9 @@ def test_a_full_disk_between_two_checkpoints_is_one_sentence(
             match=r"cannot write to '.*run': No space left on device; free some space, then "
             r"rerun with --resume to continue after step 2$",
         ):
-            train(replace(recipe, log_steps=1), log=str)
+            train(recipe, log=str)
     metrics.unlink()
-    assert train(replace(recipe, log_steps=1), resume=True, log=str).finished
+    assert train(recipe, resume=True, log=str).finished
 
 
 @POSIX

@@ -17,7 +17,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from rosa.train.run_folder import RunFolder
 from tests.support import kill_runs
-from tests.support.tiny_folder import write_model_folder
+from tests.support.train_runs import read_lines, write_inputs
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="SIGKILL and forked processes are POSIX"
@@ -29,14 +29,12 @@ ALREADY = "already finished"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, rows and a recipe; run folders are put next to them."""
-    folder = tmp_path_factory.mktemp("kill")
-    write_model_folder(folder / "model", layers=4)
     output = "the correct answer is answer{}"
     rows = [
         {"instruction": f"question {i}", "input": "", "output": output.format(i % 4 + 1)}
         for i in range(40)
     ]
-    (folder / "rows.json").write_text(json.dumps(rows))
+    folder = write_inputs(tmp_path_factory.mktemp("kill"), rows, layers=4)
     recipe = {
         "model": str(folder / "model"),
         "data": str(folder / "rows.json"),
@@ -109,8 +107,7 @@ def assert_same_run(ours: Path, expected: Path) -> None:
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
-    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [(r["step"], r["loss"]) for r in records if "loss" in r]
+    return [(r["step"], r["loss"]) for r in read_lines(run / "metrics.jsonl") if "loss" in r]
 
 
 def names(run: Path) -> list[str]:
@@ -225,7 +222,7 @@ def evaluate_command(place: Path, out: Path) -> list[str]:
 
 def answers(out: Path) -> dict[str, list[dict[str, Any]]]:
     files = sorted(out.glob("*.jsonl"))
-    return {f.name: [json.loads(line) for line in f.read_text().splitlines()] for f in files}
+    return {f.name: read_lines(f) for f in files}
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from rosa.train.recipe import Recipe
 from rosa.train.run import load_tokenized_rows, train
 from tests.support.architectures import ARCHITECTURES, Architecture
 from tests.support.tiny_models import tiny_model
+from tests.support.train_runs import logged
 
 # One of each way from hidden states to logits: plain, soft-capped, scaled up, scaled down, biased.
 WAYS = ("llama", "gemma2", "cohere", "granite", "phi", "gptj", "mixtral", "falcon_h1")
@@ -170,10 +171,7 @@ def test_validation_loss_is_that_of_all_response_tokens_for_any_batch_size(tmp_p
             report_to=[],
         )
         train(recipe)
-        lines = (tmp_path / f"run-{batch_size}/metrics.jsonl").read_text().splitlines()
-        losses += [
-            record["eval_loss"] for record in map(json.loads, lines) if "eval_loss" in record
-        ]
+        losses += logged(Path(recipe.output_dir), "eval_loss")
     tokenizer = load_tokenizer("rosa-tiny")
     _, validation = load_tokenized_rows(recipe, tokenizer)
     total, tokens = 0.0, 0

@@ -42,6 +42,7 @@ from tests.support.quantized import (
     trainable,
     written_folder,
 )
+from tests.support.train_runs import logged, make_recipe
 
 _kernels, folder = portable_kernels, written_folder
 
@@ -156,21 +157,19 @@ def test_a_model_that_its_owner_makes_bfloat16_stays_so(folder: Path) -> None:
 @pytest.fixture
 def recipe(folder: Path, tmp_path: Path) -> Recipe:
     row = {"instruction": "question", "input": "", "output": "the correct answer is answer2"}
-    data = tmp_path / "rows.json"
-    data.write_text(json.dumps([row] * 24))
-    return Recipe(
+    (tmp_path / "rows.json").write_text(json.dumps([row] * 24))
+    return make_recipe(
+        tmp_path,
+        tmp_path / "run",
         model=str(folder),
-        data=str(data),
-        output_dir=str(tmp_path / "run"),
         adapter={"r": 4, "r_low": 1.0, "alpha": 1.0},
         dls=DlsConfig(interval=3, warmup=2),
         learning_rate=0.02,
         validation=4,
         max_steps=9,
         save_steps=3,
-        log_steps=1,
         gradient_accumulation=1,
-        report_to=[],
+        precision="auto",
     )
 
 
@@ -191,8 +190,7 @@ def test_a_recipe_trains_and_evaluates_on_a_quantized_base(
     monkeypatch.undo()  # the machine's own kernels: what is evaluated in between is trained on
     recipe = replace(recipe, quantization=bits, precision=precision)  # type: ignore[arg-type]
     result = train(recipe, log=str)
-    lines = (result.folder / "metrics.jsonl").read_text().splitlines()
-    found = [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+    found = logged(result.folder)
     assert found[-1] < found[0] - 0.1
     tensors = load_file(result.folder / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}

@@ -9,6 +9,7 @@ import pytest
 
 from pretraining.llama2c import convert_llama2c
 from rosa.cli.main import main
+from tests.support.train_runs import logged
 
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "stories260k.yaml")
 
@@ -34,8 +35,7 @@ def adapter(shared_data: Path, model: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def test_the_loss_falls_on_gsm8k(adapter: Path) -> None:
-    lines = [json.loads(line) for line in (adapter / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if "loss" in line]
+    losses = logged(adapter)
     assert len(losses) == 20
     assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
     assert len((adapter / "dls_history.jsonl").read_text().splitlines()) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 from dataclasses import replace
@@ -25,58 +24,52 @@ from rosa.train.recipe import Recipe
 from rosa.train.run import TrainResult, train
 from rosa.train.run_folder import RunFolder
 from rosa.train.trainer import GuardedTrainer, stop_on_signals, trainer_arguments
-from tests.support.tiny_folder import write_model_folder
-from tests.support.train_runs import adapter, interrupted_at, read_lines, same_adapter
+from tests.support.train_runs import (
+    adapter,
+    interrupted_at,
+    logged,
+    make_recipe,
+    read_lines,
+    same_adapter,
+    write_inputs,
+)
 
 STEPS = 12
+KEYS: dict[str, Any] = {
+    "adapter": {"r": 4, "r_low": 1.0, "alpha": 1.0},
+    "dls": DlsConfig(interval=3, warmup=2),
+    "learning_rate": 0.02,
+    "validation": 8,
+    "max_steps": STEPS,
+    "save_steps": 4,
+}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model and rows."""
-    folder = tmp_path_factory.mktemp("train")
-    write_model_folder(folder / "model", layers=4)
     output = "the correct answer is answer2"
     rows = [{"instruction": f"question {i}", "input": "", "output": output} for i in range(40)]
-    (folder / "rows.json").write_text(json.dumps(rows))
-    return folder
-
-
-def make_recipe(place: Path, folder: Path) -> Recipe:
-    return Recipe(
-        model=str(place / "model"),
-        data=str(place / "rows.json"),
-        output_dir=str(folder),
-        adapter={"r": 4, "r_low": 1.0, "alpha": 1.0},
-        dls=DlsConfig(interval=3, warmup=2),
-        learning_rate=0.02,
-        validation=8,
-        max_steps=STEPS,
-        save_steps=4,
-        log_steps=1,
-        gradient_accumulation=2,
-        precision="float32",
-        report_to=[],
-    )
+    return write_inputs(tmp_path_factory.mktemp("train"), rows, layers=4)
 
 
 @pytest.fixture
 def recipe(place: Path, tmp_path: Path) -> Recipe:
-    return make_recipe(place, tmp_path / "run")
+    return make_recipe(place, tmp_path / "run", **KEYS)
 
 
 @pytest.fixture(scope="module")
 def finished(place: Path) -> tuple[TrainResult, list[str]]:
     """An uninterrupted run, and its log."""
     log: list[str] = []
-    return train(make_recipe(place, place / "finished"), log=log.append), log
+    return train(make_recipe(place, place / "finished", **KEYS), log=log.append), log
 
 
 @pytest.fixture(scope="module")
 def stopped_at_7(place: Path) -> Path:
     """The folder of the same run, stopped in step 7."""
     with interrupted_at(7):
-        result = train(make_recipe(place, place / "stopped"), log=str)
+        result = train(make_recipe(place, place / "stopped", **KEYS), log=str)
     assert (result.finished, result.steps) == (False, 7)
     return result.folder
 
@@ -94,7 +87,7 @@ def test_a_run_leaves_everything_it_promises(
     folder = result.folder
     assert result.finished
     assert result.steps == STEPS
-    losses = [line["loss"] for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
+    losses = logged(folder)
     assert losses[-1] < 0.8 * losses[0]
     assert [line["step"] for line in read_lines(folder / "dls_history.jsonl")] == [3, 6, 9, 12]
     assert all(len(line["selected"]) == 2 for line in read_lines(folder / "dls_history.jsonl"))
@@ -311,7 +304,7 @@ def test_gradient_checkpointing_changes_memory_and_not_the_result(
 
 def test_bf16_trains_with_a_float32_adapter(recipe: Recipe) -> None:
     folder = train(replace(recipe, precision="bf16"), log=str).folder
-    losses = [line["loss"] for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
+    losses = logged(folder)
     assert losses[-1] < 0.8 * losses[0]
     assert {tensor.dtype for tensor in adapter(folder).values()} == {torch.float32}
 

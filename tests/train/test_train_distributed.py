@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from rosa import DlsConfig
 from rosa.cli.main import main
@@ -28,6 +27,7 @@ from tests.support import fsdp_on_cpu
 from tests.support.dls_processes import start
 from tests.support.pages import read_page, section
 from tests.support.processes import marked, output_of, running, wait_for
+from tests.support.train_runs import adapter, logged, read_lines
 
 RECIPE = {
     "model": "rosa-tiny",
@@ -61,21 +61,16 @@ def rosa_train(recipe: Path, folder: Path, *flags: str, module: str = "rosa") ->
 
 
 def history(folder: Path) -> list[tuple]:
-    lines = (folder / "dls_history.jsonl").read_text().splitlines()
-    return [(r["step"], r["mode"], r["selected"]) for r in map(json.loads, lines)]
-
-
-def losses(folder: Path, key: str = "loss") -> list[float]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [r[key] for r in map(json.loads, lines) if key in r]
+    records = read_lines(folder / "dls_history.jsonl")
+    return [(r["step"], r["mode"], r["selected"]) for r in records]
 
 
 def same_run(left: Path, right: Path) -> None:
     """Both are finished, and differ in the order of their sums alone."""
     assert history(left) == history(right)
-    assert losses(left) == pytest.approx(losses(right), rel=1e-4)
-    assert losses(left, "eval_loss") == pytest.approx(losses(right, "eval_loss"), rel=1e-3)
-    one, other = (load_file(f / "adapter_model.safetensors") for f in (left, right))
+    assert logged(left) == pytest.approx(logged(right), rel=1e-4)
+    assert logged(left, "eval_loss") == pytest.approx(logged(right, "eval_loss"), rel=1e-3)
+    one, other = adapter(left), adapter(right)
     for key in one.keys() | other.keys():
         assert torch.allclose(one[key], other[key], rtol=1e-3, atol=1e-3), key
     files = [{file.name for file in f.iterdir()} for f in (left, right)]
@@ -189,7 +184,7 @@ def test_ctrl_c_stops_all_after_one_step_and_one_process_resumes(
     assert main(["train", str(recipe), "--output_dir", str(folder), "--resume"]) == 0
     assert main(["train", str(recipe), "--output_dir", str(one)]) == 0
     assert history(folder) == history(one)
-    assert losses(folder) == pytest.approx(losses(one), rel=1e-3)
+    assert logged(folder) == pytest.approx(logged(one), rel=1e-3)
 
 
 @pytest.mark.slow
