@@ -143,7 +143,7 @@ def _load(file: Path, dtype: str) -> tuple[Any, Any]:
             raise RosaError(f"{file} is damaged: {name} is missing or holds values not finite")
     if model.config.model_type == "gemma3_text":
         _set_attention_scale(model)
-    # What is saved is no longer quantized; `save_pretrained` would refuse otherwise.
+    # What is saved is no longer quantized; `save_pretrained` would raise otherwise.
     model.hf_quantizer = None
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rosa.assets import ASSETS
 from rosa.errors import RosaError, errors_as, one_line
 from rosa.models.devices import pick_device, pick_dtype
-from rosa.models.quantization import check_quantization, keep_gradients, loading_options
+from rosa.models.quantization import keep_gradients, loading_options
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -84,7 +84,6 @@ def load_base_model(
 
     path = resolve_name(name)
     weights = _check_folder(name, path)
-    check_quantization(quantization)
     if weights:
         from rosa.roae.load import read_shapes
 

@@ -36,6 +36,7 @@ def loading_options(name: str | None, dtype: torch.dtype, device: torch.device) 
         return {}
     from transformers import BitsAndBytesConfig
 
+    check_quantization(name)
     if name == "int8":
         config = BitsAndBytesConfig(load_in_8bit=True)
     else:

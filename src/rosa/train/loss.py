@@ -35,7 +35,7 @@ def uses_trl_kernel(model: Any, device: torch.device) -> bool:
 def adapted_head_allowed(model: Any) -> Iterator[None]:
     """Within the context SFTTrainer accepts an adapter of the output head.
 
-    It refuses one, since its own fused head would not train it; `score_supervised_positions` does.
+    It raises for one, since its fused head would not train it; `score_supervised_positions` does.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, BaseTunerLayer):

@@ -57,7 +57,7 @@ class TrainResult:
         folder: the run's folder, with the adapter if `finished`.
         steps: optimizer steps done, of `total_steps`.
         finished: False if a signal stopped the run; `--resume` continues it.
-        loss: the last logged training loss, in nats per response token.
+        loss: the last logged training loss, in nats per token that has a label.
         trainable: number of trainable parameters.
         costs: time, memory and size; None unless `finished`, and outside the main process.
     """
@@ -72,15 +72,16 @@ class TrainResult:
 
 
 def train(recipe: Recipe, *, resume: bool = False, log: Log = print) -> TrainResult:
-    """Fine-tune as the recipe says; Ctrl-C saves a checkpoint and returns.
+    """Fine-tunes as the recipe says; Ctrl-C saves a checkpoint and returns.
 
     Args:
         recipe: the run.
         resume: continue from the folder's last checkpoint.
-        log: receives lines for the terminal (row counts, parameters).
+        log: receives lines for the terminal (row counts, parameters) in the main process.
 
     Raises:
-        RosaError: bad model, data, keys or folder, or a loss that is not finite.
+        RosaError: bad model, data, keys or folder, or a full disk.
+        DivergedError: a loss or a trained weight is not finite.
     """
     # TRL and Transformers still call their own deprecated names; users can do nothing about it.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
@@ -119,7 +120,7 @@ def _discard(_line: str) -> None:
 
 
 def _open(folder: RunFolder, run: PreparedRun, resume: bool) -> Path | None:
-    """Claim the folder and remove what was written after the checkpoint to resume from."""
+    """Claims the folder; returns the checkpoint to resume from, after which it drops records."""
     rows = fingerprint_of(run.train_set.rows, run.validation_set.rows)
     checkpoint = folder.claim(run.recipe, resume, rows)
     folder.drop_saving()

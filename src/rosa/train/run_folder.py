@@ -109,7 +109,7 @@ class RunFolder:
         shutil.rmtree(self.draft)
 
     def claim(self, recipe: Recipe, resume: bool, rows: str) -> Path | None:
-        """Make the folder this run's; returns the checkpoint to resume from, if any.
+        """Makes the folder this run's; returns the checkpoint to resume from, if any.
 
         `rows` is the fingerprint of the training and validation rows.
 

@@ -83,8 +83,9 @@ def check_selection(run: PreparedRun) -> None:
 class GuardedTrainer(SFTTrainer):
     """SFTTrainer that raises at the first loss or weight that is not finite.
 
-    A checkpoint is written to the run folder's `saving` and gets its name when it is complete, so
-    that the last one on disk is always good.
+    The loss is that of the supervised positions alone (`rosa.train.loss`). A checkpoint is written
+    to the run folder's `saving` and gets its name when it is complete, so that the last one on disk
+    is always good.
     """
 
     def __init__(
@@ -315,9 +316,7 @@ def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) ->
         save_strategy="steps",
         save_steps=save_steps,
         save_total_limit=None,  # the run's folder drops old ones once the new one is complete
-        load_best_model_at_end=has_validation,
-        metric_for_best_model="eval_loss" if has_validation else None,
-        greater_is_better=False if has_validation else None,
+        load_best_model_at_end=has_validation,  # the one with the lowest validation loss
         logging_steps=recipe.log_steps,
         report_to=recipe.trackers or "none",
         disable_tqdm=True,
