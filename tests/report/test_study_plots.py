@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rosa.compare.job import folder_name
-from rosa.report.plots.study_plots import by_method, cost_points, write_pictures
+from rosa.report.plots.study_plots import best_first, cost_points, write_pictures
 from tests.support.synthetic_study import synthetic_study
 
 
@@ -22,7 +22,7 @@ def test_a_picture_of_each_suite_and_its_figures(tmp_path: Path) -> None:
         f"rosa-tiny-{folder}-commonsense-costs.png",
     ]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
-    rows = by_method(study.runs, "commonsense")
+    rows = best_first(study.runs, "commonsense")
     points = {point.name: point for point in cost_points(rows, "commonsense")}
     means = {name: statistics.fmean(r.micro("commonsense") for r in rows[name]) for name in rows}
     assert list(means.values()) == sorted(means.values(), reverse=True)  # the best one on top

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rosa import DlsConfig, RosaConfig
-from rosa.assets.paper import paper_data
+from rosa.assets.paper_numbers import paper_data
 from rosa.cli.main import main
 from rosa.cli.recipe_parser import resolve_recipe
 from rosa.compare.grid import TrainingSet, parse_method_entry

@@ -63,7 +63,7 @@ def test_without_a_terminal_a_log_is_one_unwrapped_line(monkeypatch: pytest.Monk
 
 def test_between_logs_there_is_a_line_every_thirty_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("rosa.common.reporting.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rosa.common.throttle.time.monotonic", lambda: now[0])
     progress, args, state, control, stream = report(monkeypatch, terminal=False)
     for step in range(1, 10):
         state.global_step, now[0] = step, now[0] + 12

@@ -40,10 +40,10 @@ def format_bytes(count: float, digits: int = 3) -> str:
     return f"{count:.0f} B" if unit == 1 else f"{format_number(count / unit, digits)} {name}"
 
 
-def format_count(value: float, digits: int = 3) -> str:
-    """`1.2M`, `3k` or `512`: significant digits without trailing zeros, as an axis shows them."""
+def format_count(value: float) -> str:
+    """`1.2M`, `3k` or `512`: three digits without trailing zeros, as an axis shows them."""
     unit, letter = next((u for u in COUNT_UNITS if abs(value) >= u[0]), (1.0, ""))
-    return f"{value / unit:.{digits}g}{letter}"
+    return f"{value / unit:.3g}{letter}"
 
 
 def consecutive_runs(numbers: Sequence[int]) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from rosa.common.files import read_jsonl
 from rosa.common.formatting import format_duration
-from rosa.common.reporting import REPORT_SECONDS, Every
+from rosa.common.throttle import Throttle
 from rosa.compare.job import FINISHED, Job, by_group, read_status
 from rosa.compare.schedule import Schedule
 from rosa.train.run_folder import RunFolder
@@ -38,7 +38,7 @@ class StudyProgress:
         self._workers = workers
         self._console = console
         self._seconds: deque[float] = deque(maxlen=RECENT)
-        self._due = Every(REPORT_SECONDS)
+        self._due = Throttle()
         self._live = Live(console=console, auto_refresh=False)
 
     def __enter__(self) -> StudyProgress:

@@ -8,6 +8,7 @@ study.correct(study.runs[0], "boolq")      # {index of the example: right?}
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,12 +113,13 @@ class StudyResults:
         rest |= {key: content.get(key, {}) for key in ("environment", "grid")}
         return cls(Path(folder), runs, **rest)
 
-    def answers(self, run: RunResult, task: str) -> list[dict[str, Any]]:
-        """The lines of `<task>.jsonl`: index, prompt, response, prediction, label, correct.
+    def answers_file(self, run: RunResult, task: str) -> Path:
+        """Where a run's answers are; missing if they were not kept with the results."""
+        return self.folder / run.folder / "evaluation" / f"{task}.jsonl"
 
-        Empty if the answers were not kept with the results.
-        """
-        return read_jsonl(self.folder / run.folder / "evaluation" / f"{task}.jsonl")
+    def answers(self, run: RunResult, task: str) -> list[dict[str, Any]]:
+        """The lines of `answers_file`: index, prompt, response, prediction, label, correct."""
+        return read_jsonl(self.answers_file(run, task))
 
     def correct(self, run: RunResult, task: str) -> dict[int, bool]:
         """Whether each answer is correct, by the example's index in the test set."""
@@ -130,6 +132,15 @@ class StudyResults:
     def names(self, attribute: str) -> list[Any]:
         """The values of one attribute, each once, in the order of the runs."""
         return list(dict.fromkeys(getattr(run, attribute) for run in self.runs))
+
+
+def by_method(runs: Sequence[RunResult], suite: str) -> dict[str, list[RunResult]]:
+    """The runs of each method that have scores of the suite, in their order."""
+    groups: dict[str, list[RunResult]] = {}
+    for run in runs:
+        if any(score.suite == suite for score in run.scores):
+            groups.setdefault(run.method, []).append(run)
+    return groups
 
 
 def to_json(study: StudyResults) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 from rich.progress import Progress
 
 from rosa.common.formatting import format_duration
-from rosa.common.reporting import REPORT_SECONDS, Every
+from rosa.common.throttle import Throttle
 from rosa.data.prompts import NEXT_EXAMPLE, end_of_turn
 from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError
@@ -170,7 +170,7 @@ class _Scorer:
     tokens: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
-    due: Every = field(default_factory=lambda: Every(REPORT_SECONDS))
+    due: Throttle = field(default_factory=Throttle)
 
     def score(self, requests: TaskRequests) -> TaskScore:
         task, examples, folder = requests.task, requests.examples, self.folder

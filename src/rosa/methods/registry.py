@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from rosa.assets.paper import paper_percent
+from rosa.assets.paper_numbers import paper_percent
 from rosa.errors import RosaError, did_you_mean, one_line
 from rosa.methods import peft_methods as other_methods
 

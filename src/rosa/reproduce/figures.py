@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rosa.assets.paper import paper_data
+from rosa.assets.paper_numbers import paper_data
 from rosa.common.plot_style import INK, canvas, percent_axis
 from rosa.compare.grid import parse_method_entry
 from rosa.compare.results import StudyResults

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from rosa.common.distributed import any_rank
 from rosa.common.formatting import format_bytes, format_duration
-from rosa.common.reporting import REPORT_SECONDS, Every
+from rosa.common.throttle import Throttle
 from rosa.train.costs import CostMeter
 
 
@@ -64,7 +64,7 @@ class ProgressReport(TrainerCallback):
         self._console = Console(stderr=True)
         self._latest: dict[str, Any] = {}  # the newest of each logged value
         self._layers: int | None = None
-        self._due = Every(REPORT_SECONDS)
+        self._due = Throttle()
         self._began = (0, 0.0)  # step and time
         # Where the line is too short, the end of the note goes, not step and time.
         columns = [Column(no_wrap=True) for _ in range(4)]

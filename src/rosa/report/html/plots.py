@@ -15,7 +15,7 @@ from rosa.common.formatting import format_number
 from rosa.common.plot_style import GRID, remove_frame, styled_figure
 from rosa.compare.results import RunResult, StudyResults
 from rosa.report.plots.cost_plot import GROUPS, draw_panels, measured_panels
-from rosa.report.plots.study_plots import by_method, cost_points, draw_methods, methods_height
+from rosa.report.plots.study_plots import best_first, cost_points, draw_methods, methods_height
 from rosa.report.plots.svg import svg
 from rosa.report.tables.sections import Section
 from rosa.train.plots import draw_map, draw_shares, loss_series, scale_losses, summarize
@@ -60,8 +60,9 @@ def result_plots(section: Section) -> list[PlotGroup]:
             continue
         title = f"{model} trained on {section.train_set}, {section.suite} tasks"
         micro = partial(RunResult.micro, suite=section.suite)
-        plots = [_methods("Micro avg.", title, by_method(runs, section.suite), micro)]
-        points = cost_points(by_method(runs, section.suite), section.suite)
+        rows = best_first(runs, section.suite)
+        plots = [_methods("Micro avg.", title, rows, micro)]
+        points = cost_points(rows, section.suite)
         for panel in measured_panels(points):
             with styled_figure(WIDE, 3.8) as figure:
                 axes = figure.add_axes((0.11, 0.12, 0.87, 0.86))
@@ -72,7 +73,7 @@ def result_plots(section: Section) -> list[PlotGroup]:
         tasks = []
         for task in section.tasks if len(section.tasks) > 1 else ():
             accuracy = partial(RunResult.accuracy, task=task.name)
-            tasks.append(_methods(task.title, title, by_method(runs, section.suite), accuracy))
+            tasks.append(_methods(task.title, title, rows, accuracy))
         found.append(PlotGroup(title, tuple(plots), tuple(tasks)))
     return found
 

@@ -129,7 +129,7 @@ def _read(study: StudyResults) -> dict[str, TaskAnswers]:
     tasks: dict[str, TaskAnswers] = {}
     for number, run in enumerate(study.runs):
         for score in run.scores:
-            file = study.folder / run.folder / "evaluation" / f"{score.name}.jsonl"
+            file = study.answers_file(run, score.name)
             if file.is_file():  # a study may keep its results without the answers
                 task = tasks.setdefault(score.name, TaskAnswers(score.title))
                 task.runs[number] = list(_answers(file, task.questions))

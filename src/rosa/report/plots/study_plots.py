@@ -14,7 +14,7 @@ from typing import Any
 from rosa.common.formatting import visible
 from rosa.common.plot_style import GRID, canvas, percent_axis, remove_frame
 from rosa.compare.job import folder_name
-from rosa.compare.results import RunResult, StudyResults
+from rosa.compare.results import RunResult, StudyResults, by_method
 from rosa.compare.significance import MeanStd
 from rosa.models.loading import short_name
 from rosa.report.plots.cost_plot import GROUPS, CostPoint, draw_costs, draw_legend
@@ -38,7 +38,7 @@ def write_pictures(study: StudyResults, folder: str | Path) -> list[Path]:
                 name = "-".join(map(folder_name, (model, train_set, suite)))
                 methods, costs = (folder / f"{name}-{kind}.png" for kind in ("methods", "costs"))
                 folder.mkdir(parents=True, exist_ok=True)
-                rows = by_method(runs, suite)
+                rows = best_first(runs, suite)
                 conditions = f"{short_name(model)}, trained on {train_set}, {suite} tasks"
                 title = "Micro average of every method, each seed a dot"
                 with canvas(8.6, methods_height(rows) + 0.7, title, conditions) as figure:
@@ -52,12 +52,9 @@ def write_pictures(study: StudyResults, folder: str | Path) -> list[Path]:
     return written
 
 
-def by_method(runs: Sequence[RunResult], suite: str) -> dict[str, list[RunResult]]:
-    """The runs of each method that have scores of the suite, best micro average first."""
-    rows: dict[str, list[RunResult]] = {}
-    for run in runs:
-        if any(score.suite == suite for score in run.scores):
-            rows.setdefault(run.method, []).append(run)
+def best_first(runs: Sequence[RunResult], suite: str) -> dict[str, list[RunResult]]:
+    """`by_method`, the method with the best micro average first."""
+    rows = by_method(runs, suite)
     mean = {name: statistics.fmean(r.micro(suite) for r in rows[name]) for name in rows}
     return {name: rows[name] for name in sorted(rows, key=lambda name: -mean[name])}
 

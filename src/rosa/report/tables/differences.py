@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rosa.compare.results import RunResult, StudyResults
+from rosa.compare.results import RunResult, StudyResults, by_method
 from rosa.compare.significance import (
     RESAMPLES,
     SIGNIFICANCE_LEVEL,
@@ -89,10 +89,7 @@ def differences(
     Args:
         baseline: a method's name; None is the baseline method with the highest mean micro average.
     """
-    groups: dict[str, list[RunResult]] = {}
-    for run in study.select(model=model, train_set=train_set):
-        if any(score.suite == suite for score in run.scores):
-            groups.setdefault(run.method, []).append(run)
+    groups = by_method(study.select(model=model, train_set=train_set), suite)
     against = baseline if baseline is not None else best_baseline(groups, suite)
     if against is None or against not in groups:
         return []
@@ -161,7 +158,7 @@ def _difference(
 
 def _answers(study: StudyResults, run: RunResult, task: str) -> Answers:
     """A file of answers with its time and size, a key for caches; None where it is missing."""
-    file = study.folder / run.folder / "evaluation" / f"{task}.jsonl"
+    file = study.answers_file(run, task)
     if not file.is_file():
         return None
     state = file.stat()

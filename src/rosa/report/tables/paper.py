@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from rosa.assets.paper import paper_data
+from rosa.assets.paper_numbers import paper_data
 from rosa.common.tables.model import RANKING, Block, Cell, Column, Row, Table, ranked
 from rosa.errors import RosaError, did_you_mean
 from rosa.evaluate.results import micro_average

@@ -12,7 +12,7 @@ from textwrap import shorten
 from rosa.compare.contamination import OverlapTable, load_overlap
 from rosa.compare.grid import parse_method_entry
 from rosa.compare.job import RunGroup
-from rosa.compare.results import RunResult, StudyResults
+from rosa.compare.results import RunResult, StudyResults, by_method
 from rosa.compare.significance import MeanStd
 from rosa.evaluate.results import TaskScore
 from rosa.report.tables.differences import Difference, StarTest, differences, find_method
@@ -118,20 +118,20 @@ def sections(study: StudyResults, options: TableOptions | None = None) -> list[S
 
 
 def method_runs(
-    study: StudyResults, model: str, train_set: str, suite: str, shown: set[str] | None = None
+    study: StudyResults, model: str, train_set: str, suite: str, shown: set[str]
 ) -> list[MethodRuns]:
     """The methods in the grid's order, with their runs on `suite`; those in `shown`, if any."""
     entries = map(parse_method_entry, study.grid.get("methods", []))
     titles = {entry.name: entry.display_title for entry in entries}
     titles |= {run.method: run.title for run in study.runs}
+    groups = by_method(study.select(model=model, train_set=train_set), suite)
     rows = []
     for method, title in titles.items():
         if shown and method not in shown:
             continue
-        runs = study.select(model=model, train_set=train_set, method=method)
-        scored = tuple(r for r in runs if any(s.suite == suite for s in r.scores))
-        missing = _missing(study, RunGroup(model, train_set, method), [r.seed for r in scored])
-        rows.append(MethodRuns(method, title, scored, missing))
+        runs = groups.get(method, [])
+        missing = _missing(study, RunGroup(model, train_set, method), [run.seed for run in runs])
+        rows.append(MethodRuns(method, title, tuple(runs), missing))
     return rows
 
 
