@@ -14,7 +14,14 @@ from safetensors.torch import load_file
 
 from rosa import DynamicLayerSelection
 from tests.support import dls_models, dls_processes
-from tests.support.dls_models import EVERY_THIRD, LAYERS, adamw, batch
+from tests.support.dls_models import (
+    EVERY_THIRD,
+    LAYERS,
+    adamw,
+    assert_same_history,
+    batch,
+    clipped_step,
+)
 from tests.support.dls_processes import CLIP, FAST, RESUMED, SAVED, SLOW, STEPS, start
 
 
@@ -55,25 +62,13 @@ def train(
     if load_from is not None:
         dls_processes.load(load_from, model, optimizer, dls)
     for t in range(first, last + 1):
-        model(**batch(t)).loss.backward()
-        if selects:
-            dls.select()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        optimizer.zero_grad()
+        clipped_step(model, optimizer, dls if selects else None, batch(t), CLIP)
     if save_to is not None:
         dls_processes.save(save_to, model, optimizer, dls)
     return dls.history, {name: p.detach() for name, p in model.named_parameters()}
 
 
 one_process = functools.cache(train)
-
-
-def same_history(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> None:
-    assert len(left) == len(right) > 0
-    for one, other in zip(left, right, strict=True):
-        assert one["scores"] == pytest.approx(other["scores"], rel=1e-6)
-        assert {**one, "scores": 0} == {**other, "scores": 0}
 
 
 def close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
@@ -90,18 +85,18 @@ def check(name: str, ranks: list[dict[str, Any]], folder: Path) -> None:
     kind, engine, *rest = [*name.split(), ""]
     if kind == "trains":
         history, weights = one_process(rest[0], "selects=False" not in name)
-        same_history(first["history"], history)
+        assert_same_history(first["history"], history, rel=1e-6)
         close(load_file(folder / first["weights"]), weights)
         frozen = sum(not computes for step in first["computed"] for computes in step)
         assert (frozen > 0) == (engine != "ddp"), "skipped work"
     elif kind == "checkpoints_activations":
-        same_history(first, one_process("lora", True)[0])
+        assert_same_history(first, one_process("lora", True)[0], rel=1e-6)
     elif kind == "resumes_from_one_process":
         history, weights = one_process(engine, True)
-        same_history(first["history"], history)
+        assert_same_history(first["history"], history, rel=1e-6)
         close(load_file(folder / first["weights"]), weights)
         back, ends = train(engine, first=RESUMED + 1, load_from=folder / f"two {engine}")
-        same_history(back, history)
+        assert_same_history(back, history, rel=1e-6)
         close(ends, weights)
 
 

@@ -17,7 +17,7 @@ from trl import DPOConfig, DPOTrainer
 from rosa import DlsCallback, DynamicLayerSelection
 from rosa.methods.registry import method_config
 from tests.dls import test_adalora as adalora
-from tests.dls.test_every_loop import CLIP, STEPS, TRAINER, fresh_accelerate, optimizer_of
+from tests.dls.test_every_loop import CLIP, STEPS, TRAINER, optimizer_of
 from tests.dls.test_methods import METHODS, adapted
 from tests.support.dls_models import (
     EVERY_THIRD,
@@ -29,7 +29,7 @@ from tests.support.dls_models import (
     word_tokenizer,
 )
 
-__all__ = ["fresh_accelerate"]
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 # An adapter that the trainer attaches and one that is there; activations recomputed in both.
 QUICK = (("RoSA", True, "non-reentrant"), ("LoRA", False, "reentrant"))
 CHECKPOINTED = (

@@ -17,7 +17,6 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
 from peft.tuners.adalora import AdaLoraModel
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -58,17 +57,8 @@ TRAINER = {
     "disable_tqdm": True,
 }
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 Run = tuple[list[dict[str, Any]], list[torch.Tensor]]  # the history of choices, the final weights
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps its settings in the process: clear them before and after."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def rows() -> list[dict[str, torch.Tensor]]:

@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from rosa.dls.layers import active_copy, find_decoder_layers, scored_norms, scored_parameters
 from rosa.errors import RosaError
+from tests.support.dls_models import NORMS as LLAMA
 from tests.support.dls_models import decoder_layers, tiny_llama
 from tests.support.tiny_models import VARIANTS, tiny_model
 
@@ -27,7 +28,6 @@ def from_config(model_type: str, **changes: object) -> nn.Module:
     return AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**{**SMALL, **changes}))
 
 
-LLAMA = ["input_layernorm", "post_attention_layernorm"]
 GEMMA = ["input_layernorm", "pre_feedforward_layernorm"]
 
 
@@ -73,8 +73,7 @@ def test_both_towers_trained_means_the_decoder() -> None:
 
 
 def test_the_copy_that_peft_trains_is_the_one_that_counts() -> None:
-    names = ["input_layernorm", "post_attention_layernorm"]
-    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=names)
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=LLAMA)
     model = get_peft_model(tiny_llama(), config)
     layer = decoder_layers(model)[3]
     wrapper = layer.input_layernorm

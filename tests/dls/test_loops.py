@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 from torch.utils.checkpoint import CheckpointError
 
@@ -19,6 +17,7 @@ from tests.support.dls_models import (
     EVERY_THIRD,
     adamw,
     batch,
+    clipped_step,
     decoder_layers,
     full,
     lora,
@@ -36,13 +35,9 @@ from tests.support.dls_reference import algorithm_1
 def clipped_run(model: nn.Module, steps: int, config: DlsConfig, clip: float) -> tuple:
     optimizer = adamw(model)
     dls = DynamicLayerSelection(model, optimizer, config)
-    norms = []
-    for t in range(1, steps + 1):
-        model(**batch(t)).loss.backward()
-        dls.select()
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item())
-        optimizer.step()
-        optimizer.zero_grad()
+    norms = [
+        clipped_step(model, optimizer, dls, batch(t), clip).item() for t in range(1, steps + 1)
+    ]
     return dls, norms
 
 
@@ -250,19 +245,6 @@ def test_asking_it_between_forward_and_backward_needs_refreeze(again: bool) -> N
     for t in range(4, 6):
         step(t)
     assert same(snapshot(model), snapshot(reference))
-
-
-@pytest.fixture
-def fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps its settings in the process: clear them before and after."""
-    _forget_accelerate()
-    yield
-    _forget_accelerate()
-
-
-def _forget_accelerate() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

@@ -23,7 +23,14 @@ from torch import distributed
 from rosa import DynamicLayerSelection
 from tests.dls.test_every_loop import made, optimizer_of
 from tests.dls.test_methods import METHODS
-from tests.support.dls_models import EVERY_THIRD, batch, decoder_layers, same
+from tests.support.dls_models import (
+    EVERY_THIRD,
+    assert_same_history,
+    batch,
+    clipped_step,
+    decoder_layers,
+    same,
+)
 from tests.support.dls_processes import (
     CLIP,
     connect,
@@ -59,11 +66,7 @@ def train(method: str, folder: Path, engine: str) -> list[dict[str, Any]]:
         layers = decoder_layers(unwrapped(model))
         shared = set.intersection(*(set(layer.parameters()) for layer in layers))
         before = [[local(p) for p in layer.parameters()] for layer in layers]
-        model(**my_part(t)).loss.backward()
-        dls.select()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        optimizer.zero_grad()
+        clipped_step(model, optimizer, dls, my_part(t), CLIP)
         for i in set(range(len(layers))) - set(dls.selected or range(len(layers))):
             named = zip(before[i], layers[i].named_parameters(), strict=True)
             # AdaLoRA takes ranks from frozen layers too: `lora_E` is its own.
@@ -86,11 +89,7 @@ def one_process(method: str) -> tuple[list[dict[str, Any]], dict[str, torch.Tens
     optimizer = optimizer_of(model)
     dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
     for t in range(1, STEPS + 1):
-        model(**batch(t)).loss.backward()
-        dls.select()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        optimizer.zero_grad()
+        clipped_step(model, optimizer, dls, batch(t), CLIP)
     return dls.history, {name: p.detach() for name, p in model.named_parameters()}
 
 
@@ -125,9 +124,7 @@ def test_two_processes_are_one(engine: str, method: str, two_processes: Any) -> 
     assert first.get("raised") is None, first["raised"]
     assert first == second
     history, weights = one_process(method)
-    for found, wanted in zip(first["history"], history, strict=True):
-        assert found["scores"] == pytest.approx(wanted["scores"], rel=1e-4)
-        assert {**found, "scores": 0} == {**wanted, "scores": 0}
+    assert_same_history(first["history"], history, rel=1e-4)
     trained = load_file(folder / file(method))
     for key, value in weights.items():
         assert torch.allclose(trained[key], value, rtol=1e-4, atol=1e-6), key

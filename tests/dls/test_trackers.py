@@ -10,8 +10,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 
 from rosa import DlsCallback, DlsConfig
-from tests.dls.test_trainer import CONFIG, arguments, history, lora, rows
-from tests.support.dls_models import LAYERS
+from tests.dls.test_trainer import arguments, history, lora, rows
+from tests.support.dls_models import EVERY_THIRD, LAYERS
 
 
 def expected(record: dict[str, Any]) -> dict[str, float]:
@@ -35,7 +35,7 @@ def test_tensorboard_and_any_other_tracker_get_them(tmp_path: Path, monkeypatch)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tracker", Tracker)
-    trainer = train(tmp_path, CONFIG, ["tensorboard", "tracker"])
+    trainer = train(tmp_path, EVERY_THIRD, ["tensorboard", "tracker"])
     assert logged(trainer) == [(r["step"], expected(r)) for r in history(tmp_path)]
     [file] = tmp_path.rglob("events.out.tfevents*")
     events = EventAccumulator(str(file)).Reload()

@@ -21,7 +21,9 @@ from rosa.dls.callback import adapter_config
 from rosa.dls.choice import HISTORY_FILE
 from rosa.errors import RosaError
 from tests.support.dls_models import (
+    EVERY_THIRD,
     LAYERS,
+    NORMS,
     VOCABULARY,
     decoder_layers,
     same,
@@ -30,8 +32,6 @@ from tests.support.dls_models import (
     word_tokenizer,
 )
 
-NORMS = ["input_layernorm", "post_attention_layernorm"]
-CONFIG = DlsConfig(interval=3, warmup=2, p_exploit=0.5, seed=1)
 RANDOM = DlsConfig(interval=3, p_exploit=0.0, warmup=0, seed=2)
 STEPS = 9
 
@@ -121,7 +121,7 @@ class AttachByHand(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs) -> None:
         assert self.trainer is not None
-        self.trainer.dls = DynamicLayerSelection(model, optimizer, CONFIG, state.max_steps)
+        self.trainer.dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD, state.max_steps)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ class Finished:
     """A run with the callback, in a folder that has an older run's file."""
 
     def __init__(self, folder: Path, **changes: Any) -> None:
-        self.folder, self.recorder, self.callback = folder, Recorder(), DlsCallback(CONFIG)
+        self.folder, self.recorder, self.callback = folder, Recorder(), DlsCallback(EVERY_THIRD)
         (folder / HISTORY_FILE).write_text("old\n")
         self.trainer = train(folder, lora(), self.callback, self.recorder, **changes)
         assert self.callback.dls is not None
@@ -212,7 +212,7 @@ def test_accumulation_equals_the_big_batch(tmp_path: Path) -> None:
     models, histories = [], []
     for accumulate in (1, 2):
         model = tiny_llama()
-        callback = DlsCallback(CONFIG)
+        callback = DlsCallback(EVERY_THIRD)
         train(
             tmp_path / str(accumulate),
             model,
@@ -243,7 +243,7 @@ def test_two_backward_passes_in_a_step_that_chooses_raise(tmp_path: Path) -> Non
             ]
             return torch.stack(losses).sum()
 
-    callback = DlsCallback(CONFIG)
+    callback = DlsCallback(EVERY_THIRD)
     args = arguments(tmp_path, gradient_accumulation_steps=1)
     with pytest.raises(RosaError, match=r"step 3 has two backward passes"):
         Halves(lora(), args, train_dataset=rows(), callbacks=[callback]).train()
@@ -258,7 +258,7 @@ SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 5, "num_train_
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[torch.Tensor]]:
     folder, whole = tmp_path_factory.mktemp("whole"), lora()
-    train(folder, whole, DlsCallback(CONFIG), **SAVING)
+    train(folder, whole, DlsCallback(EVERY_THIRD), **SAVING)
     return (folder / HISTORY_FILE).read_bytes(), snapshot(whole)
 
 
@@ -273,10 +273,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 
     changes = {**SAVING, "restore_callback_states_from_checkpoint": restore_callbacks}
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, lora(), DlsCallback(CONFIG), Stop(), **changes)
+        train(tmp_path, lora(), DlsCallback(EVERY_THIRD), Stop(), **changes)
     assert [record["step"] for record in history(tmp_path)] == [3, 6]
     model = lora()
-    train(tmp_path, model, DlsCallback(CONFIG), resume=True, **changes)
+    train(tmp_path, model, DlsCallback(EVERY_THIRD), resume=True, **changes)
 
     whole_file, whole_weights = uninterrupted
     assert [record["step"] for record in history(tmp_path)] == [3, 6, 9]
@@ -310,7 +310,7 @@ def test_checkpoint_without_dls_state_starts_again_with_a_warning(tmp_path: Path
 def test_after_training_everything_is_given_back(tmp_path: Path) -> None:
     model = lora()
     wanted = [p.requires_grad for p in model.parameters()]
-    callback = DlsCallback(CONFIG)
+    callback = DlsCallback(EVERY_THIRD)
     trainer = train(tmp_path, model, callback)
     assert [p.requires_grad for p in model.parameters()] == wanted
     assert not getattr(model, ATTACHED, False)
@@ -328,7 +328,7 @@ def test_a_run_that_broke_off_can_be_started_again(tmp_path: Path) -> None:
                 self.broken = True
                 raise RuntimeError
 
-    model, callback = lora(), DlsCallback(CONFIG)
+    model, callback = lora(), DlsCallback(EVERY_THIRD)
     trainer = Trainer(
         model, arguments(tmp_path), train_dataset=rows(), callbacks=[callback, Break()]
     )
@@ -344,7 +344,7 @@ def test_another_callback_can_take_over_from_a_run_that_broke_off(tmp_path: Path
             if state.global_step == 4:
                 raise KeyboardInterrupt
 
-    model, other, old, new = lora(), lora(), DlsCallback(CONFIG), DlsCallback(RANDOM)
+    model, other, old, new = lora(), lora(), DlsCallback(EVERY_THIRD), DlsCallback(RANDOM)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "broken", model, old, Break())
     with pytest.raises(RosaError, match=r"call detach\(\)"):
@@ -366,13 +366,13 @@ class LoraWithDls(LoraConfig):
 def test_settings_come_from_the_adapter(tmp_path: Path) -> None:
     model = get_peft_model(tiny_llama(torch.float32), LoraWithDls(target_modules=["q_proj"]))
     assert adapter_config(model) is None
-    for dls in (CONFIG.to_dict(), CONFIG):  # as read from a file, and as made
+    for dls in (EVERY_THIRD.to_dict(), EVERY_THIRD):  # as read from a file, and as made
         model.peft_config["default"].dls = dls
-        assert adapter_config(model) == CONFIG
+        assert adapter_config(model) == EVERY_THIRD
     callback = DlsCallback()
     train(tmp_path, model, callback, max_steps=1)
     assert callback.dls is not None
-    assert callback.dls.config == CONFIG
+    assert callback.dls.config == EVERY_THIRD
     assert callback.config is None
 
 
@@ -387,7 +387,7 @@ def test_a_run_in_which_it_never_chose_warns_at_start_and_end(tmp_path: Path) ->
 
 @pytest.mark.dls_cell(method="any", loop="any", engine="DeepSpeed", says="error")
 def test_deepspeed_raises(tmp_path: Path) -> None:
-    callback = DlsCallback(CONFIG)
+    callback = DlsCallback(EVERY_THIRD)
     trainer = Trainer(
         tiny_llama(torch.float32), arguments(tmp_path), train_dataset=rows(), callbacks=[callback]
     )
@@ -413,7 +413,7 @@ def test_in_trl_s_sft_trainer(tmp_path: Path) -> None:
         logging_steps=1,
         save_strategy="no",
     )
-    recorder, callback = Recorder(), DlsCallback(CONFIG)
+    recorder, callback = Recorder(), DlsCallback(EVERY_THIRD)
     trainer = SFTTrainer(
         tiny_llama(torch.float32),
         args=args,

@@ -1,4 +1,4 @@
-"""Caches and ways of generating: with any of them the adapter computes what it does without.
+"""Caches, padding and ways of generating: with any the adapter computes what it does without.
 
 The reference is recomputation of the whole text without a cache, or, for a cache that loses
 precision, a plain model whose rotation is patched (`tests.support.reference`), with the same cache.
@@ -36,7 +36,11 @@ QUANTISED: dict[str, dict[str, Any]] = {
     "hqq": {"nbits": 8, "residual_length": 3, "q_group_size": 16, "axis_key": 1, "axis_value": 1},
 }
 slow = pytest.mark.slow
-each_model = over("name", ["llama-gqa", "gemma3"], nightly=["qwen3", "mistral"])
+each_model = over(
+    "name",
+    ["llama-gqa", "gemma3"],
+    nightly=["llama-yarn", "qwen2", "qwen3", "gemma2", "mistral"],
+)
 
 
 def generate(model: PreTrainedModel | PeftModel, tokens: Tensor, **options: Any) -> Any:
@@ -236,3 +240,37 @@ def test_attention_kernels_agree(name: str, stage: str, kernel: str) -> None:
     expected = model(**inputs).logits[mask.bool()]
     base.set_attn_implementation(kernel)
     assert relative_error(model(**inputs).logits[mask.bool()], expected) <= 1e-4
+
+
+@each_variant_nightly
+@each_stage
+@each_model
+@torch.no_grad()
+def test_a_left_padded_row_equals_the_row_alone(name: str, stage: str) -> None:
+    """In float32: Gemma2's eager attention gives NaN in float64 where a row sees padding alone."""
+    model = adapted(name, rope_stage=stage)
+    short, long = random_tokens(1, 5, seed=1), random_tokens(1, 12, seed=2)
+    padding = torch.zeros(1, 7, dtype=torch.long)
+    batch = torch.cat([torch.cat([padding, short], dim=1), long])
+    mask = torch.ones_like(batch)
+    mask[0, :7] = 0
+    together = generate(model, batch, attention_mask=mask)
+    for row, alone in enumerate((short, long)):
+        expected = generate(model, alone)
+        assert torch.equal(together.sequences[row, -NEW:], expected.sequences[0, -NEW:])
+        assert relative_error(together.logits[row], expected.logits[0]) <= 2e-5
+
+
+@each_variant_nightly
+@each_model
+@torch.no_grad()
+def test_pre_depends_on_relative_positions_alone_and_post_does_not(name: str) -> None:
+    tokens = random_tokens()
+    positions = torch.arange(tokens.shape[1])[None].expand_as(tokens)
+    for stage in ("post", "pre"):
+        model = adapted(name, rope_stage=stage, dtype=torch.float64)
+        here = model(input_ids=tokens, position_ids=positions).logits
+        shifted = model(input_ids=tokens, position_ids=positions + 50).logits
+        # The model's own cos and sin are rounded to float32.
+        error = relative_error(shifted, here)
+        assert error <= 2e-5 if stage == "pre" else error > 1e-4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from rosa import DlsConfig, RosaConfig
+from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 
 LAYERS = 6
 VOCABULARY = 64
@@ -93,6 +94,16 @@ def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
     return len(left) == len(right) and all(map(torch.equal, left, right))
 
 
+def assert_same_history(
+    found: list[dict[str, Any]], expected: list[dict[str, Any]], rel: float
+) -> None:
+    """Equal choices at equal steps, by scores that differ by rounding only."""
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        assert one["scores"] == pytest.approx(other["scores"], rel=rel)
+        assert {**one, "scores": 0} == {**other, "scores": 0}
+
+
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """The words w0, w1, ... as tokens."""
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w1"))
@@ -131,6 +142,23 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, t: int) -> No
     model(**batch(t)).loss.backward()
     optimizer.step()
     optimizer.zero_grad()
+
+
+def clipped_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    dls: DynamicLayerSelection | None,
+    inputs: dict[str, torch.Tensor],
+    clip: float,
+) -> torch.Tensor:
+    """A step of a loop that selects (unless `dls` is None), then clips; the norm before it."""
+    model(**inputs).loss.backward()
+    if dls is not None:
+        dls.select()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
 
 
 def norm_weights(layer: nn.Module) -> list[nn.Parameter]:
