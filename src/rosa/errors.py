@@ -1,10 +1,11 @@
-"""The exception for a user's mistakes."""
+"""The exception for a user's mistakes, and what its messages are made of."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class RosaError(ValueError):
@@ -13,6 +14,14 @@ class RosaError(ValueError):
 
 class DivergedError(RosaError):
     """A training run whose loss or weights are no longer finite."""
+
+
+def check_number(
+    name: str, value: Any, holds: Callable[[Any], bool], expected: str, kind: Any = (int, float)
+) -> None:
+    """Raises RosaError, "NAME must be EXPECTED", unless `value` is a `kind` (no bool) and holds."""
+    if isinstance(value, bool) or not isinstance(value, kind) or not holds(value):
+        raise RosaError(f"{name} must be {expected}, not {value!r}")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

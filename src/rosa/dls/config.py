@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from rosa.errors import RosaError, did_you_mean
+from rosa.errors import RosaError, check_number, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +35,14 @@ class DlsConfig:
     layers: list[int] | None = dataclasses.field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        _check("k_ratio", self.k_ratio, lambda v: 0 < v <= 1, "a number above 0 and at most 1")
-        _check("interval", self.interval, lambda v: v >= 1, "an integer of at least 1", int)
-        _check("p_exploit", self.p_exploit, lambda v: 0 <= v <= 1, "a number from 0 to 1")
-        _check("warmup", self.warmup, lambda v: 0 <= v < math.inf, "a number of at least 0")
-        _check("seed", self.seed, lambda v: v >= 0, "an integer of at least 0", int)
+        def check(name: str, *rule: Any) -> None:
+            check_number(f"dls.{name}", getattr(self, name), *rule)
+
+        check("k_ratio", lambda v: 0 < v <= 1, "a number above 0 and at most 1")
+        check("interval", lambda v: v >= 1, "an integer of at least 1", int)
+        check("p_exploit", lambda v: 0 <= v <= 1, "a number from 0 to 1")
+        check("warmup", lambda v: 0 <= v < math.inf, "a number of at least 0")
+        check("seed", lambda v: v >= 0, "an integer of at least 0", int)
         if self.layers is not None:
             object.__setattr__(self, "layers", _layer_list(self.layers))
 
@@ -80,13 +83,6 @@ class DlsConfig:
         if self.layers is not None:
             return False
         return step > self.warmup_steps(total_steps) and step % self.interval == 0
-
-
-def _check(
-    name: str, value: Any, holds: Callable[[Any], bool], expected: str, kind: Any = (int, float)
-) -> None:
-    if isinstance(value, bool) or not isinstance(value, kind) or not holds(value):
-        raise RosaError(f"dls.{name} must be {expected}, not {value!r}")
 
 
 def _layer_list(value: Any) -> list[int]:

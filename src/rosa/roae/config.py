@@ -12,7 +12,7 @@ from typing import Any, Literal
 from peft import PeftConfig
 
 from rosa.dls.config import DlsConfig
-from rosa.errors import RosaError
+from rosa.errors import RosaError, check_number
 from rosa.roae.projection import check_projection_name
 from rosa.roae.registration import ROSA
 
@@ -76,13 +76,10 @@ class RosaConfig(PeftConfig):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]
 
     def _validate(self) -> None:
-        if not _is_int(self.r) or self.r < 1:
-            raise RosaError(f"r must be a whole number of at least 1, not {self.r!r}")
+        check_number("r", self.r, lambda v: v >= 1, "a whole number of at least 1", int)
         check_projection_name(self.projection)
-        if not _is_finite(self.alpha):
-            raise RosaError(f"alpha must be a finite number, not {self.alpha!r}")
-        if not _is_finite(self.r_low) or not 0 < self.r_low <= 1:
-            raise RosaError(f"r_low must be above 0 and at most 1, not {self.r_low!r}")
+        check_number("alpha", self.alpha, math.isfinite, "a finite number")
+        check_number("r_low", self.r_low, lambda v: 0 < v <= 1, "above 0 and at most 1")
         if self.rope_stage not in ("post", "pre"):
             raise RosaError(f"rope_stage must be 'post' or 'pre', not {self.rope_stage!r}")
         if self.dls is not None and not dataclasses.is_dataclass(self.dls):
@@ -125,7 +122,3 @@ def _read_dls(saved: dict[str, Any], from_file: bool) -> DlsConfig:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
