@@ -51,7 +51,7 @@ def write_grid(folder: Path, **changes: Any) -> Path:
 
 
 def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "rosa.cli.main", "compare", *words]
+    return [sys.executable, "-m", "rosa", "compare", *words]
 
 
 @pytest.fixture(scope="module")

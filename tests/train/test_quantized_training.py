@@ -204,7 +204,7 @@ def test_a_command_has_no_lines_of_bitsandbytes(recipe: Recipe, tmp_path: Path) 
     """Which says at import what it lacks, and in every 8-bit layer what it computes in."""
     config = tmp_path / "recipe.yaml"
     config.write_text(dump_recipe(replace(recipe, quantization="int8", max_steps=3)))
-    command = [sys.executable, "-m", "rosa.cli.main", "train", str(config)]
+    command = [sys.executable, "-m", "rosa", "train", str(config)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not re.search("kernel|MatMul8bit", done.stderr + done.stdout)

@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from rosa.cli.parser import Parser, check_keys
-from rosa.cli.recipe_parser import read_recipe_file, resolve_recipe
+from rosa.cli.recipe_parser import read_yaml_file, resolve_recipe
 from rosa.compare.executors import make_executor
 from rosa.compare.grid import Grid, TrainingSet
 from rosa.compare.plan import plan
@@ -42,7 +42,7 @@ class GridParser:
         parser.add_class_arguments(Grid)
         if argv and not argv[0].startswith("-"):
             path, rest = argv[0], argv[1:]
-            given = {k: v for k, v in read_recipe_file(path).items() if v is not None}
+            given = {k: v for k, v in read_yaml_file(path, "grid").items() if v is not None}
             check_grid_keys(given, path)
             argv = ["--config", yaml.safe_dump(given), *rest]
         elif not {"-h", "--help"} & set(argv):

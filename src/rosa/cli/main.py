@@ -105,7 +105,3 @@ def _warn(message: Warning | str, *_where: Any, **_more: Any) -> None:
 
 def _complain(message: str) -> None:
     sys.stderr.write(message + "\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -48,7 +48,7 @@ class RecipeParser:
         path, options = self._split_path(argv)
         if path is None and not {"-h", "--help"} & set(options):
             raise RosaError(f"give a recipe: {self._prog} RECIPE.yaml [--key value]")
-        return self.resolve(read_recipe_file(path) if path else {}, str(path), options)
+        return self.resolve(read_yaml_file(path, "recipe") if path else {}, str(path), options)
 
     def resolve(
         self, given: dict[str, Any], where: str, options: list[str]
@@ -141,20 +141,20 @@ def _recipe(namespace: Any, explicit: set[str]) -> Recipe:
     return Recipe(**values)
 
 
-def read_recipe_file(path: str) -> dict[str, Any]:
-    """The mapping in a YAML file."""
+def read_yaml_file(path: str, kind: str) -> dict[str, Any]:
+    """The mapping in a YAML file, a recipe or a grid as `kind` says in errors."""
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeyLoader)
     except RosaError as error:
-        raise RosaError(f"the recipe '{path}': {error}") from None
+        raise RosaError(f"the {kind} '{path}': {error}") from None
     except FileNotFoundError:
-        raise RosaError(f"there is no recipe '{path}'") from None
+        raise RosaError(f"there is no {kind} '{path}'") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RosaError(f"the recipe '{path}' cannot be read: {error}") from None
+        raise RosaError(f"the {kind} '{path}' cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise RosaError(f"the recipe '{path}' is not YAML: {one_line(error)}") from None
+        raise RosaError(f"the {kind} '{path}' is not YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
-        raise RosaError(f"the recipe '{path}' must hold `key: value` lines")
+        raise RosaError(f"the {kind} '{path}' must hold `key: value` lines")
     return content
 
 

@@ -20,7 +20,7 @@ import yaml
 
 from rosa.assets.paper_numbers import paper_percent
 from rosa.errors import RosaError, did_you_mean, one_line
-from rosa.methods import peft_methods as other_methods
+from rosa.methods import peft_methods
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -61,7 +61,7 @@ class Method:
 
         if self.peft_config in rosa.__all__:
             return getattr(rosa, self.peft_config)
-        classes = {cls.__name__: cls for cls in other_methods.config_classes().values()}
+        classes = {cls.__name__: cls for cls in peft_methods.config_classes().values()}
         return classes[self.peft_config]
 
 
@@ -91,9 +91,9 @@ def load_method(name: str) -> Method:
 
 def _other_method(name: str) -> Method:
     key = _key(name)
-    if key in other_methods.UNSUPPORTED:
-        raise RosaError(f"'{key}' cannot be trained by a recipe: {other_methods.UNSUPPORTED[key]}")
-    classes = other_methods.config_classes()
+    if key in peft_methods.UNSUPPORTED:
+        raise RosaError(f"'{key}' cannot be trained by a recipe: {peft_methods.UNSUPPORTED[key]}")
+    classes = peft_methods.config_classes()
     if key not in classes:
         names = method_names(GROUPS)
         raise RosaError(
@@ -102,7 +102,7 @@ def _other_method(name: str) -> Method:
         )
     cls = classes[key]
     title = cls.__name__.removesuffix("Config")
-    return Method(key, title, "other", cls.__name__, other_methods.default_kwargs(cls))
+    return Method(key, title, "other", cls.__name__, peft_methods.default_kwargs(cls))
 
 
 def _key(name: str) -> str:

@@ -39,13 +39,6 @@ def orthogonality_loss(tuner: AdaLoraModel) -> Tensor:
     return _config(tuner).orth_reg_weight * torch.stack(distances).mean()
 
 
-def pattern_of(tuner: AdaLoraModel) -> dict[str, list[bool]]:
-    """Which ranks each module still has: those whose singular value is not exactly 0."""
-    mark = f"lora_E.{tuner.trainable_adapter_name}"
-    values = {key: p for key, p in tuner.model.named_parameters() if mark in key}
-    return {key: (p != 0).view(-1).tolist() for key, p in values.items()}
-
-
 @contextmanager
 def all_ranks(model: Any) -> Iterator[None]:
     """Inside, pruned ranks are saved and loaded too, as zeros; then the pattern is set again."""
@@ -53,13 +46,19 @@ def all_ranks(model: Any) -> Iterator[None]:
     if tuner is None:
         yield
         return
-    config = _config(tuner)
-    config.rank_pattern = None
+    _config(tuner).rank_pattern = None
     try:
         yield
     finally:
-        pattern = pattern_of(tuner)
-        config.rank_pattern = None if all(map(all, pattern.values())) else pattern
+        _set_pattern(tuner)
+
+
+def _set_pattern(tuner: AdaLoraModel) -> None:
+    """Tells PEFT which ranks each module still has: those whose singular value is not exactly 0."""
+    mark = f"lora_E.{tuner.trainable_adapter_name}"
+    values = {key: p for key, p in tuner.model.named_parameters() if mark in key}
+    pattern = {key: (p != 0).view(-1).tolist() for key, p in values.items()}
+    _config(tuner).rank_pattern = None if all(map(all, pattern.values())) else pattern
 
 
 class AdaLoraAllocation(TrainerCallback):
@@ -96,8 +95,7 @@ def save_estimates(model: Any, folder: Path) -> None:
 def load_estimates(model: Any, folder: Path) -> None:
     """Restores what `save_estimates` wrote; the model has the weights of that moment."""
     tuner = model.base_model
-    with all_ranks(model):
-        pass  # sets the pattern
+    _set_pattern(tuner)
     device = str(next(tuner.parameters()).device)
     for name, value in load_file(folder / STATE_FILE, device=device).items():
         average, key = name.split("/", 1)
