@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rosa.data.prompts import Shot, check_chat_template, render
+from rosa.data.prompts import Shot, render
 from rosa.data.splits import sample
 from rosa.evaluate.examples import Example, load_examples
 from rosa.evaluate.fewshot import draw_shots, training_file
@@ -31,9 +31,7 @@ class TaskRequests:
     def rendered(self, tokenizer: Any) -> TaskRequests:
         """With complete prompts: the shots, and the tokenizer's chat template."""
         style = self.task.prompt
-        if style == "chat":
-            check_chat_template(tokenizer)
-        elif not self.shots:
+        if style != "chat" and not self.shots:
             return self
         examples = [
             dataclasses.replace(e, prompt=render(style, e.question, self.shots, tokenizer))
