@@ -23,9 +23,24 @@ DRAWS = 5  # a seed of which seven draws reach as far down as draws do on averag
 Choose = Callable[[int], list[int]]  # of so many layers these
 
 
+def llama(width: int, layers: int, **changes: Any) -> LlamaConfig:
+    """Grouped queries and heads of 64."""
+    heads = width // 64
+    sizes = {
+        "hidden_size": width,
+        "intermediate_size": width * 43 // 16,  # 1,376 of 512, as Llama's own share
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(1, heads // 4),
+        "head_dim": 64,
+        "vocab_size": 4096,
+    }
+    return LlamaConfig(**{**sizes, **changes})
+
+
 @dataclass(frozen=True)
 class Size:
-    """A Llama of random weights: grouped queries, heads of 64."""
+    """A `llama` of random weights."""
 
     name: str
     width: int
@@ -33,16 +48,8 @@ class Size:
     vocabulary: int = 4096
 
     def config(self) -> LlamaConfig:
-        heads = self.width // 64
-        return LlamaConfig(
-            hidden_size=self.width,
-            intermediate_size=self.width * 43 // 16,  # 1,376 of 512, as Llama's own share
-            num_hidden_layers=self.layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads // 4,
-            head_dim=64,
-            vocab_size=self.vocabulary,
-            max_position_embeddings=8192,
+        return llama(
+            self.width, self.layers, vocab_size=self.vocabulary, max_position_embeddings=8192
         )
 
     def build(self, dtype: torch.dtype, device: str) -> LlamaForCausalLM:

@@ -18,7 +18,6 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -30,6 +29,7 @@ from benchmarks.matmuls import matmuls
 from benchmarks.performance_page import RESULTS, render
 from benchmarks.profiled import profiled
 from rosa.common.environment import describe_environment
+from rosa.common.resources import kernel_peak
 
 FEW = ("floor", "lora", "rosa", "rosa_pre", "rosa_dls")
 TARGETED = (*FEW, "rosa_dls_drawn")
@@ -47,16 +47,10 @@ def host_peak(name: str, size: str, shape: tuple[int, int]) -> int:
 
 def _host_peak(name: str, size: str, shape: tuple[int, int]) -> int:
     run = Bench("cpu", 1).trainee(size, shape, CONTENDERS[name])
-    before = _high_water()
+    before = kernel_peak()
     run.step()
     run.step()
-    return _high_water() - before
-
-
-def _high_water() -> int:
-    """The largest resident set so far, of Linux; `getrusage` counts the parent's too."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return kernel_peak() - before
 
 
 def chosen(names: Sequence[str]) -> dict[str, Contender]:

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
+from benchmarks.contenders import llama
 from benchmarks.measure import saved_bytes
 from rosa.budget.activation_memory import AdapterSpec, DecoderShape, MicroBatch, loss_bytes
 from rosa.budget.activation_memory import saved_bytes as formula_bytes
@@ -34,22 +35,6 @@ METHODS = {
     "RoAE without norms": AdapterSpec("rosa", {"train_norms": False}),
     "LoRA, all linears, r=16": AdapterSpec("lora", {"r": 16, "target_modules": "all-linear"}),
 }
-
-
-def llama(width: int, layers: int, **changes: Any) -> LlamaConfig:
-    """As the models of `benchmarks/performance.py`."""
-    heads = width // 64
-    sizes = {
-        "hidden_size": width,
-        "intermediate_size": width * 43 // 16,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": max(1, heads // 4),
-        "head_dim": 64,
-        "vocab_size": 4096,
-        "tie_word_embeddings": False,
-    }
-    return LlamaConfig(**{**sizes, **changes})
 
 
 CONFIGS = {

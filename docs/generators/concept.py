@@ -118,7 +118,7 @@ def draw_dls() -> None:
                 0.35 + layer * 0.4,
                 1.6,
                 0.34,
-                f"layer {layer}" + ("" if on else "  ❄".replace("❄", "frozen")),
+                f"layer {layer}" + ("" if on else "  frozen"),
                 TRAINED if on else FROZEN,
                 7.5,
             )

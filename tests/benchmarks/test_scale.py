@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from transformers import Gemma2Config, MixtralConfig, Qwen2Config, Qwen3Config
 
-from benchmarks.scale_check import estimated, llama, measured
+from benchmarks.contenders import llama
+from benchmarks.scale_check import estimated, measured
 from rosa.budget.activation_memory import AdapterSpec, DecoderShape, MicroBatch
 from rosa.errors import RosaError
 

@@ -11,12 +11,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 DURATION_UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
 BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 COUNT_UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
+_CONTROL_PICTURES = {c: 0x2400 + c for c in range(0x20) if chr(c) not in "\t\n"} | {0x7F: "␡"}
 
 
 def format_number(value: float, digits: int = 3) -> str:
@@ -68,5 +68,4 @@ def visible(text: object) -> str:
     >>> visible("a\\x00b\\x7f")
     'a␀b␡'
     """
-    controls = re.compile(r"[\x00-\x08\x0b-\x1f]")
-    return controls.sub(lambda m: chr(0x2400 + ord(m[0])), str(text)).replace("\x7f", "␡")
+    return str(text).translate(_CONTROL_PICTURES)

@@ -36,7 +36,7 @@ class PeakHostMemory:
     def read(self) -> int:
         """The peak so far, in bytes."""
         if self.source == "kernel":
-            return _kernel_peak()
+            return kernel_peak()
         self._sample()
         return self._peak
 
@@ -58,12 +58,13 @@ def _reset_kernel_peak() -> bool:
     """Reset the kernel's peak to the present memory; False where that is not possible."""
     try:
         (_PROC / "clear_refs").write_text("5", encoding="ascii")
-        return _kernel_peak() > 0
+        return kernel_peak() > 0
     except OSError:
         return False
 
 
-def _kernel_peak() -> int:
+def kernel_peak() -> int:
+    """Peak resident bytes since the last reset, on Linux; `getrusage` counts the parent's too."""
     found = re.search(r"^VmHWM:\s+(\d+) kB", (_PROC / "status").read_text("utf-8"), re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
 
