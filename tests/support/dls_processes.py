@@ -235,7 +235,7 @@ def computes_in_half(folder: Path) -> dict[str, Any]:
         step(model, optimizer, dls, t)
         step(again, other, resumed, t)
     assert same([local(p) for p in model.parameters()], [local(p) for p in again.parameters()])
-    assert dls.history == resumed.history
+    assert dls.history == resumed.history != []
     return {"history": dls.history}
 
 
