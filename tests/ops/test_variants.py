@@ -53,8 +53,8 @@ class Case:
     """One modulation, with the same numbers for every variant."""
 
     def __init__(self, layout: str, pairing: Pairing, stage: str, batched: bool = False) -> None:
-        tap, self.shape = LAYOUTS[layout]
-        self.low = LowPairs(tap, 12, low_pair_slices(8, pairing, N))
+        point, self.shape = LAYOUTS[layout]
+        self.low = LowPairs(point, 12, low_pair_slices(8, pairing, N))
         length = 1 if layout == "one token" else 3
         self.signal_shape = (self.shape[0], length, HEADS * 2 * N)
         self.rotation: Any = None
@@ -137,11 +137,15 @@ def test_gradcheck(stage: str, variant: Variant, activate: bool) -> None:
 
 def _fused(groups: int) -> tuple[list[LowPairs], tuple[int, ...]]:
     """Four query heads, two key heads and two of values in one output, by so many groups."""
-    taps = (
+    points = (
         HookPoint("qkv", "flat", HEADS, groups, 0),
         HookPoint("qkv", "flat", HEADS // 2, groups, HEADS // groups * 12),
     )
-    return [LowPairs(tap, 12, low_pair_slices(8, "halves", N)) for tap in taps], (2, 3, 8 * 12)
+    return [LowPairs(point, 12, low_pair_slices(8, "halves", N)) for point in points], (
+        2,
+        3,
+        8 * 12,
+    )
 
 
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
@@ -307,7 +311,7 @@ def test_in_place_raises_where_it_does_harm() -> None:
         output.sum().backward()
 
 
-def test_a_prepared_is_shared_while_its_angles_live() -> None:
+def test_a_pair_rotation_is_shared_while_its_angles_live() -> None:
     cos, sin = draw(1, 3, 8).cos(), draw(1, 3, 8).sin()
     pairs = low_pair_slices(8, "halves", 2)
     first = pair_rotation(cos, sin, pairs, 0.1, torch.float32)

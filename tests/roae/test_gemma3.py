@@ -26,14 +26,11 @@ from benchmarks import gemma3_norms
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 from rosa.dls.layers import find_decoder_layers, scored_parameters
 from rosa.dls.scores import layer_scores
+from tests.support import peft_models
 
 ROOT = Path(__file__).parents[2]
 TYPES = ["sliding_attention", "sliding_attention", "full_attention"] * 2
-SIZES: dict[str, Any] = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0,
-    "max_position_embeddings": 64, "tie_word_embeddings": False,
-}  # fmt: skip
+SIZES = {**peft_models.SIZES, "num_hidden_layers": 6, "tie_word_embeddings": False}
 GEMMA3: dict[str, Any] = {
     **SIZES, "layer_types": TYPES, "sliding_window": 4, "query_pre_attn_scalar": 8,
 }  # fmt: skip

@@ -283,7 +283,7 @@ def test_every_causal_type_of_transformers_is_accounted_for() -> None:
     named = [name for names in found.values() for name in names]
     assert len(named) == len(set(named)), "a type is named twice"
     new = causal_types() - set(named)
-    assert not new, f"not named in tests/architectures.py or tests/architecture_types.py: {new}"
+    assert not new, f"not named in tests/support/architectures.py or architecture_types.py: {new}"
     assert set(WRAPPERS.values()) <= found["tested"]
 
 

@@ -95,7 +95,7 @@ def test_the_layout_is_that_of_the_module(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama-gqa", "qwen3", "gemma3"])
 @torch.no_grad()
-def test_the_axes_are_those_of_the_tapped_output(name: str) -> None:
+def test_the_axes_are_those_of_the_hooked_output(name: str) -> None:
     model = tiny_model(name)
     shapes: list[torch.Size] = []
     layout = None

@@ -1,6 +1,6 @@
 """RoAE for any architecture, written from the paper's equations: shares no code with the library.
 
-As in `tests/reference.py`, the model's own rotation functions are patched: what they are given
+As in `tests.support.reference`, the model's own rotation functions are patched: what they are given
 ("pre") or what they return ("post") is modulated, dimension by dimension.
 """
 

@@ -13,15 +13,13 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model, get_peft_model_state_dict
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from rosa.errors import RosaError
 from rosa.roae.registration import ROSA
 from rosa.rope import detect_unknown
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def load_adapter_checked(
@@ -53,7 +51,7 @@ def check_adapter(model: nn.Module, folder: str | Path) -> None:
     """
     folder = Path(folder)
     config = _read_config(folder)
-    found = read_shapes(folder / WEIGHTS_FILE)
+    found = read_shapes(folder / SAFETENSORS_WEIGHTS_NAME)
     if config.peft_type == PeftType.ADALORA:
         return  # pruned to ranks that only PEFT's own loading knows how to fit
     if config.peft_type == ROSA:
@@ -74,9 +72,9 @@ def check_adapter(model: nn.Module, folder: str | Path) -> None:
 
 def trained_together(folder: str | Path) -> list[str]:
     """Names of other methods' adapters that PEFT saved along with RoSA's, as folders in its own."""
-    if _peft_type(Path(folder) / CONFIG_FILE) != ROSA:
+    if _peft_type(Path(folder) / CONFIG_NAME) != ROSA:
         return []
-    files = sorted(Path(folder).glob(f"*/{CONFIG_FILE}"))
+    files = sorted(Path(folder).glob(f"*/{CONFIG_NAME}"))
     return [file.parent.name for file in files if _peft_type(file) not in (ROSA, None)]
 
 
@@ -106,9 +104,9 @@ def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _read_config(folder: Path) -> PeftConfig:
-    file = folder / CONFIG_FILE
+    file = folder / CONFIG_NAME
     if not file.is_file():
-        raise RosaError(f"there is no {CONFIG_FILE} in {folder}; is it an adapter's folder?")
+        raise RosaError(f"there is no {CONFIG_NAME} in {folder}; is it an adapter's folder?")
     try:
         return PeftConfig.from_pretrained(str(folder))
     except RosaError as error:
