@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-import types
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from rosa.common import resources
 from rosa.errors import RosaError
 from rosa.methods.registry import load_method
 from rosa.train.costs import CostMeter, Totals, read_costs, restored
@@ -190,54 +187,6 @@ def test_the_meter_is_at_rest_outside_the_loop() -> None:
     before = meter.totals
     assert (before.tokens, before.peak_device_bytes, before.energy_joules) == (3, None, None)
     assert meter.totals == before
-
-
-@pytest.mark.parametrize("kernel", [True, False])
-def test_host_peak_sees_what_is_gone_again_and_forgets_what_was_before(
-    kernel: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not kernel:
-        monkeypatch.setattr(resources, "_reset_kernel_peak", lambda: False)
-    before = bytearray(b"x" * (200 << 20))
-    del before
-    peak = resources.PeakHostMemory()
-    assert kernel or peak.source == "samples"
-    peak.start()
-    start = peak.read()
-    inside = bytearray(b"x" * (64 << 20))
-    time.sleep(0.2)
-    del inside
-    assert 60 << 20 < peak.read() - start < 180 << 20
-    peak.stop()
-
-
-def fake_nvml(monkeypatch: pytest.MonkeyPatch, millijoules: list[int]) -> None:
-    module: Any = types.ModuleType("pynvml")
-    module.NVMLError = type("NVMLError", (Exception,), {})
-    module.nvmlInit = lambda: None
-    module.nvmlDeviceGetHandleByUUID = lambda uuid: uuid
-
-    def energy(handle: str) -> int:
-        assert handle == "GPU-1234"
-        if not millijoules:
-            raise module.NVMLError
-        return millijoules.pop(0)
-
-    module.nvmlDeviceGetTotalEnergyConsumption = energy
-    monkeypatch.setitem(sys.modules, "pynvml", module)
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234")
-    )
-
-
-def test_energy_is_nvmls_counter_in_joules_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = torch.device("cuda")
-    assert resources.read_energy(torch.device("cpu")) is None
-    fake_nvml(monkeypatch, [2_500])
-    assert resources.read_energy(gpu) == 2.5
-    assert resources.read_energy(gpu) is None  # a GPU that does not count
-    monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed
-    assert resources.read_energy(gpu) is None
 
 
 def test_costs_that_cannot_be_read_are_named(tmp_path: Path) -> None:
