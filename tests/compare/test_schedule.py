@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import io
-import json
 import os
 import shutil
 import signal
@@ -28,7 +27,7 @@ from rosa.compare.job import Job, status_file
 from rosa.compare.local import PRELOAD, visible_gpus
 from rosa.compare.plan import plan
 from rosa.compare.progress import StudyProgress
-from rosa.compare.results import StudyResults, to_json
+from rosa.compare.results import StudyResults
 from rosa.compare.run import compare, merge_environments, save_grid, sigterm_as_keyboard_interrupt
 from rosa.compare.schedule import Schedule
 from rosa.compare.tuning import LearningRateSearch, tuning_losses
@@ -362,8 +361,7 @@ class TestEnvironment:
     HERE, THERE = {"machine": "here", "date": "1"}, {"machine": "there", "date": "2"}
 
     def keep(self, study: Path, environment: dict[str, Any]) -> None:
-        results = StudyResults(study, (), environment=environment)
-        (study / "results.json").write_text(json.dumps(to_json(results)))
+        StudyResults(study, (), environment=environment).save()
 
     def test_gathering_elsewhere_does_not_move_the_figures(self, tmp_path: Path) -> None:
         assert merge_environments(tmp_path, self.THERE, runs_now=False) == self.THERE

@@ -15,7 +15,7 @@ from rosa.cli.main import main
 from rosa.common.tables.model import Cell, Column, Row, Table, ranked
 from rosa.common.tables.render import FORMATS, markdown
 from rosa.compare.contamination import OVERLAP
-from rosa.compare.results import RESULTS, RunResult, StudyResults, to_json
+from rosa.compare.results import RunResult, StudyResults
 from rosa.compare.significance import mcnemar, welch
 from rosa.errors import RosaError
 from rosa.evaluate.results import TaskScore
@@ -354,7 +354,7 @@ def test_the_command_prints_writes_and_explains(tmp_path, capsys):
     assert [f.name for f in out.iterdir()] == ["toy-averages.tex"]
     assert main(["tables", str(tmp_path), "--out", str(out / "toy-averages.tex")]) == 2
     assert "is a file; use another folder" in capsys.readouterr().err
-    (tmp_path / RESULTS).write_text(json.dumps(to_json(dataclasses.replace(study, runs=()))))
+    dataclasses.replace(study, folder=tmp_path, runs=()).save()
     assert main(["tables", str(tmp_path)]) == 2
     assert "no finished run yet" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rosa.compare.results import RESULTS, StudyResults, to_json
+from rosa.compare.results import StudyResults
 from tests.support.synthetic_study import synthetic_study
 
 NASTY = (
@@ -68,7 +68,7 @@ def rich_study(folder: Path, *, layers: int = 6, choices: int = 20, **options: A
     rich = dataclasses.replace(
         study, runs=tuple(runs), tuning=tuple(tuning), environment=environment
     )
-    (folder / RESULTS).write_text(json.dumps(to_json(rich)), encoding="utf-8")
+    rich.save()
     return StudyResults.load(folder)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from rosa.compare.grid import Grid, TrainingSet
 from rosa.compare.job import RunGroup
-from rosa.compare.results import RESULTS, RunResult, StudyResults, to_json
+from rosa.compare.results import RunResult, StudyResults
 from rosa.data.prompts import instruction_prompt
 from rosa.evaluate.results import TaskScore
 from rosa.evaluate.tasks import Task
@@ -95,7 +95,7 @@ def synthetic_study(
         environment=environment,
         grid=dataclasses.asdict(grid),
     )
-    (folder / RESULTS).write_text(json.dumps(to_json(study), indent=1), encoding="utf-8")
+    study.save()
     return StudyResults.load(folder)
 
 

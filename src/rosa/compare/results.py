@@ -113,6 +113,13 @@ class StudyResults:
         rest |= {key: content.get(key, {}) for key in ("environment", "grid")}
         return cls(Path(folder), runs, **rest)
 
+    def save(self) -> None:
+        """Replace the study's `results.json` in one step."""
+        values = asdict(self)
+        keys = ("environment", "grid", "tuning", "failures", "runs")
+        content = {key: values[key] for key in keys}
+        atomic_write(self.folder / RESULTS, json.dumps(content, indent=1) + "\n")
+
     def answers_file(self, run: RunResult, task: str) -> Path:
         """Where a run's answers are; missing if they were not kept with the results."""
         return self.folder / run.folder / "evaluation" / f"{task}.jsonl"
@@ -141,18 +148,6 @@ def by_method(runs: Sequence[RunResult], suite: str) -> dict[str, list[RunResult
         if any(score.suite == suite for score in run.scores):
             groups.setdefault(run.method, []).append(run)
     return groups
-
-
-def to_json(study: StudyResults) -> dict[str, Any]:
-    """Plain data for `results.json`."""
-    keys = ("environment", "grid", "tuning", "failures", "runs")
-    values = asdict(study)
-    return {key: values[key] for key in keys}
-
-
-def write_results(study: StudyResults) -> None:
-    """Replace `results.json` in one step."""
-    atomic_write(study.folder / RESULTS, json.dumps(to_json(study), indent=1) + "\n")
 
 
 def read_score(values: dict[str, Any]) -> TaskScore:

@@ -21,7 +21,7 @@ from rosa.compare.grid import STUDY_OPTIONS, Grid
 from rosa.compare.job import Job
 from rosa.compare.plan import ResolveRecipe, plan
 from rosa.compare.progress import StudyProgress
-from rosa.compare.results import GRID, StudyResults, write_results
+from rosa.compare.results import GRID, StudyResults
 from rosa.compare.schedule import Schedule
 from rosa.compare.training_files import check_training_files
 from rosa.errors import RosaError
@@ -77,7 +77,7 @@ def compare(
 
         def write(finished: bool) -> StudyResults:
             results = gather_results(schedule, grid, environment)
-            write_results(results)
+            results.save()
             write_output(results, finished)
             return results
 
