@@ -46,7 +46,7 @@ from tests.support.dls_processes import (
 STEPS = 7  # chooses at steps 3 and 6
 ENGINES = {"ddp-unused": "DDP", "fsdp2": "FSDP2"}
 # What FSDP2 does not take, and where it or PEFT stops: one parameter in several layers, and a
-# regulariser that looks at parameters outside the modules that gather them.
+# regularizer that looks at parameters outside the modules that gather them.
 NOT_SHARDED = {"VB-LoRA": "in fully_shard", "AdaLoRA": "regu_loss"}
 EVERY = ("full fine-tuning", "AdaLoRA", *METHODS)
 

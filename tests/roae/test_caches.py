@@ -30,7 +30,7 @@ from tests.support.reference import Reference, relative_error
 from tests.support.tiny_models import random_tokens, tiny_model
 
 NEW = 12  # of prompts of 12 tokens: sliding windows are 8
-QUANTISED: dict[str, dict[str, Any]] = {
+QUANTIZED: dict[str, dict[str, Any]] = {
     "fp8": {},
     # By default the 128 latest tokens are not quantized, which is all of these.
     "hqq": {"nbits": 8, "residual_length": 3, "q_group_size": 16, "axis_key": 1, "axis_value": 1},
@@ -84,7 +84,7 @@ def test_a_cache_equals_recomputation(name: str, stage: str, options: dict[str, 
 
 
 @each_variant_nightly
-@pytest.mark.parametrize("backend", QUANTISED)
+@pytest.mark.parametrize("backend", QUANTIZED)
 @each_stage
 @over("name", ["llama-gqa"], nightly=["qwen3"])
 @torch.no_grad()
@@ -93,7 +93,7 @@ def test_a_quantized_cache_holds_the_modulated_keys(name: str, stage: str, backe
     tokens = random_tokens()
     options = {
         "cache_implementation": "quantized",
-        "cache_config": {"backend": backend, **QUANTISED[backend]},
+        "cache_config": {"backend": backend, **QUANTIZED[backend]},
     }
     reference = Reference(tiny_model(name), adapter_state(model), SMALL["alpha"], stage)
     with reference.active():

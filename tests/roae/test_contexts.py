@@ -115,7 +115,7 @@ def test_a_trace() -> None:
 
 
 def test_second_derivatives_raise_or_are_right() -> None:
-    """PyTorch's own refusal does not reach `torch.autograd.grad`, which would leave terms out."""
+    """PyTorch's own error does not reach `torch.autograd.grad`, which would leave terms out."""
     model = adapted("llama-gqa", dtype=torch.float64)
     model.get_base_model().set_attn_implementation("eager")  # others have no second derivatives
     weights = list(trained(model).values())

@@ -1,4 +1,4 @@
-"""RoAE as PEFT knows a tuner: identity, gradients, adapters, precision, copies, refusals."""
+"""RoAE as PEFT knows a tuner: identity, gradients, adapters, precision, copies, errors."""
 
 from __future__ import annotations
 

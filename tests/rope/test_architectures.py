@@ -21,7 +21,7 @@ from rosa.rope import KNOWN_MODEL_TYPES, RopeLayout, detect, layout_of
 from rosa.rope.probe import probe_layouts
 from tests.support.adapters import SMALL, adapter_state, randomize
 from tests.support.architecture_reference import AnyReference
-from tests.support.architecture_table import PAGE, REFUSED, counts, refusal, row
+from tests.support.architecture_table import PAGE, UNSUPPORTED, counts, row, unsupported_error
 from tests.support.architecture_types import (
     WITHOUT_ROTATION,
     WRAPPERS,
@@ -274,12 +274,12 @@ def _same_direction(x: Tensor, output: Tensor) -> bool:
 def test_the_page_has_no_row_but_those_that_are_tested() -> None:
     tables = PAGE.read_text(encoding="utf-8").partition("## Every type")[0]
     rows = [line for line in tables.splitlines() if "| `" in line]
-    assert len(rows) == len(ARCHITECTURES) + len(REFUSED)
+    assert len(rows) == len(ARCHITECTURES) + len(UNSUPPORTED)
 
 
 def test_every_causal_type_of_transformers_is_accounted_for() -> None:
     """A type that a new Transformers brings gets a row, a sentence, or a reason."""
-    found = accounts(set(REFUSED))
+    found = accounts(set(UNSUPPORTED))
     named = [name for names in found.values() for name in names]
     assert len(named) == len(set(named)), "a type is named twice"
     new = causal_types() - set(named)
@@ -308,10 +308,10 @@ def test_a_multimodal_model_is_adapted_in_its_language_model(name: str) -> None:
     assert {module.base_layer.config.model_type for module in adapted} == {WRAPPERS[name]}
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_what_cannot_be_adapted_raises_one_sentence(name: str) -> None:
     """OPT, GPT-2, BLOOM and MPT have no rotation; others rotate what RoSA cannot reach."""
-    sentence = refusal(name)
+    sentence = unsupported_error(name)
     assert f"| `{name}` | {sentence} |" in PAGE.read_text(encoding="utf-8")
     assert "RoPE" in sentence or "rota" in sentence
 
@@ -325,7 +325,7 @@ def test_the_detection_is_the_same_in_every_precision(name: str, dtype: torch.dt
 
 def test_a_factor_before_the_rotation_is_seen_through() -> None:
     """LongCat scales the output of its projections; RoSA raises an error for other reasons."""
-    config = CONFIG_MAPPING["longcat_flash"](**REFUSED["longcat_flash"])
+    config = CONFIG_MAPPING["longcat_flash"](**UNSUPPORTED["longcat_flash"])
     layouts = probe_layouts(AutoModelForCausalLM.from_config(config).eval())
     assert layouts
     for layout in layouts.values():

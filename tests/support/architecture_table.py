@@ -39,7 +39,7 @@ _QSA = {
 }  # fmt: skip
 _ONE_EXPERT = {"num_experts_per_tok": 1}
 # Beside the model types without rotation: those whose rotation RoSA does not reach.
-REFUSED: dict[str, dict[str, Any]] = {
+UNSUPPORTED: dict[str, dict[str, Any]] = {
     "opt": {},
     "gpt2": {},
     "bloom": {},
@@ -79,7 +79,7 @@ norms that are trained and scored are those of the adapted layers.
 | model type | hooked modules | axes | pairs | rotated | layers | known |
 |---|---|---|---|---|---|---|
 """
-REFUSALS = """
+UNSUPPORTED_HEAD = """
 ## Not supported
 
 | model type | what RoSA says |
@@ -147,18 +147,18 @@ def _layers(architecture: Architecture) -> str:
     return "all" if len(architecture.layers) == count else f"{len(architecture.layers)} of {count}"
 
 
-def refusal(name: str) -> str:
+def unsupported_error(name: str) -> str:
     """What RoSA says about a model type that it cannot adapt."""
-    values = REFUSED[name] or {key: SIZES[key] for key in _SMALL}
+    values = UNSUPPORTED[name] or {key: SIZES[key] for key in _SMALL}
     return attach_error(AutoModelForCausalLM.from_config(CONFIG_MAPPING[name](**values)))
 
 
 def counts() -> str:
     """The paragraphs that account for every type of causal language model in Transformers."""
     causal = causal_types()
-    found = accounts(set(REFUSED))
-    tested, refused = found["tested"], found["refused"]
-    rotating = len(set(REFUSED) - set(_NO_ROTATION))
+    found = accounts(set(UNSUPPORTED))
+    tested, unsupported = found["tested"], found["not supported"]
+    rotating = len(set(UNSUPPORTED) - set(_NO_ROTATION))
     reasons = "\n".join(f"| `{name}` | {why} |" for name, why in sorted(NOT_TESTED.items()))
     wrapped = ", ".join(f"`{name}` (`{text}`)" for name, text in sorted(WRAPPERS.items()))
     without = ", ".join(f"`{name}`" for name in sorted({*WITHOUT_ROTATION, *_NO_ROTATION}))
@@ -167,7 +167,7 @@ def counts() -> str:
         causal=len(causal),
         tested=len(tested),
         wrappers=len(WRAPPERS),
-        without_rotation=len(refused) - rotating,
+        without_rotation=len(unsupported) - rotating,
         rotating=rotating,
         not_tested=len(NOT_TESTED),
         wrapped=wrapped,
@@ -181,13 +181,13 @@ def main() -> None:
     for architecture in ARCHITECTURES:
         known = architecture.model_type in KNOWN_MODEL_TYPES
         rows.append(row(architecture, probe_layouts(architecture.build()), known))
-    refusals = [f"| `{name}` | {refusal(name)} |" for name in REFUSED]
+    unsupported = [f"| `{name}` | {unsupported_error(name)} |" for name in UNSUPPORTED]
     text = (
         HEAD
         + "\n".join(sorted(rows))
         + "\n"
-        + REFUSALS
-        + "\n".join(refusals)
+        + UNSUPPORTED_HEAD
+        + "\n".join(unsupported)
         + "\n"
         + TAIL
         + counts()

@@ -1,8 +1,8 @@
 """Accounts for every type of causal language model that the installed Transformers has.
 
-A type is tested (`tests/architectures.py`), refused with a tested error, a multimodal wrapper of a
-tested text model, or not tested, for a reason given here. What a new Transformers brings
-without any of that is `unaccounted`, and a test fails.
+A type is tested (`tests/support/architectures.py`), not supported (with a tested error), a
+multimodal wrapper of a tested text model, or not tested, for a reason given here. For a type that a
+new Transformers brings and that is none of these a test fails.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NO_ROTATION = (
     "mvp nemotron_h openai-gpt pegasus plbart prophetnet rembert roberta roberta-prelayernorm "
     "roc_bert rwkv trocr whisper xglm xlm xlm-roberta xlm-roberta-xl xlnet xlstm xmod zamba"
 )
-# Refused, as they rotate nothing; with what their configs need in addition to the defaults.
+# Not supported, as they rotate nothing; with what their configs need in addition to the defaults.
 WITHOUT_ROTATION: dict[str, dict[str, Any]] = {
     **{name: {} for name in _NO_ROTATION.split()},
     "reformer": {"is_decoder": True},
@@ -64,12 +64,12 @@ def causal_types() -> set[str]:
     return set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def accounts(refused: set[str]) -> dict[str, set[str]]:
-    """{what became of them: types}; `refused` are those of the table of errors."""
+def accounts(unsupported: set[str]) -> dict[str, set[str]]:
+    """{what became of them: types}; `unsupported` are those of the table of errors."""
     return {
         "tested": {each.model_type for each in ARCHITECTURES},
         "wrapper": set(WRAPPERS),
-        "refused": refused | set(WITHOUT_ROTATION),
+        "not supported": unsupported | set(WITHOUT_ROTATION),
         "not tested": set(NOT_TESTED),
     }
 
@@ -86,4 +86,4 @@ def attach_error(model: PreTrainedModel) -> str:
         get_peft_model(model, RosaConfig())
     except RosaError as error:
         return str(error)
-    raise AssertionError(f"{model.config.model_type} is not refused")
+    raise AssertionError(f"{model.config.model_type} raises no error")

@@ -138,15 +138,15 @@ def _problem(case: ElementTree.Element) -> str | None:
 
 
 def _architectures(results: dict[str, str | None], types: set[str]) -> dict[str, Any]:
-    """The state of each model type that is tested or refused, and the problems where it fails."""
-    from tests.support.architecture_table import REFUSED
+    """The state of each model type, tested or not supported, and the problems where it fails."""
+    from tests.support.architecture_table import UNSUPPORTED
     from tests.support.architectures import BY_NAME
 
     state: dict[str, str] = {}
     problems: dict[str, dict[str, str]] = {}
     for name, model_type in {
         **{name: each.model_type for name, each in BY_NAME.items()},
-        **{name: name for name in REFUSED},
+        **{name: name for name in UNSUPPORTED},
     }.items():
         own = {test: problem for test, problem in results.items() if _subject(test) == name}
         failed = {test: problem for test, problem in own.items() if problem is not None}
@@ -157,20 +157,20 @@ def _architectures(results: dict[str, str | None], types: set[str]) -> dict[str,
         elif failed:
             state[name], problems[name] = "FAILS", failed
         else:
-            state[name] = "refused" if name in REFUSED else "works"
+            state[name] = "refused" if name in UNSUPPORTED else "works"
     general = {t: p for t, p in results.items() if p is not None and _subject(t) is None}
     return {"types": state, "problems": problems, "general": general}
 
 
 def _subject(test: str) -> str | None:
     """The model type (with its variant) that a test's parameters name, the longest that fits."""
-    from tests.support.architecture_table import REFUSED
+    from tests.support.architecture_table import UNSUPPORTED
     from tests.support.architectures import BY_NAME
 
     parameters = test.partition("[")[2].removesuffix("]")
     fitting = [
         name
-        for name in (*BY_NAME, *REFUSED)
+        for name in (*BY_NAME, *UNSUPPORTED)
         if parameters == name or parameters.startswith(f"{name}-")
     ]
     return max(fitting, key=len, default=None)

@@ -38,6 +38,8 @@ def _install_hook() -> None:
 
 
 def _check_attached(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if not _unstepped:
+        return
     held = {p for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
     stepped = [model for model in _unstepped if not held.isdisjoint(model.parameters())]
     if stepped and all(float(group.get("lr", 1.0)) == 0 for group in optimizer.param_groups):
