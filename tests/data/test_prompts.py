@@ -1,9 +1,9 @@
 """Prompts, byte for byte: every benchmark's, and those with worked examples or a chat template.
 
-The golden files are tests/data/prompts/*.txt. After an intended change, rewrite them and
+The golden files are tests/fixtures/prompts/*.txt. After an intended change, rewrite them and
 read the difference:
 
-    python -m tests.data.test_prompts && git diff tests/data/prompts
+    python -m tests.data.test_prompts && git diff tests/fixtures/prompts
 """
 
 from __future__ import annotations

@@ -9,10 +9,9 @@ import pytest
 from transformers import AutoTokenizer
 
 import rosa
-from rosa.data.prompts import Question, end_of_turn, render
+from rosa.data.prompts import Question, end_of_turn, read_question, render
 from rosa.data.tokenization import tokenize_rows
 from rosa.errors import RosaError
-from rosa.evaluate.examples import read_question
 from rosa.reproduce.dry_run import token_counts
 
 TURNS = (

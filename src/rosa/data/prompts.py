@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rosa.data.json_rows import optional_text_field, text_field
 from rosa.errors import RosaError, errors_as
 
 PROMPTS = ("alpaca", "plain", "chat")
@@ -49,6 +50,12 @@ class Shot:
 
     question: Question
     response: str
+
+
+def read_question(row: dict[str, Any], source: str, number: int) -> Question:
+    """The `instruction` and the optional `input` of a row; errors name source and row number."""
+    context = optional_text_field(row, "input", source, number)
+    return Question(text_field(row, "instruction", source, number), context)
 
 
 def normalize_question(text: str) -> str:

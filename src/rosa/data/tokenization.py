@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from rosa.data.json_rows import check_text, optional_text_field, text_field
-from rosa.data.prompts import chat_text, in_parts, instruction_prompt
+from rosa.data.json_rows import check_text, text_field
+from rosa.data.prompts import chat_text, in_parts, read_question, render
 from rosa.errors import RosaError
 
 if TYPE_CHECKING:
@@ -144,8 +144,7 @@ def _pair_texts(
             "teach the model where a response ends; set one in its tokenizer_config.json"
         )
     if "instruction" in row:
-        context = optional_text_field(row, "input", source, number)
-        prompt = instruction_prompt(text_field(row, "instruction", source, number), context)
+        prompt = render("alpaca", read_question(row, source, number))
         response = text_field(row, "output", source, number)
     elif "prompt" in row:
         prompt = text_field(row, "prompt", source, number)

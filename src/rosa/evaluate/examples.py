@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rosa.assets import ASSETS
-from rosa.data.json_rows import optional_text_field, read_rows, text_field
-from rosa.data.prompts import Question, chat_turns, render
+from rosa.data.json_rows import read_rows, text_field
+from rosa.data.prompts import Question, chat_turns, read_question, render
 from rosa.errors import RosaError, errors_as
 from rosa.evaluate.answer_filters import FILTERS
 from rosa.evaluate.tasks import HubSource, Task, built_in_tasks
@@ -54,12 +54,6 @@ def data_file(task: Task, data: str | Path | None, name: str | None = None) -> P
         return ASSETS / "tiny-data" / path
     folders = [task.folder] if data is None else [Path(data), task.folder]
     return next((folder / path for folder in folders if (folder / path).is_file()), None)
-
-
-def read_question(row: dict[str, Any], source: str, number: int) -> Question:
-    """The `instruction` and the optional `input` of a row."""
-    context = optional_text_field(row, "input", source, number)
-    return Question(text_field(row, "instruction", source, number), context)
 
 
 def _example(task: Task, row: dict[str, Any], source: str, number: int) -> Example:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rosa.data.json_rows import read_rows, text_field
-from rosa.data.prompts import Shot
+from rosa.data.prompts import Shot, read_question
 from rosa.errors import RosaError
 from rosa.evaluate.answer_filters import FILTERS
-from rosa.evaluate.examples import Example, data_file, read_question
+from rosa.evaluate.examples import Example, data_file
 from rosa.evaluate.tasks import Task
 
 

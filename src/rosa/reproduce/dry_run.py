@@ -17,8 +17,7 @@ from rosa.compare.budgets import cached_count, cached_model_config
 from rosa.compare.grid import TrainingSet
 from rosa.compare.job import Job
 from rosa.compare.plan import ResolveRecipe, plan
-from rosa.data.json_rows import optional_text_field, text_field
-from rosa.data.prompts import instruction_prompt
+from rosa.data.prompts import read_question, render
 from rosa.data.sources import load_training_rows, toy_tasks
 from rosa.evaluate.tasks import resolve_tasks
 from rosa.models.loading import short_name
@@ -143,10 +142,7 @@ def workload(train_set: TrainingSet, known: dict[str, int] | None, limit: int | 
 def token_counts(row: dict[str, Any], source: str, number: int) -> tuple[float, float]:
     """Tokens of a row's prompt and response, by its characters; other forms are all prompt."""
     if "instruction" in row:
-        prompt = instruction_prompt(
-            text_field(row, "instruction", source, number),
-            optional_text_field(row, "input", source, number),
-        )
+        prompt = render("alpaca", read_question(row, source, number))
         response = str(row.get("output", ""))
     else:
         prompt, response = " ".join(map(str, row.values())), ""
