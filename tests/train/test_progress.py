@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from transformers import LlamaConfig
 
 from rosa.train import callbacks
 from rosa.train.callbacks import ProgressReport
@@ -29,7 +30,7 @@ def report(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, width: int = 100)
     state = SimpleNamespace(global_step=0, max_steps=400)
     control = SimpleNamespace(should_save=False, should_evaluate=False, should_log=False)
     args = SimpleNamespace(output_dir="runs/x")
-    model = SimpleNamespace(config=SimpleNamespace(num_hidden_layers=30))
+    model = SimpleNamespace(config=LlamaConfig(num_hidden_layers=30))
     progress.on_train_begin(args, state, control, model=model)
     return progress, args, state, control, stream
 

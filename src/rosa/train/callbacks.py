@@ -78,9 +78,11 @@ class ProgressReport(TrainerCallback):
             expand=True,
         )
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
         self._began = (state.global_step, time.perf_counter())
-        self._layers = count_layers(kwargs.get("model"))
+        self._layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
         self._task = self._bar.add_task(
             "training", total=state.max_steps, completed=state.global_step, note=""
         )
@@ -161,10 +163,3 @@ class ProgressReport(TrainerCallback):
         """Restores the terminal, also after an exception in training."""
         if self._console.is_terminal:
             self._bar.stop()
-
-
-def count_layers(model: Any) -> int | None:
-    """The number of decoder layers that a model's configuration states."""
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return getattr(text, "num_hidden_layers", None)

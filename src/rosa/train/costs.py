@@ -104,7 +104,7 @@ class CostMeter(TrainerCallback, ExportableState):
         self._earlier = Totals()  # the parts before this one
         self._steps: list[float] = []
         self._tokens = 0
-        self._host = PeakHostMemory()
+        self.host = PeakHostMemory()
         self._begin: float | None = None  # None outside the loop
         self._energy: float | None = None
         self._step_begin = 0.0
@@ -116,7 +116,7 @@ class CostMeter(TrainerCallback, ExportableState):
         # A checkpoint of a run without this callback has no place for its state.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         reset_peak_device_memory(self.device)
-        self._host.start()
+        self.host.start()
         self._energy = read_energy(self.device)
         self._begin = time.perf_counter()
 
@@ -146,7 +146,7 @@ class CostMeter(TrainerCallback, ExportableState):
 
     def __exit__(self, *_error: object) -> None:
         """Stops sampling memory, also after an exception in training."""
-        self._host.stop()
+        self.host.stop()
 
     @property
     def totals(self) -> Totals:
@@ -158,14 +158,10 @@ class CostMeter(TrainerCallback, ExportableState):
             step_seconds=list(self._steps),
             train_seconds=time.perf_counter() - self._begin,
             tokens=self._tokens,
-            peak_host_bytes=self._host.read(),
+            peak_host_bytes=self.host.read(),
             peak_device_bytes=peak_device_memory(self.device),
             energy_joules=None if energy is None or before is None else energy - before,
         )
-
-    @property
-    def peak_host_source(self) -> str:
-        return self._host.source
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes into a checkpoint's `trainer_state.json`."""
@@ -198,7 +194,7 @@ def run_costs(meter: CostMeter, model: Any, folder: Path) -> Costs:
         train_seconds=round(totals.train_seconds, 3),
         tokens=totals.tokens,
         peak_host_bytes=totals.peak_host_bytes,
-        peak_host_source=meter.peak_host_source,
+        peak_host_source=meter.host.source,
         peak_device_bytes=totals.peak_device_bytes,
         energy_joules=None if totals.energy_joules is None else round(totals.energy_joules, 3),
         device=device_name(meter.device),
