@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from rosa.cli.compare import GridParser
 from rosa.cli.recipe_parser import resolve_recipe
-from rosa.compare.gather import method_group
 from rosa.compare.grid import (
     STUDY_OPTIONS,
     Grid,
@@ -156,7 +155,7 @@ def test_seeds_reach_the_recipes(seeds: list[int]) -> None:
     ],
 )
 def test_what_an_entry_is_in_the_comparison(entry: Any, group: str) -> None:
-    assert method_group(parse_method_entry(entry)) == group
+    assert parse_method_entry(entry).group == group
 
 
 class TestGridFile:

@@ -300,7 +300,7 @@ def test_gpus_that_are_hidden_are_not_used(names: str, monkeypatch: pytest.Monke
     assert visible_gpus() == []
 
 
-class TestClaim:
+class TestStudyFolder:
     def test_a_study_may_grow(self, tmp_path: Path) -> None:
         save_grid(tmp_path, make_grid())
         save_grid(tmp_path, make_grid(seeds=[1, 2, 3], methods=["lora", "rosa", "dora"]))

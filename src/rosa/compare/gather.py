@@ -15,7 +15,6 @@ from rosa.compare.results import RunResult, StudyResults, read_score
 from rosa.compare.schedule import Schedule
 from rosa.compare.tuning import trained_learning_rate, tuning_losses
 from rosa.errors import RosaError
-from rosa.methods.registry import load_method
 from rosa.train.run_folder import RunFolder
 
 
@@ -50,7 +49,7 @@ def read_run(study: Path, job: Job, entry: MethodEntry) -> RunResult:
         return RunResult(
             **asdict(job.group),
             title=entry.display_title,
-            group=method_group(entry),
+            group=entry.group,
             seed=job.seed,
             folder=job.id,
             learning_rate=trained_learning_rate(RunFolder(folder)),
@@ -68,15 +67,6 @@ def read_run(study: Path, job: Job, entry: MethodEntry) -> RunResult:
 
 def _read_json(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
-
-
-def method_group(entry: MethodEntry) -> str:
-    """`baseline`, `ours` or `variant`; an entry under a name of its own is a variant.
-
-    PEFT's methods that the paper does not compare count as baselines too.
-    """
-    group = load_method(entry.name).group if entry.is_plain else "variant"
-    return "baseline" if group == "other" else group
 
 
 def gather_tuning(schedule: Schedule) -> list[dict[str, Any]]:

@@ -135,6 +135,15 @@ class MethodEntry:
             return str(self.title)
         return load_method(self.name).title if self.is_plain else self.name
 
+    @property
+    def group(self) -> str:
+        """`baseline`, `ours` or `variant`; an entry under a name of its own is a variant.
+
+        PEFT's methods that the paper does not compare count as baselines too.
+        """
+        group = load_method(self.name).group if self.is_plain else "variant"
+        return "baseline" if group == "other" else group
+
 
 def parse_method_entry(value: Any) -> MethodEntry:
     """An element of `methods`; raises RosaError if it is neither a name nor a mapping with one."""

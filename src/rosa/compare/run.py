@@ -97,7 +97,6 @@ def compare(
 @contextlib.contextmanager
 def sigterm_as_keyboard_interrupt() -> Iterator[None]:
     """Makes SIGTERM, which a cluster's scheduler sends, let the runs save as Ctrl-C does."""
-
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread:  # no other may set a handler
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
