@@ -1,4 +1,8 @@
-"""The test sets of tasks: local files, the package's own, or data sets on the hub."""
+"""The test sets of tasks, as examples to ask.
+
+Rows come from a local folder in LLM-Adapters' layout (`<name>/test.json`), from the package, or from
+the hub, where the task's templates turn the data set's fields into the suite's wording.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """Benchmark tasks: one small YAML file each, in `task_files/` or the user's own.
 
-A YAML's keys are the fields of `Task`. Rows come from a local folder in LLM-Adapters' layout
-(`<name>/test.json`), from the package, or from the hub, where the YAML's templates turn the data
-set's fields into the suite's wording.
+A YAML's keys are the fields of `Task`; examples.py loads the rows.
 """
 
 from __future__ import annotations
