@@ -62,10 +62,7 @@ class Schedule:
         return sum(self.states[job.id] in states for job in self.jobs)
 
     def learning_rate(self, group: RunGroup) -> float:
-        """The learning rate of a group's runs: that of its first run, else the best candidate.
-
-        Raises RosaError if all tuning runs failed, or one has not finished.
-        """
+        """The rate of the group's first run, else the best candidate; RosaError without one."""
         if group not in self._learning_rates:
             jobs = self.tuning[group]
             rate = choose_learning_rate(self.study, jobs, self.states, self.errors)

@@ -37,8 +37,7 @@ def tuning_jobs(
 ) -> list[Job]:
     """A group's tuning runs: `recipe` with every learning rate and seed of the search.
 
-    Raises:
-        RosaError: the recipe holds out no rows for validation.
+    Raises RosaError if the recipe holds out no rows for validation.
     """
     if not recipe.validation:
         raise RosaError("tune compares validation losses, and validation is 0; hold out some rows")
@@ -68,11 +67,7 @@ def choose_learning_rate(
 ) -> float:
     """The learning rate with the lowest loss among a group's tuning runs.
 
-    Args:
-        states, errors: those of a `Schedule`, by job.
-
-    Raises:
-        RosaError: all of them failed, or one has not finished.
+    `states` and `errors` are a `Schedule`'s. Raises RosaError if all failed or one is unfinished.
     """
     for job in jobs:
         if states[job.id] not in (*FINISHED, "failed"):

@@ -1,8 +1,4 @@
-"""The test sets of tasks, as examples to ask.
-
-Rows come from a local folder in LLM-Adapters' layout (`<name>/test.json`), from the package, or from
-the hub, where the task's templates turn the data set's fields into the suite's wording.
-"""
+"""The examples of a task: its test set in a local file, in the package, or on the hub."""
 
 from __future__ import annotations
 
@@ -13,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rosa.assets import ASSETS
 from rosa.data.json_rows import read_rows, text_field
 from rosa.data.prompts import Question, chat_turns, read_question, render
+from rosa.data.sources import TOY_DATA
 from rosa.errors import RosaError, errors_as
 from rosa.evaluate.answer_filters import FILTERS
 from rosa.evaluate.tasks import HubSource, Task, built_in_tasks
@@ -37,8 +33,8 @@ class Example:
 def load_examples(task: Task, data: str | Path | None = None) -> list[Example]:
     """Every example of `task`, with checked labels.
 
-    Rows come from the package (toy tasks), from the folder `data`, from the folder of the task's
-    own YAML, or from the hub.
+    Rows come from the package (toy tasks), from the folder `data` in LLM-Adapters' layout
+    (`<name>/test.json`), from the folder of the task's own YAML, or from the hub.
     """
     file = data_file(task, data)
     if file is None and data is not None:
@@ -55,7 +51,7 @@ def data_file(task: Task, data: str | Path | None, name: str | None = None) -> P
     """The local file of the test set, or the file `name` in its folder; None if there is none."""
     path = Path(task.file).with_name(name or Path(task.file).name)
     if task.packaged:
-        return ASSETS / "tiny-data" / path
+        return TOY_DATA / path
     folders = [task.folder] if data is None else [Path(data), task.folder]
     return next((folder / path for folder in folders if (folder / path).is_file()), None)
 

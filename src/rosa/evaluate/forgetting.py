@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rosa.assets import ASSETS
 from rosa.data.json_rows import read_text
+from rosa.data.sources import TOY_DATA
 from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError, errors_as
 from rosa.evaluate.generation import eval_mode, longest_first_batches
 from rosa.models.loading import resolve_name
 
-TINY_TEXT = ASSETS / "tiny-data" / "held-out.txt"
+TINY_TEXT = TOY_DATA / "held-out.txt"
 WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 WIKITEXT_DOCUMENTS = 200  # paragraphs of the test split
 WIKITEXT_CHARACTERS = 500  # at least, of each paragraph

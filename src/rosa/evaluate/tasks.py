@@ -1,7 +1,4 @@
-"""Benchmark tasks: one small YAML file each, in `task_files/` or the user's own.
-
-A YAML's keys are the fields of `Task`; examples.py loads the rows.
-"""
+"""Benchmark tasks: one small YAML file each, in `task_files/` or the user's own."""
 
 from __future__ import annotations
 
