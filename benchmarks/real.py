@@ -23,7 +23,7 @@ from typing import Any
 from rosa.common.environment import describe_environment
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "real_cpu.json"
-BATCH, WARMUP, ROWS = 16, 2, 2000
+BATCH, WARMUP, ROWS, QUESTIONS = 16, 2, 2000, 48
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 TRAINING = {
     "trl-lora": "plain TRL SFTTrainer, LoRA r=16 on all linears",
@@ -49,7 +49,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
     parser.add_argument("--data", default="tiny-sums")
-    parser.add_argument("--questions", help="folder of benchmark test sets; scores openbookqa")
+    parser.add_argument("--questions", help="folder of benchmark test sets, for the evaluation")
+    parser.add_argument("--adapter", help="adapter or run folder that the evaluation scores")
     parser.add_argument("--parts", nargs="*", default=["training", "evaluation", "startup"])
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--steps", type=int, default=8)
@@ -304,6 +305,64 @@ def own_loop(adapted: bool) -> Callable[[argparse.Namespace], dict[str, float]]:
     return measure
 
 
+def scored(
+    answer: Callable[[Any, Any, list[Any]], int],
+) -> Callable[[argparse.Namespace], dict[str, float]]:
+    """Questions per second of `answer(model, tokenizer, requests)`, which returns their number."""
+
+    def measure(options: argparse.Namespace) -> dict[str, float]:
+        from rosa.evaluate import EvaluationOptions
+        from rosa.evaluate.requests import build_requests
+        from rosa.models.loading import load
+
+        # An adapter of this benchmark's own training shows answers as they are after training.
+        loaded = load(options.adapter or options.model, dtype=options.precision, device="cpu")
+        asked = EvaluationOptions(data=options.questions, limit=QUESTIONS)
+        requests = build_requests(["openbookqa", "boolq"], asked)
+        began = time.perf_counter()
+        questions = answer(loaded.model.eval(), loaded.tokenizer, requests)
+        return {"questions_per_second": questions / (time.perf_counter() - began)}
+
+    return measure
+
+
+def rosa_evaluate(model: Any, tokenizer: Any, requests: list[Any]) -> int:
+    """What `rosa evaluate` does after loading, at its defaults."""
+    from rosa.evaluate import EvaluationOptions, evaluate
+
+    evaluate(model, tokenizer, requests, EvaluationOptions(batch_size=BATCH))
+    return sum(len(r.examples) for r in requests)
+
+
+def generate_loop(model: Any, tokenizer: Any, requests: list[Any]) -> int:
+    """Batches in the order of the file, `generate` to the end or 32 tokens."""
+    import torch
+
+    tokenizer.padding_side = "left"
+    prompts = [e.prompt for r in requests for e in r.rendered(tokenizer).examples]
+    for at in range(0, len(prompts), BATCH):
+        batch = tokenizer(prompts[at : at + BATCH], return_tensors="pt", padding=True)
+        with torch.inference_mode():
+            output = model.generate(**batch, max_new_tokens=32, do_sample=False)
+        tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :])
+    return len(prompts)
+
+
+def lm_eval_generate(model: Any, tokenizer: Any, requests: list[Any]) -> int:
+    """lm-evaluation-harness' own generation on the same prompts."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    prompts = [e.prompt for r in requests for e in r.rendered(tokenizer).examples]
+    settings = {"until": ["\n\n"], "max_gen_toks": 32, "do_sample": False}
+    asked = [
+        Instance(request_type="generate_until", doc={}, arguments=(prompt, settings), idx=i)
+        for i, prompt in enumerate(prompts)
+    ]
+    HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH).generate_until(asked)
+    return len(prompts)
+
+
 TRAINERS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
     "trl-lora": plain_trl,
     "rosa-lora": rosa_train("lora", adapter=LORA),
@@ -313,7 +372,11 @@ TRAINERS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
     "loop-rosa": own_loop(True),
     "loop-floor": own_loop(False),
 }
-EVALUATORS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {}
+EVALUATORS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
+    "rosa-evaluate": scored(rosa_evaluate),
+    "generate-loop": scored(generate_loop),
+    "lm-eval": scored(lm_eval_generate),
+}
 
 
 if __name__ == "__main__":
