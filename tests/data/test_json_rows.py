@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import re
 
+import pyarrow
+import pyarrow.feather
+import pyarrow.ipc
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,7 +52,7 @@ def test_bad_json_names_its_row(tmp_path_factory, kind, row):
         (b"", "has no rows"),
         (b"[]", "has no rows"),
         (b"\n\n", "has no rows"),
-        (b"\xff\xfe\x00", "is not UTF-8 text (byte 0)"),
+        (b"\xe9", "is not UTF-8 text (byte 0)"),
         (b'[{"a": 1}, 7]', "row 2: expected an object with named fields, found int"),
         (b'{"a": 1}\n[1]\n', "row 2: expected an object with named fields, found list"),
         (b'[{"a": 1}', "row 2: bad JSON"),
@@ -57,6 +64,85 @@ def test_wrong_content_is_named(tmp_path, content, complaint):
     with pytest.raises(RosaError, match=re.escape(complaint)) as caught:
         read_rows(file)
     assert str(file) in str(caught.value)
+
+
+ROW = '{"instruction": "a", "output": "b"}'
+LINES = "\n".join([ROW, '{"instruction" "a"}'])
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("text,label\nhello,1\n", "CSV"),
+        ('"text","label"\n"hello","1"\n', "CSV"),
+        ("0,1\nhello,1\n", "CSV"),
+        ("false;true\n1;2\n", "CSV"),
+        ("instruction\toutput\na\tb\n", "TSV"),
+        ("- instruction: a\n  output: b\n", "YAML"),
+        ("---\ninstruction: a\n", "YAML"),
+        ("rows:\n- instruction: a\n", "YAML"),
+        (json.dumps(json.loads(ROW), indent=2), "one JSON object over 4 lines"),
+        ("\n".join([json.dumps(json.loads(ROW), indent=1)] * 2), "JSON objects over several lines"),
+        (json.dumps({"version": 1, "data": [json.loads(ROW)]}, indent=1), "its key 'data'"),
+        (str(json.loads(ROW)), "Python dicts"),
+        ("<!DOCTYPE html>\n<html><body>404</body></html>", "a web page"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "Git LFS"),
+        ("question", "is not JSON: it begins with 'question'"),
+    ],
+)
+def test_text_that_is_not_json_is_named_with_what_to_do(tmp_path, content, kind):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(RosaError, match=re.escape(kind)) as caught:
+        read_rows(file)
+    assert str(caught.value).startswith(str(file))
+    assert ";" in str(caught.value)
+
+
+def _arrow(table, sink):
+    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize(
+    ("write", "kind"),
+    [
+        (pyarrow.parquet.write_table, "Parquet"),
+        (pyarrow.feather.write_feather, "Arrow"),
+        (_arrow, "an Arrow stream"),
+    ],
+)
+def test_tables_of_other_formats_are_named(tmp_path, write, kind):
+    file = tmp_path / "rows.json"
+    write(pyarrow.table({"instruction": ["a"], "output": ["b"]}), str(file))
+    with pytest.raises(RosaError, match=f"is {kind}; convert it"):
+        read_rows(file)
+
+
+@pytest.mark.parametrize(
+    ("encode", "kind"),
+    [
+        (gzip.compress, "gzip"),
+        (bz2.compress, "bzip2"),
+        (lzma.compress, "xz"),
+        (lambda raw: raw.decode().encode("utf-16"), "UTF-16"),
+        (lambda raw: raw.decode().encode("utf-16-le"), "UTF-16"),
+        (lambda raw: raw.decode().encode("utf-16-be"), "UTF-16"),
+    ],
+)
+def test_bytes_that_are_not_utf_8_are_named(tmp_path, encode, kind):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(encode(ROW.encode()))
+    with pytest.raises(RosaError, match=kind):
+        read_rows(file)
+
+
+def test_one_damaged_row_does_not_make_it_another_format(tmp_path):
+    for lines in (LINES, "\n".join(['"instruction": "a", "output": "b"}', ROW])):
+        file = tmp_path / "rows.jsonl"
+        file.write_text(lines)
+        with pytest.raises(RosaError, match=r"row [12]: bad JSON"):
+            read_rows(file)
 
 
 def test_missing_files_and_folders_are_named(tmp_path):

@@ -224,7 +224,7 @@ def test_anchors_and_merged_keys_of_yaml_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["rows.csv", "rows.json"])
 def test_a_table_is_called_what_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("instruction,output\nWhat is it?,true\n")
-    with pytest.raises(RosaError, match=r"is not JSON: it begins with 'instruction,output'.*conv"):
+    with pytest.raises(RosaError, match=r"is CSV; conv"):
         read_rows(tmp_path / name)
 
 

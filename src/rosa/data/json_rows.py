@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from rosa.data.not_json import describe_binary, describe_text
 from rosa.errors import RosaError
 
 
@@ -21,7 +22,8 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     if text.lstrip().startswith("["):
         rows = _parse_array(text, path)
     else:
-        _reject_tables(text, path)
+        if kind := describe_text(text):
+            raise RosaError(f"{path} {kind}")
         # Split at newlines only: str.splitlines would also cut at U+2028 inside a JSON string.
         lines = enumerate(text.split("\n"), 1)
         rows = [_parse_line(line, path, number) for number, line in lines if line.strip()]
@@ -41,6 +43,10 @@ def read_text(path: Path) -> str:
     if path.is_dir():
         raise RosaError(f"{path} is a folder; give a file")
     try:
+        with path.open("rb") as stream:
+            kind = describe_binary(stream.read(16))
+        if kind:
+            raise RosaError(f"{path} {kind}")
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise RosaError(f"there is no data file {path}; check the path") from None
@@ -85,17 +91,6 @@ def check_text(text: str, what: str) -> None:
             f"{what} holds half of a surrogate pair ({text[error.start]!r}), which is not a "
             "character; correct or remove that row"
         ) from None
-
-
-def _reject_tables(text: str, path: str | Path) -> None:
-    """Raises RosaError for CSV and the like, whose first line cannot begin a JSON value."""
-    first = text.lstrip().split("\n")[0].strip()
-    if first and first[0] not in '{["-0123456789tfn':
-        raise RosaError(
-            f"{path} is not JSON: it begins with {first[:40]!r}; rows are read from .json and "
-            ".jsonl, so convert it (pandas: read_csv(...).to_json(..., orient='records', "
-            "lines=True))"
-        )
 
 
 def _parse_line(line: str, path: str | Path, number: int) -> Any:
