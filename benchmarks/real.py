@@ -311,7 +311,7 @@ def scored(
     """Questions per second of `answer(model, tokenizer, requests)`, which returns their number."""
 
     def measure(options: argparse.Namespace) -> dict[str, float]:
-        from rosa.evaluate import EvaluationOptions
+        from rosa.evaluate.options import EvaluationOptions
         from rosa.evaluate.requests import build_requests
         from rosa.models.loading import load
 
@@ -328,7 +328,8 @@ def scored(
 
 def rosa_evaluate(model: Any, tokenizer: Any, requests: list[Any]) -> int:
     """What `rosa evaluate` does after loading, at its defaults."""
-    from rosa.evaluate import EvaluationOptions, evaluate
+    from rosa.evaluate.options import EvaluationOptions
+    from rosa.evaluate.run import evaluate
 
     evaluate(model, tokenizer, requests, EvaluationOptions(batch_size=BATCH))
     return sum(len(r.examples) for r in requests)
