@@ -7,6 +7,8 @@ import inspect
 import re
 from typing import Any
 
+from peft import PeftConfig
+
 from rosa import DlsConfig, RosaConfig
 from rosa.train.recipe import Recipe, UseMethodDefault
 
@@ -25,9 +27,9 @@ def descriptions(cls: type) -> dict[str, str]:
     text = section[1] if section else ""
     entries = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", text, re.S | re.M)
     helps = {f.name: f.metadata["help"] for f in dataclasses.fields(cls) if "help" in f.metadata}
-    own = {} if cls.__base__ is object else {f.name for f in dataclasses.fields(cls.__base__)}
     said = {**dict(entries), **helps}
-    return {name: " ".join(words.split()) for name, words in said.items() if name not in own}
+    of_peft = {field.name for field in dataclasses.fields(PeftConfig)}
+    return {name: " ".join(words.split()) for name, words in said.items() if name not in of_peft}
 
 
 def default_of(field: dataclasses.Field[Any]) -> str:
@@ -51,9 +53,10 @@ def default_of(field: dataclasses.Field[Any]) -> str:
 def table(cls: type, prefix: str = "") -> str:
     """A row per documented field: key, default, meaning."""
     said = descriptions(cls)
+    own_first = sorted(dataclasses.fields(cls), key=lambda f: f.name not in cls.__annotations__)
     rows = [
         f"| `{prefix}{field.name}` | {default_of(field)} | {said[field.name]} |"
-        for field in dataclasses.fields(cls)
+        for field in own_first
         if field.name in said and not (prefix and field.name == "dls")
     ]
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])

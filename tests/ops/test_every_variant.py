@@ -11,9 +11,9 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
+from rosa.attention import hooks
 from rosa.ops import autograd
 from rosa.ops import modulation as plain
-from rosa.roae import hooks
 from tests.dls import test_methods as test_dls_methods
 from tests.dls import test_selection as selection
 from tests.roae import test_composition

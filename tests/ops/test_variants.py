@@ -17,11 +17,11 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from rosa import RosaConfig
+from rosa.attention.heads import LowPairs
+from rosa.attention.hooks import Modulation
 from rosa.cli.main import main
 from rosa.errors import RosaError
 from rosa.ops import PairSignal, Variant, modulate, pair_rotation, select_variant, use
-from rosa.roae.heads import LowPairs
-from rosa.roae.hooks import Modulation
 from rosa.rope import HookPoint, low_pair_slices
 from rosa.rope.layout import Pairing
 from tests.support.architectures import BY_NAME

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.hooks import RemovableHandle
 
+from rosa.attention.heads import split_heads
+from rosa.attention.layer import AttentionLayer
 from rosa.errors import RosaError
 from rosa.evaluate.generation import longest_first_batches
 from rosa.inspect.strength import Array, pair_frequencies, rotate, sum_of_squares
-from rosa.roae.heads import split_heads
-from rosa.roae.layer import RosaLayer
 from rosa.rope import HookPoint, RopeLayout, detect_unknown, has_rope, layout_of
 from rosa.rope.cos_sin import cos_sin_of
 
@@ -95,7 +95,7 @@ def query_key_recorders(model: nn.Module) -> list[QueryKeyRecorder]:
     found = [
         QueryKeyRecorder(module, layout)
         for module in model.modules()
-        if not isinstance(module, RosaLayer) and (layout := layout_of(module)) is not None
+        if not isinstance(module, AttentionLayer) and (layout := layout_of(module)) is not None
     ]
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if not found and not has_rope(model):

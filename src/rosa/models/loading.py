@@ -85,7 +85,7 @@ def load_base_model(
     path = resolve_name(name)
     weights = _check_folder(name, path)
     if weights:
-        from rosa.roae.load import read_shapes
+        from rosa.attention.load import read_shapes
 
         for file in weights:
             read_shapes(file)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from peft.utils import register_peft_method
 
+from rosa.attention.load import check_adapter, load_adapter_checked
 from rosa.roae.config import RosaConfig
 from rosa.roae.layer import RosaLayer
-from rosa.roae.load import check_adapter, load_adapter_checked
 from rosa.roae.model import RosaModel
 from rosa.roae.projection import register_projection
 

@@ -10,10 +10,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from rosa.attention.peft_compat import HALF, KeepRequiresGradMixin
 from rosa.ops import trained_norm
-from rosa.roae.peft_compat import KeepRequiresGradMixin
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 class NormWrapper(KeepRequiresGradMixin, ModulesToSaveWrapper):

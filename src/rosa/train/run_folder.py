@@ -235,7 +235,7 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def _is_readable(weights: Path) -> bool:
-    from rosa.roae.load import read_shapes  # imports torch
+    from rosa.attention.load import read_shapes  # imports torch
 
     try:
         return bool(read_shapes(weights))

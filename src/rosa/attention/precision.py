@@ -14,9 +14,8 @@ from typing import Any
 
 from torch import nn
 
+from rosa.attention.peft_compat import HALF, KeepRequiresGradMixin
 from rosa.common.distributed import is_initialized, world_size
-from rosa.roae.layer import RosaLayer
-from rosa.roae.norms import HALF, NormWrapper
 
 NOT_RESTORED = (
     "the adapter's weights were cast to bfloat16 after they were attached (TRL does so on a 4- or "
@@ -77,7 +76,8 @@ class KeepPrecisionMixin:
             if any(p.dtype in HALF for p in module.adapter_parameters(adapter_name))
         }
 
-    def _adapted_modules(self) -> Iterator[RosaLayer | NormWrapper]:
+    def _adapted_modules(self) -> Iterator[Any]:
+        """The wrapped attention modules and norms."""
         for module in self.model.modules():
-            if isinstance(module, (RosaLayer, NormWrapper)):
+            if isinstance(module, KeepRequiresGradMixin):
                 yield module

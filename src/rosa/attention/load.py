@@ -17,8 +17,8 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from rosa.attention.registration import DYPAM, ROSA
 from rosa.errors import RosaError
-from rosa.roae.registration import ROSA
 from rosa.rope import detect_unknown
 
 
@@ -27,7 +27,7 @@ def load_adapter_checked(
 ) -> PeftModel:
     """`PeftModel.from_pretrained` for a local folder, after `check_adapter`.
 
-    Warns where RoSA's adapter was trained together with others, which it does not load.
+    Warns where a RoSA or DyPAM adapter was trained together with others, which it does not load.
     """
     check_adapter(model, folder)
     others = trained_together(folder)
@@ -54,7 +54,7 @@ def check_adapter(model: nn.Module, folder: str | Path) -> None:
     found = read_shapes(folder / SAFETENSORS_WEIGHTS_NAME)
     if config.peft_type == PeftType.ADALORA:
         return  # pruned to ranks that only PEFT's own loading knows how to fit
-    if config.peft_type == ROSA:
+    if config.peft_type in (ROSA, DYPAM):
         detect_unknown(model)  # while it has weights to run with
     try:
         expected = _expected_shapes(model, config, found)
@@ -71,11 +71,12 @@ def check_adapter(model: nn.Module, folder: str | Path) -> None:
 
 
 def trained_together(folder: str | Path) -> list[str]:
-    """Names of other methods' adapters that PEFT saved along with RoSA's, as folders in its own."""
-    if _peft_type(Path(folder) / CONFIG_NAME) != ROSA:
+    """Names of other methods' adapters that PEFT saved as folders in RoSA's or DyPAM's own."""
+    own = (ROSA, DYPAM)
+    if _peft_type(Path(folder) / CONFIG_NAME) not in own:
         return []
     files = sorted(Path(folder).glob(f"*/{CONFIG_NAME}"))
-    return [file.parent.name for file in files if _peft_type(file) not in (ROSA, None)]
+    return [file.parent.name for file in files if _peft_type(file) not in (*own, None)]
 
 
 def _peft_type(file: Path) -> str | None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 
+from rosa.attention.heads import replace_heads, split_heads
 from rosa.ops import (
     PairRotation,
     PairSignal,
@@ -30,7 +31,6 @@ from rosa.ops import (
     modulate_pre_rotation,
     signal_of,
 )
-from rosa.roae.heads import replace_heads, split_heads
 from rosa.rope.cos_sin import CosSin
 
 _PENDING = "_rosa_pending"  # of a compiler

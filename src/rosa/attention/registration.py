@@ -1,4 +1,4 @@
-"""Adds the adapter type "ROSA" to PEFT's enum of types.
+"""Adds the adapter types "ROSA" and "DYPAM" to PEFT's enum of types.
 
 Python does not let one extend an enum: `_add_member` does by hand what the enum's own construction
 does for each member.
@@ -25,5 +25,6 @@ def _add_member(enum: Any, name: str) -> None:
     getattr(enum, "_hashable_values_", []).append(name)  # Python 3.13: `"ROSA" in PeftType`
 
 
-_add_member(PeftType, "ROSA")
-ROSA = PeftType("ROSA")
+for name in ("ROSA", "DYPAM"):
+    _add_member(PeftType, name)
+ROSA, DYPAM = PeftType("ROSA"), PeftType("DYPAM")

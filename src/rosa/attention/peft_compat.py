@@ -1,8 +1,8 @@
 """Where PEFT would be silent or lose something: checks of names, other methods, disabled adapters.
 
 A model may hold adapters of other methods too, such as LoRA on the feed-forward. All are attached
-to one base model, RoSA last, under names of their own; PEFT then keeps them in one table of
-configurations, and trains, saves and disables them together (docs/guides/quickstart.md).
+to one base model, RoSA (or DyPAM) last, under names of their own; PEFT then keeps them in one table
+of configurations, and trains, saves and disables them together (docs/guides/quickstart.md).
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
-from peft import PeftModel
+import torch
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from rosa.errors import RosaError, did_you_mean
-from rosa.roae.registration import ROSA
 
+HALF = (torch.float16, torch.bfloat16)
 _PEFT_PREFIX = "base_model.model."
 # PEFT itself adds these for the heads of classifiers and of question answering; one of them fits.
 _HEADS = ("classifier", "score", "qa_outputs")
 
 
-def check_base_model(model: nn.Module, adapter_name: str) -> None:
+def check_base_model(model: nn.Module, adapter_name: str, own: type[PeftConfig]) -> None:
     """Raises RosaError where PEFT would silently lose an adapter of another method."""
     if isinstance(model, PeftModel):
         raise RosaError(
@@ -35,18 +36,18 @@ def check_base_model(model: nn.Module, adapter_name: str) -> None:
             "it already"
         )
     config = getattr(model, "peft_config", {}).get(adapter_name)
-    if config is not None and config.peft_type != ROSA:
+    if config is not None and not isinstance(config, own):
         raise RosaError(
             f"the model already has an adapter '{adapter_name}', of {config.peft_type.value}: give "
             "one of the two another name, get_peft_model(model, config, adapter_name=...)"
         )
 
 
-def check_single_active(names: Sequence[str]) -> None:
+def check_single_active(method: str, names: Sequence[str]) -> None:
     """Raises RosaError where several adapters are to be active together."""
     if len(names) > 1:
         raise RosaError(
-            f"RoSA runs one adapter at a time, but {', '.join(names)} were activated together; "
+            f"{method} runs one adapter at a time, but {', '.join(names)} were activated together; "
             "activate one of them"
         )
 
@@ -58,7 +59,7 @@ def check_modules_to_save(
 
     Args:
         names: matched as PEFT does, by the end of a module's name.
-        adapted: names of the attention modules that RoSA wraps; inside them a copy would take the
+        adapted: names of the attention modules that are wrapped; inside them a copy would take the
             place of the module whose output is modulated.
     """
     modules = [name for name, _ in model.named_modules() if name]
@@ -74,7 +75,7 @@ def check_modules_to_save(
             if any(module.startswith(f"{attention}.") for attention in adapted):
                 raise RosaError(
                     f"modules_to_save names '{name}', which matches {module}, inside an attention "
-                    "module that RoSA adapts; give longer names that match only modules outside"
+                    "module that is adapted; give longer names that match only modules outside"
                 )
 
 
@@ -85,7 +86,7 @@ def check_not_trained_elsewhere(
 
     Args:
         names: of the modules.
-        own: names of RoSA's adapters.
+        own: names of the method's own adapters.
     """
     for name in names:
         module = model.get_submodule(name)
@@ -146,7 +147,7 @@ def _embedding_names(model: nn.Module) -> tuple[str, ...]:
 
 @contextmanager
 def others_unchanged(model: nn.Module, own: Collection[str]) -> Iterator[None]:
-    """Keeps what other methods train in full as it is while one of RoSA's adapters is activated.
+    """Keeps what other methods train in full as it is while one of `own` is activated.
 
     PEFT deactivates there every adapter but the one that it activates.
     """
