@@ -25,6 +25,7 @@ def test_the_paper_s_defaults() -> None:
         "warmup": 0.05,
         "seed": 0,
         "layers": None,
+        "policy": "scores",
     }
 
 

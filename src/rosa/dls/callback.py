@@ -22,7 +22,7 @@ from transformers.trainer_callback import ExportableState
 
 from rosa.common.files import atomic_write
 from rosa.dls.backward import on_backward_end
-from rosa.dls.choice import EXPLORE, HISTORY_FILE
+from rosa.dls.choice import HISTORY_FILE, SAMPLED
 from rosa.dls.config import DlsConfig
 from rosa.dls.selection import DynamicLayerSelection
 from rosa.errors import RosaError
@@ -191,7 +191,7 @@ def _tracked_values(record: Mapping[str, Any]) -> dict[str, float]:
     that trains from here on, else 0; `dls/score/layer_03` is its score, if it was scored.
     """
     width = len(str(len(record["scores"]) - 1))
-    values = {"dls/explore": float(record["mode"] == EXPLORE)}
+    values = {"dls/explore": float(record["mode"] in SAMPLED)}
     for layer, score in enumerate(record["scores"]):
         values[f"dls/chosen/layer_{layer:0{width}}"] = float(layer in record["selected"])
         if score is not None:

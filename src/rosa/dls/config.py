@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from rosa.dls.choice import POLICIES, SCORED_POLICIES, Policy
 from rosa.errors import RosaError, check_number, did_you_mean
 
 
@@ -17,11 +18,17 @@ class DlsConfig:
     Args:
         k_ratio: share of the layers that train after the first choice, 0 < k_ratio <= 1.
         interval: u, layers are chosen at every u-th optimizer step.
-        p_exploit: probability of the layers with the highest scores; else they are sampled.
+        p_exploit: probability of the layers with the highest scores; else they are sampled. Only
+            `policy: scores` explores: with another one an error unless left at its default.
         warmup: no choice up to this step; below 1 it is a share of the run's steps, else steps.
         seed: of DLS's own random generator.
         layers: a static choice: only these layers train, from the first step on. Nothing is scored
-            and the other settings have no effect. `null` chooses by the scores.
+            and the other settings have no effect. `null` chooses by the policy.
+        policy: which k layers are chosen. `scores`, the paper's: those with the highest scores with
+            probability p_exploit, else a random sample. `random`: a random sample (LISA), as
+            `scores` with p_exploit = 0. `cyclic`: the next k, in turn (BAdam). `weighted`: drawn
+            without replacement with P(i) = score_i / Σ score (GRASS, AdaGradSelect). `upper`: the
+            last k. `lower`: the first k. Only `scores` and `weighted` score the layers.
 
     Raises:
         RosaError: a value is out of its range.
@@ -33,6 +40,7 @@ class DlsConfig:
     warmup: float = 0.05
     seed: int = 0
     layers: list[int] | None = dataclasses.field(default=None, hash=False)
+    policy: Policy = "scores"
 
     def __post_init__(self) -> None:
         def check(name: str, *rule: Any) -> None:
@@ -45,6 +53,31 @@ class DlsConfig:
         check("seed", lambda v: v >= 0, "an integer of at least 0", int)
         if self.layers is not None:
             object.__setattr__(self, "layers", _layer_list(self.layers))
+        self._check_policy()
+
+    def _check_policy(self) -> None:
+        if self.policy not in POLICIES:
+            hint = did_you_mean(str(self.policy), POLICIES)
+            raise RosaError(
+                f"dls.policy must be one of {', '.join(POLICIES)}, not {self.policy!r}{hint}"
+            )
+        if self.policy == "scores":
+            return
+        if self.layers is not None:
+            raise RosaError(
+                f"dls.layers is a choice of its own, and dls.policy={self.policy!r} another: leave "
+                "out one of the two"
+            )
+        if self.p_exploit != type(self).p_exploit:
+            raise RosaError(
+                f"dls.p_exploit={self.p_exploit} has no effect with dls.policy={self.policy!r}, "
+                "which does not choose between exploiting and exploring: leave it out"
+            )
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the layers are scored before a choice."""
+        return self.layers is None and self.policy in SCORED_POLICIES
 
     @classmethod
     def of(cls, value: DlsConfig | Mapping[str, Any] | None) -> DlsConfig:
@@ -79,10 +112,14 @@ class DlsConfig:
         return math.floor(round(self.warmup * total_steps, 6))
 
     def chooses_at(self, step: int, total_steps: int | None) -> bool:
-        """Whether optimizer step `step` (from 1) scores and chooses: Algorithm 1, line 7."""
+        """Whether optimizer step `step` (from 1) chooses: Algorithm 1, line 7."""
         if self.layers is not None:
             return False
         return step > self.warmup_steps(total_steps) and step % self.interval == 0
+
+    def choices_before(self, step: int, total_steps: int | None) -> int:
+        """How many steps before `step` choose."""
+        return (step - 1) // self.interval - self.warmup_steps(total_steps) // self.interval
 
 
 def _layer_list(value: Any) -> list[int]:

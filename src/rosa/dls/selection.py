@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -51,9 +52,9 @@ class DynamicLayerSelection:
 
     Attributes:
         selected: indices of the layers that train, ascending; None (all) before the first choice.
-        history: one record per choice, JSON-able: `step`, `mode` ("exploit" or "explore"),
-            `scores` (one float per layer, Eq. 5) and `selected`. A static choice is one record
-            with the mode "static" and None for every score.
+        history: one record per choice, JSON-able: `step`, `mode` ("exploit", "explore" or the
+            policy), `scores` (one float per layer, Eq. 5; None if the policy needs none) and
+            `selected`. A static choice is one record with the mode "static".
         step: number of optimizer steps since the start of the run.
 
     Raises:
@@ -80,7 +81,7 @@ class DynamicLayerSelection:
             message = "DLS is already attached to this model, or was when the model was copied"
             raise RosaError(f"{message}: call detach() first")
         self._scored: list[list[nn.Parameter]] = [[] for _ in found.layers]
-        if self.config.layers is None:
+        if self.config.needs_scores:
             named = ((layer, f"{found.path}.{i}") for i, layer in enumerate(found.layers))
             self._scored = [scored_parameters(layer, name) for layer, name in named]
         self._parameters = LayerParameters(model, found.layers, self._scored)
@@ -93,7 +94,7 @@ class DynamicLayerSelection:
         self.selected: list[int] | None = None
         self.history: list[dict[str, Any]] = []
         self._seed = self.config.seed
-        self._pending: dict[str, Any] | None = None  # the choice of a step that is under way
+        self._pending: dict[str, Any] | None = None  # the choice of the step that is under way
         self._new_gradients = self._in_step = False
         self._step_handles: list[RemovableHandle] = []
         self._gradient_handles: list[RemovableHandle] = []
@@ -103,8 +104,8 @@ class DynamicLayerSelection:
 
     @property
     def scoring(self) -> bool:
-        """Whether the next optimizer step scores the layers and chooses."""
-        return self.config.chooses_at(self.step + 1, self.total_steps)
+        """Whether the next optimizer step scores the layers before it chooses."""
+        return self.config.needs_scores and self._choosing
 
     @property
     def attached(self) -> bool:
@@ -124,12 +125,13 @@ class DynamicLayerSelection:
         """
         if not self.attached:
             return
-        if self.scoring and self._any_rank_has_new_gradients():
+        chooses_now = self.scoring and self._any_rank_has_new_gradients()
+        if chooses_now or self._pending:
             self._parameters.check_no_new_trainable_params(self._optimizer)
-            self._pending = self._choose(loss_scale)
+        if chooses_now:
+            self._pending = self._choose_by_scores(loss_scale)
             self._new_gradients = False
-        selected = self._pending["selected"] if self._pending else self.selected
-        self._parameters.drop_gradients(selected)
+        self._parameters.drop_gradients(self._selected_now)
 
     def refreeze(self) -> None:
         """Set `requires_grad` as the next step needs it, after something else has changed it.
@@ -142,7 +144,7 @@ class DynamicLayerSelection:
             return
         engine = self._engine
         scoring = self.scoring and engine.known  # else DDP would take scored norms for trained ones
-        selected = self.selected if engine.can_skip_gradients else None
+        selected = self._selected_now if engine.can_skip_gradients else None
         self._parameters.set_requires_grad(selected, scoring)
 
     def state_dict(self) -> dict[str, Any]:
@@ -242,11 +244,22 @@ class DynamicLayerSelection:
             if not self.config.chooses_at(last, self.total_steps):
                 warnings.warn(self._never_selects_message(self.total_steps), stacklevel=4)
 
+    @property
+    def _choosing(self) -> bool:
+        return self.config.chooses_at(self.step + 1, self.total_steps)
+
+    @property
+    def _selected_now(self) -> list[int] | None:
+        """The layers that train in the step that is under way."""
+        return self._pending["selected"] if self._pending else self.selected
+
     def _prepare_step(self) -> None:
         """Set `requires_grad` for the next step, and watch the scored parameters' gradients."""
         self._pending, self._new_gradients = None, False
         if not self.attached:
             return
+        if self._choosing and not self.config.needs_scores:  # known before the step's gradients
+            self._pending = self._choose([None] * len(self._scored))
         for handle in self._gradient_handles:
             handle.remove()
         self.refreeze()
@@ -261,7 +274,7 @@ class DynamicLayerSelection:
         if self.scoring:
             self._engine.average_gradients(self._parameters.only_scored)
         else:
-            self._parameters.drop_gradients(self.selected)
+            self._parameters.drop_gradients(self._selected_now)
 
     def _any_rank_has_new_gradients(self) -> bool:
         device = collective_device(list(chain(*self._scored)))
@@ -308,15 +321,21 @@ class DynamicLayerSelection:
         self.step += 1
         self._prepare_step()
 
-    def _choose(self, loss_scale: float) -> dict[str, Any] | None:
+    def _choose_by_scores(self, loss_scale: float) -> dict[str, Any] | None:
         """The record of this step's choice; None if a score is not finite."""
         scores = layer_scores(self._scored, loss_scale, self._engine.group)
-        if not all(map(math.isfinite, scores)):
-            return None
-        candidates, step = self._parameters.trainable_layers, self.step + 1
-        k = num_selected(self.config.k_ratio, len(candidates))
-        choice = choose(scores, candidates, k, self.config.p_exploit, self._seed, step)
-        return {"step": step, "mode": choice.mode, "scores": scores, "selected": choice.selected}
+        return self._choose(scores) if all(map(math.isfinite, scores)) else None
+
+    def _choose(self, scores: Sequence[Any]) -> dict[str, Any]:
+        """The record of this step's choice."""
+        config, step = self.config, self.step + 1
+        candidates = self._parameters.trainable_layers
+        k = num_selected(config.k_ratio, len(candidates))
+        turn = config.choices_before(step, self.total_steps)
+        mode, selected = choose(
+            scores, candidates, k, config.p_exploit, self._seed, step, config.policy, turn
+        )
+        return dict(zip(_RECORD_KEYS, (step, mode, scores, selected), strict=True))
 
     def _choose_static(self) -> None:
         """Make the choice of `config.layers` for the next step, unless it is made."""
@@ -335,7 +354,8 @@ class DynamicLayerSelection:
 
     def _warn_of_changes(self, state: dict[str, Any]) -> None:
         now = {**self.config.to_dict(), "total_steps": self.total_steps}
-        then = {**state["config"], "total_steps": state["total_steps"]}
+        # A setting added since the state was written had its default.
+        then = {**DlsConfig().to_dict(), **state["config"], "total_steps": state["total_steps"]}
         changed = [
             f"{key} {then.get(key)} -> {now[key]}" for key in now if now[key] != then.get(key)
         ]

@@ -29,6 +29,11 @@ MODES = {  # label and color
     EXPLOIT: ("by score", "#2f7fc1"),
     EXPLORE: ("at random", "#e1640e"),
     STATIC: ("given", "#238b45"),
+    "random": ("at random", "#e1640e"),
+    "weighted": ("in proportion to scores", "#7b52ab"),
+    "cyclic": ("in turn", "#0e8f8f"),
+    "upper": ("the last", "#238b45"),
+    "lower": ("the first", "#238b45"),
 }
 FROZEN = ("frozen", "#80808040")
 MAX_TICKS = 20
@@ -221,7 +226,7 @@ def draw_shares(axes: Any, records: Sequence[Record]) -> None:
 
 def _draw_scores(axes: Any, records: Sequence[Record]) -> None:
     axes.set(title="scores", xlabel="score (box: middle half)")
-    columns = np.array([scores_of(record) for record in records if record["mode"] != STATIC])
+    columns = np.array([scores_of(record) for record in records if None not in record["scores"]])
     if not columns.size:
         axes.text(0.5, 0.5, "not scored", transform=axes.transAxes, ha="center", color=SOFT)
         axes.set_xticks([])
