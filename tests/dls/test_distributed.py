@@ -13,14 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 from rosa import DynamicLayerSelection
+from rosa.dls.choice import Policy
 from tests.support import dls_models, dls_processes
 from tests.support.dls_models import (
-    EVERY_THIRD,
     LAYERS,
     adamw,
     assert_same_history,
     batch,
     clipped_step,
+    every_third,
 )
 from tests.support.dls_processes import CLIP, FAST, RESUMED, SAVED, SLOW, STEPS, start
 
@@ -54,11 +55,12 @@ def train(
     last: int = STEPS,
     load_from: Path | None = None,
     save_to: Path | None = None,
+    policy: Policy = "scores",
 ) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
     """History and weights of one process that trains on whole batches."""
     model = getattr(dls_models, method)()
     optimizer = adamw(model)
-    dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
+    dls = DynamicLayerSelection(model, optimizer, every_third(policy))
     if load_from is not None:
         dls_processes.load(load_from, model, optimizer, dls)
     for t in range(first, last + 1):
@@ -84,7 +86,8 @@ def check(name: str, ranks: list[dict[str, Any]], folder: Path) -> None:
     assert first == second, "the processes differ"
     kind, engine, *rest = [*name.split(), ""]
     if kind == "trains":
-        history, weights = one_process(rest[0], "selects=False" not in name)
+        policy = name.partition("policy=")[2] or "scores"
+        history, weights = one_process(rest[0], "selects=False" not in name, policy=policy)
         assert_same_history(first["history"], history, rel=1e-6)
         close(load_file(folder / first["weights"]), weights)
         frozen = sum(not computes for step in first["computed"] for computes in step)

@@ -91,7 +91,7 @@ def test_the_commands_run(in_a_copy: Path) -> None:
         run.name: [record["mode"] for record in read_history(run)]
         for run in (in_a_copy / "runs").iterdir()
     }
-    assert modes["tiny-random"] == ["explore"]
+    assert modes["tiny-random"] == ["random"]
     assert modes["tiny-upper"] == ["static"]
     assert read_history("runs/tiny-upper")[0]["selected"] == [3, 4, 5]
     assert (in_a_copy / "runs" / "tiny" / "chosen.svg").is_file()

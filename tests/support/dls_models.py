@@ -19,11 +19,21 @@ from transformers import (
 )
 
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
+from rosa.dls.choice import Policy
 
 LAYERS = 6
 VOCABULARY = 64
 NORMS = ["input_layernorm", "post_attention_layernorm"]
 EVERY_THIRD = DlsConfig(interval=3, warmup=2, p_exploit=0.5, seed=1)
+
+
+def every_third(policy: Policy) -> DlsConfig:
+    """`EVERY_THIRD` under another policy."""
+    return (
+        EVERY_THIRD
+        if policy == "scores"
+        else DlsConfig(interval=3, warmup=2, seed=1, policy=policy)
+    )
 
 
 SIZES = {

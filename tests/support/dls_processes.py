@@ -30,6 +30,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rosa import DlsConfig, DynamicLayerSelection
+from rosa.dls.choice import Policy
 from rosa.errors import RosaError
 from tests.support import dls_models
 from tests.support.dls_models import (
@@ -37,6 +38,7 @@ from tests.support.dls_models import (
     adamw,
     batch,
     decoder_layers,
+    every_third,
     optimizer_state,
     same,
 )
@@ -99,13 +101,14 @@ def trains(
     method: str,
     accumulate: int = 1,
     selects: bool = True,
+    policy: Policy = "scores",
 ) -> dict[str, Any]:
     """Ten steps; after each, frozen layers and their optimizer state are what they were."""
     model = wrap(getattr(dls_models, method)(), engine)
     optimizer = adamw(model)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        dls = DynamicLayerSelection(model, optimizer, EVERY_THIRD)
+        dls = DynamicLayerSelection(model, optimizer, every_third(policy))
     said = ["saves no time" in str(warning.message) for warning in caught]
     assert any(said) == (engine == "ddp" and distributed.get_rank() == 0)
     computed = []
@@ -119,7 +122,7 @@ def trains(
             frozen = same(before[i], [local(p) for p in layer.parameters()])
             assert frozen == (dls.selected is not None and i not in dls.selected), (t, i)
             assert not frozen or same(states[i], state_of(optimizer, layer)), (t, i)
-    name = f"{engine} {method} {accumulate} {selects}"
+    name = f"{engine} {method} {accumulate} {selects} {policy}"
     dls.detach()
     return {
         "history": dls.history,
@@ -278,6 +281,8 @@ def resumes_from_one_process(folder: Path, method: str) -> dict[str, Any]:
 FAST = [
     *(scenario(trains, *pair) for pair in (("ddp", "full"), ("ddp-unused", "lora"))),
     scenario(trains, "fsdp2", "rosa"),
+    scenario(trains, "ddp-unused", "lora", policy="weighted"),
+    scenario(trains, "fsdp2", "lora", policy="cyclic"),
     scenario(raises_errors),
     scenario(attaches_before_ddp),
     scenario(computes_in_half),
@@ -291,6 +296,7 @@ SLOW = [
     *(scenario(trains, "fsdp2", method) for method in ("full", "lora", "lora_and_norms")),
     *(scenario(trains, engine, "rosa", accumulate=2) for engine in ENGINES),
     *(scenario(trains, engine, "lora", selects=False) for engine in ENGINES),
+    *(scenario(trains, engine, "full", policy="random") for engine in ENGINES),
     *(scenario(checkpoints_activations, engine, reentrant=False) for engine in ENGINES),
     *(scenario(checkpoints_activations, engine, reentrant=True) for engine in ("ddp", "fsdp2")),
 ]
