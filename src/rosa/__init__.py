@@ -1,7 +1,7 @@
 """RoSA: RoPE-aware selective adaptation of large language models.
 
 `import rosa` is light: it loads neither PyTorch nor PEFT until a name below is used. Yet PEFT knows
-the adapter type "ROSA" from then on, whichever is imported first.
+the adapter types "ROSA" and "DYPAM" from then on, whichever is imported first.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from rosa._register import register_with_peft
 
 if TYPE_CHECKING:
     from rosa.dls import DlsCallback, DlsConfig, DynamicLayerSelection
+    from rosa.dypam import DypamConfig, DypamModel
     from rosa.models.loading import tiny_model_path
     from rosa.roae import RosaConfig, RosaModel, register_projection
 
@@ -21,6 +22,8 @@ __version__ = "0.1.0"
 _HOME = {
     "RosaConfig": "rosa.roae",
     "RosaModel": "rosa.roae",
+    "DypamConfig": "rosa.dypam",
+    "DypamModel": "rosa.dypam",
     "DlsConfig": "rosa.dls",
     "DlsCallback": "rosa.dls",
     "DynamicLayerSelection": "rosa.dls",
@@ -31,6 +34,8 @@ __all__ = [
     "DlsCallback",
     "DlsConfig",
     "DynamicLayerSelection",
+    "DypamConfig",
+    "DypamModel",
     "RosaConfig",
     "RosaModel",
     "__version__",

@@ -1,6 +1,6 @@
-"""Lets PEFT know RoSA after a mere `import rosa`, without importing PEFT before the user does.
+"""Lets PEFT know the tuners after a mere `import rosa`, without importing PEFT earlier.
 
-Where PEFT is loaded already, the tuner registers at once. Else a finder waits in `sys.meta_path`
+Where PEFT is loaded already, the tuners register at once. Else a finder waits in `sys.meta_path`
 for the first `import peft`, lets it run as usual, and registers when it is done.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _AfterPeft:
-    """Finds `peft` as the other finders do, and registers RoSA once it has been executed."""
+    """Finds `peft` as the other finders do, and registers the tuners once it has been executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -43,14 +43,19 @@ class _AfterPeft:
             execute(module)
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
-            importlib.import_module("rosa.roae")
+            _register()
 
         loader.exec_module = execute_and_register  # type: ignore[method-assign]
 
 
+def _register() -> None:
+    for tuner in ("rosa.roae", "rosa.dypam"):
+        importlib.import_module(tuner)
+
+
 def register_with_peft() -> None:
-    """Registers RoSA with PEFT, now or as soon as PEFT is imported. Once per process."""
+    """Registers RoSA and DyPAM with PEFT, now or as soon as PEFT is imported. Once per process."""
     if "peft" in sys.modules:
-        importlib.import_module("rosa.roae")
+        _register()
     elif not any(isinstance(finder, _AfterPeft) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterPeft())

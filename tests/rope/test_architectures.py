@@ -30,7 +30,7 @@ from tests.support.architecture_types import (
     causal_types,
     without_weights,
 )
-from tests.support.architectures import ARCHITECTURES, BY_NAME, Architecture
+from tests.support.architectures import ARCHITECTURES, BY_NAME, ONE_OF_EACH_KIND, Architecture
 from tests.support.op_variants import each_variant
 from tests.support.reference import relative_error
 from tests.support.tiny_models import random_tokens
@@ -65,16 +65,6 @@ class Case:
         }
 
 
-# One of each kind of layout, rotation, angles and block. `make test` checks RoAE on these, and
-# the layouts of all.
-KINDS = (
-    "llama", "gemma2", "mixtral", "nanochat", "gemma3_text", "qwen3", "olmo2", "qwen3_next", "lfm2",
-    "smollm3", "llama4_text", "cohere2", "cohere", "glm", "stablelm", "persimmon", "phi3",
-    "gpt_neox", "falcon", "falcon-grouped", "gptj", "llama-yarn", "llama-dynamic", "deepseek_v3",
-    "deepseek_v32", "gemma4_text",
-)  # fmt: skip
-
-
 def _over(names: tuple[str, ...]) -> pytest.MarkDecorator:
     slow = pytest.mark.slow
     cases = [
@@ -84,7 +74,7 @@ def _over(names: tuple[str, ...]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, indirect=True)
 
 
-each_kind = _over(KINDS)
+each_kind = _over(ONE_OF_EACH_KIND)
 each_architecture = _over(tuple(each.name for each in ARCHITECTURES if not each.slow))
 
 

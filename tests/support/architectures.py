@@ -305,3 +305,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture("falcon_h1", {"key_multiplier": 0.5, "attention_in_multiplier": 0.7}, slow=True),
 )  # fmt: skip
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
+# One of each kind of layout, rotation, angles and block. `make test` checks the tuners
+# on these, and the layouts of all.
+ONE_OF_EACH_KIND = (
+    "llama", "gemma2", "mixtral", "nanochat", "gemma3_text", "qwen3", "olmo2", "qwen3_next", "lfm2",
+    "smollm3", "llama4_text", "cohere2", "cohere", "glm", "stablelm", "persimmon", "phi3",
+    "gpt_neox", "falcon", "falcon-grouped", "gptj", "llama-yarn", "llama-dynamic", "deepseek_v3",
+    "deepseek_v32", "gemma4_text",
+)  # fmt: skip
