@@ -26,15 +26,14 @@ def adapted(
 
 
 def randomize(model: PeftModel, *, seed: int = 1) -> None:
-    """Draws every trainable weight of RoAE or DyPAM, so that B is not zero, and adds noise to the norms."""
+    """Draws every trainable weight of RoAE or DyPAM, B as well, and adds noise to the norms."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 noise = 0.3 * torch.randn(parameter.shape, generator=generator)
-                parameter.mul_(0 if "rosa_" in name or "dypam_" in name else 1).add_(
-                    noise.to(parameter.dtype)
-                )
+                of_tuner = "rosa_" in name or "dypam_" in name
+                parameter.mul_(0 if of_tuner else 1).add_(noise.to(parameter.dtype))
 
 
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:
