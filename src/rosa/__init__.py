@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rosa._register import register_with_peft
 
 if TYPE_CHECKING:
+    from rosa.common.parameter_groups import parameter_groups
     from rosa.dls import DlsCallback, DlsConfig, DynamicLayerSelection
     from rosa.dypam import DypamConfig, DypamModel
     from rosa.models.loading import tiny_model_path
@@ -27,6 +28,7 @@ _HOME = {
     "DlsConfig": "rosa.dls",
     "DlsCallback": "rosa.dls",
     "DynamicLayerSelection": "rosa.dls",
+    "parameter_groups": "rosa.common.parameter_groups",
     "register_projection": "rosa.roae",
     "tiny_model_path": "rosa.models.loading",
 }
@@ -39,6 +41,7 @@ __all__ = [
     "RosaConfig",
     "RosaModel",
     "__version__",
+    "parameter_groups",
     "register_projection",
     "tiny_model_path",
 ]

@@ -17,8 +17,8 @@ def test_the_training_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(blocks(PAGE, "yaml")[0])
     commands = [command for command in rosa_commands(PAGE) if command[0] == "train"]
-    assert len(run_quickly(commands)) == 3
-    assert {folder.name for folder in Path("runs").iterdir()} == {"example", "dora"}
+    assert len(run_quickly(commands)) == 4
+    assert {folder.name for folder in Path("runs").iterdir()} == {"example", "dora", "relative"}
     files = re.findall(r"`([\w.]+\.\w+)`", section(PAGE, "## The run's folder"))
     assert {"costs.json", "metrics.jsonl", "README.md"} <= set(files)
     for name in files:

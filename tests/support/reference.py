@@ -9,7 +9,7 @@ right after the model's rotation ("post") or right before it ("pre").
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,12 +20,17 @@ Weights = dict[str, Tensor]
 Rotated = list[tuple[Tensor, Tensor]]
 
 
-def modulate(z: Tensor, signal: Tensor, alpha: float) -> Tensor:
-    """Eq. 4. z (b, h, l, d_h); signal (b, h, l, d_low), its real half first; pairs are halves."""
+def modulate(
+    z: Tensor, signal: Tensor, alpha: float, chosen: Sequence[int] | None = None
+) -> Tensor:
+    """Eq. 4. z (b, h, l, d_h); signal (b, h, l, d_low), its real half first; pairs are halves.
+
+    The last pairs unless others are `chosen`.
+    """
     half, pairs = z.shape[-1] // 2, signal.shape[-1] // 2
     out = z.clone()
-    for j in range(pairs):
-        real, imaginary = half - pairs + j, 2 * half - pairs + j
+    for j, real in enumerate(range(half - pairs, half) if chosen is None else chosen):
+        imaginary = half + real
         out[..., real] = z[..., real] + z[..., real] * (alpha * signal[..., j])
         out[..., imaginary] = z[..., imaginary] + z[..., imaginary] * (
             alpha * signal[..., pairs + j]
@@ -33,14 +38,25 @@ def modulate(z: Tensor, signal: Tensor, alpha: float) -> Tensor:
     return out
 
 
-def signals(hidden: Tensor, weights: Weights, q_heads: int, k_heads: int) -> tuple[Tensor, Tensor]:
-    """Eqs. 2 and 3 with the low-rank factors as matrices that act from the right."""
-    projection = weights["rosa_A"].T @ weights["rosa_B"].T
-    pre_activation = hidden @ projection
+def signals(
+    hidden: Tensor, weights: Weights, q_heads: int, k_heads: int, bound: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Eqs. 2 and 3 with the low-rank factors as matrices that act from the right.
+
+    Or with a constant vector in the place of P; either signal b·tanh(S/b) with a bound b.
+    """
+    if "rosa_W" in weights:
+        pre_activation = weights["rosa_W"] + 0 * hidden[..., :1]
+    else:
+        pre_activation = hidden @ (weights["rosa_A"].T @ weights["rosa_B"].T)
     for_q = pre_activation * torch.sigmoid(pre_activation)
     for_k = for_q
     if "rosa_gqa_A" in weights:
         for_k = for_q @ (weights["rosa_gqa_A"].T @ weights["rosa_gqa_B"].T)
+    if bound is not None:
+        for_q, for_k = (
+            bound * (1 - 2 / (torch.exp(2 * signal / bound) + 1)) for signal in (for_q, for_k)
+        )
     return _by_head(for_q, q_heads), _by_head(for_k, k_heads)
 
 
@@ -66,10 +82,19 @@ def split_adapter(state: Weights) -> tuple[dict[str, Weights], Weights]:
 class Reference:
     """A plain model that computes what the adapted model must compute.
 
-    `attention` maps each adapted attention module's name to the module.
+    `attention` maps each adapted attention module's name to the module, and `pairs` to its pairs.
     """
 
-    def __init__(self, model: nn.Module, state: Weights, alpha: float, stage: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        state: Weights,
+        alpha: float,
+        stage: str,
+        pairs: dict[str, Sequence[int]] | None = None,
+        bound: float | None = None,
+    ) -> None:
+        self.pairs, self.bound = pairs or {}, bound
         self.model, self.alpha, self.stage = model, alpha, stage
         self.weights, norms = split_adapter(state)
         parameters = dict(model.named_parameters())
@@ -92,12 +117,13 @@ class Reference:
         def rotation(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, **rest: Any) -> Any:
             assert self._input is not None
             name, hidden = self._input
-            s_q, s_k = signals(hidden, self.weights[name], q.shape[1], k.shape[1])
+            s_q, s_k = signals(hidden, self.weights[name], q.shape[1], k.shape[1], self.bound)
+            by = self.alpha, self.pairs.get(name)
             if self.stage == "pre":
-                q, k = modulate(q, s_q, self.alpha), modulate(k, s_k, self.alpha)
+                q, k = modulate(q, s_q, *by), modulate(k, s_k, *by)
             q, k = rotate(q, k, cos, sin, **rest)
             if self.stage == "post":
-                q, k = modulate(q, s_q, self.alpha), modulate(k, s_k, self.alpha)
+                q, k = modulate(q, s_q, *by), modulate(k, s_k, *by)
             self.rotated.append((q, k))
             return q, k
 

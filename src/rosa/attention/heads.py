@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor
 
-from rosa.rope import HookPoint
+from rosa.rope import HookPoint, PairDimensions
 
 
 @dataclass
 class LowPairs:
-    """Where the low-frequency pairs of the queries or keys are in the output of a hooked module."""
+    """Where the adapted pairs of the queries or keys, by default the low-frequency ones, are in the
+    output of a hooked module."""
 
     point: HookPoint
     head_dim: int
-    pairs: tuple[slice, slice]  # real and imaginary dimensions of a head, of one step
+    pairs: PairDimensions  # real and imaginary dimensions of a head
+
+    @property
+    def strided(self) -> bool:
+        """Whether they can be viewed, as slices of one step; others are for "reference" alone."""
+        return isinstance(self.pairs[0], slice)
 
     def __post_init__(self) -> None:
-        point, (real, imaginary) = self.point, self.pairs
+        if not self.strided:
+            return
+        point = self.point
+        real, imaginary = cast("tuple[slice, slice]", self.pairs)
         self._step = real.step or 1
         self._first, self._apart = point.offset + real.start, imaginary.start - real.start
         count = len(range(real.start, real.stop, self._step))

@@ -71,14 +71,17 @@ class AttentionLayer(KeepRequiresGradMixin, nn.Module, BaseTunerLayer):
             getattr(self, name)[adapter_name] = module
         return tuple(modules)
 
-    def _finish_adapter(self, adapter_name: str, config: Any, pairs: int) -> None:
-        """The end of `update_layer`: the adapter modulates the `pairs` slowest pairs of a head."""
+    def _finish_adapter(self, adapter_name: str, config: Any, pairs: int | Sequence[int]) -> None:
+        """The end of `update_layer`: the adapter modulates these pairs of a head, or that many of
+        the slowest."""
         layout = self.layout
         self.alpha[adapter_name] = config.alpha
-        slices = layout.last_pairs(pairs)
+        dimensions = (
+            layout.last_pairs(pairs) if isinstance(pairs, int) else layout.dimensions(pairs)
+        )
         self.low_pairs[adapter_name] = (
-            LowPairs(layout.query, layout.head_dim, slices),
-            LowPairs(layout.key, layout.head_dim, slices),
+            LowPairs(layout.query, layout.head_dim, dimensions),
+            LowPairs(layout.key, layout.head_dim, dimensions),
         )
         self.cast(adapter_name, upcast=False)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)

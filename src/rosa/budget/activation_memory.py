@@ -180,7 +180,8 @@ def layer_bytes(shape: DecoderShape, adapter: AdapterSpec, batch: MicroBatch) ->
 
 def low_frequency_width(shape: DecoderShape, adapter: AdapterSpec) -> tuple[int, int]:
     """Elements of a token's queries and of its keys that RoAE modulates, of fully rotated heads."""
-    r_low = adapter.arguments.get("r_low", 0.25)
+    every = adapter.arguments.get("pairs") == "all"
+    r_low = 1.0 if every else adapter.arguments.get("r_low", 0.25)
     d_low = 2 * low_pair_count(shape.head_dim, shape.head_dim, r_low)
     return d_low * shape.heads, d_low * shape.kv_heads
 

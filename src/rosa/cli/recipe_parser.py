@@ -122,6 +122,7 @@ def _parser(prog: str, flags: tuple[tuple[str, str], ...], method_name: str | No
     parser.add_class_arguments(method.config_class, "adapter", skip=skip, fail_untyped=False)
     parser.set_defaults({f"adapter.{key}": value for key, value in method.kwargs.items()})
     parser.set_defaults({"dls": DlsConfig() if method.dls else None})
+    parser.set_defaults({"norm_learning_rate": method.norm_learning_rate})
     return parser
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rosa.dls.choice import POLICIES, SCORED_POLICIES, Policy
 from rosa.errors import RosaError, check_number, did_you_mean
@@ -21,6 +21,9 @@ class DlsConfig:
         p_exploit: probability of the layers with the highest scores; else they are sampled. Only
             `policy: scores` explores: with another one an error unless left at its default.
         warmup: no choice up to this step; below 1 it is a share of the run's steps, else steps.
+        score: `gradient` is the paper's, the norm of the gradients by the norms' scales (Eq. 5);
+            `relative` multiplies each by its scale, ‖w ⊙ ∇w‖ (Gemma: 1 + w for w), so that the
+            score does not depend on how a function is written.
         seed: of DLS's own random generator.
         layers: a static choice: only these layers train, from the first step on. Nothing is scored
             and the other settings have no effect. `null` chooses by the policy.
@@ -38,6 +41,7 @@ class DlsConfig:
     interval: int = 40
     p_exploit: float = 0.8
     warmup: float = 0.05
+    score: Literal["gradient", "relative"] = "gradient"
     seed: int = 0
     layers: list[int] | None = dataclasses.field(default=None, hash=False)
     policy: Policy = "scores"
@@ -51,6 +55,8 @@ class DlsConfig:
         check("p_exploit", lambda v: 0 <= v <= 1, "a number from 0 to 1")
         check("warmup", lambda v: 0 <= v < math.inf, "a number of at least 0")
         check("seed", lambda v: v >= 0, "an integer of at least 0", int)
+        if self.score not in ("gradient", "relative"):
+            raise RosaError(f"dls.score must be 'gradient' or 'relative', not {self.score!r}")
         if self.layers is not None:
             object.__setattr__(self, "layers", _layer_list(self.layers))
         self._check_policy()

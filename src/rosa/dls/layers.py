@@ -7,11 +7,15 @@ decoder layer      x -> [norm] -> attention -> + -> [norm] -> feed-forward -> +
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from rosa.errors import RosaError
+from rosa.ops import RelativeNorm, scale_offset
 
 # Containers in which PEFT keeps the trained copies of a norm, one per adapter.
 _COPIES = ("modules_to_save", "ln_tuning_layers")
@@ -92,6 +96,37 @@ def scored_parameters(layer: nn.Module, name: str) -> list[nn.Parameter]:
             "without DLS, or set dls.layers"
         )
     return found
+
+
+def score_factors(layer: nn.Module, score: str) -> dict[nn.Parameter, Callable[[], Tensor]]:
+    """What the gradient of a scored parameter is multiplied by, now; none where by nothing.
+
+    Eq. 5 takes the gradient by the scale w. What is trained of a `RelativeNorm` is δ, of which
+    w = w₀ + (w₀ + offset) ⊙ δ: so ∇w is ∇δ / (w₀ + offset), and 0 where the scale is fixed at 0.
+    The relative score multiplies by w + offset, which leaves (1 + δ) ⊙ ∇δ of it.
+    """
+    factors: dict[nn.Parameter, Callable[[], Tensor]] = {}
+    for norm in map(active_copy, scored_norms(layer).values()):
+        for name, parameter in norm.named_parameters():
+            if isinstance(norm, RelativeNorm) and name == "weight":
+                by_scale = partial(_reciprocal, norm)
+                factors[parameter] = (
+                    partial(torch.add, parameter, 1) if score == "relative" else by_scale
+                )
+            elif score == "relative":
+                offset = scale_offset(norm) if name == "weight" else 0.0
+                if offset is None:
+                    raise RosaError(
+                        "dls.score='relative' needs norms whose scale is their weight, or 1 + "
+                        f"weight, which {type(norm).__name__} has not: use 'gradient'"
+                    )
+                factors[parameter] = partial(torch.add, parameter, offset)
+    return factors
+
+
+def _reciprocal(norm: RelativeNorm) -> Tensor:
+    scale = norm.frozen_scale()
+    return torch.where(scale == 0, 0, scale.reciprocal())
 
 
 def active_copy(norm: nn.Module) -> nn.Module:

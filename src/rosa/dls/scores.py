@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,10 @@ from rosa.common.distributed import broadcast_from_rank0, world_size
 
 
 def layer_scores(
-    norms: Sequence[Sequence[torch.nn.Parameter]], loss_scale: float = 1.0, group: Any = None
+    norms: Sequence[Sequence[torch.nn.Parameter]],
+    loss_scale: float = 1.0,
+    group: Any = None,
+    factors: Mapping[torch.nn.Parameter, Callable[[], torch.Tensor]] | None = None,
 ) -> list[float]:
     """Score(i) = sqrt(sum of the squared L2 norms of the gradients of layer i's norms), Eq. 5.
 
@@ -24,13 +27,15 @@ def layer_scores(
         norms: for each layer the parameters (weight, and bias if any) of its scored norms.
         loss_scale: what the gradients are still multiplied by (a `GradScaler`'s scale).
         group: the ranks that train together; None is all of them.
+        factors: what gradients are multiplied by first, as `rosa.dls.layers.score_factors` says.
 
     Returns:
         One float per layer, equal on all ranks; summed in float64 whatever the gradients' dtype.
     """
     parameters = [p for layer in norms for p in layer]
+    by = {} if factors is None else {p: _full(factor().detach()) for p, factor in factors.items()}
     gradients = iter(mean_gradients(parameters, group))
-    squares = [sum(_squared_norm(next(gradients)) for _ in layer) for layer in norms]
+    squares = [sum(_squared_norm(next(gradients), by.get(p)) for p in layer) for layer in norms]
     scores = [math.sqrt(square) / loss_scale for square in squares]
     return broadcast_from_rank0(scores, collective_device(parameters), group)
 
@@ -67,11 +72,13 @@ def collective_device(parameters: Sequence[torch.nn.Parameter]) -> str | torch.d
     return first.device_mesh.device_type if isinstance(first, DTensor) else first.device
 
 
-def _squared_norm(gradient: torch.Tensor | None) -> float:
+def _squared_norm(gradient: torch.Tensor | None, factor: torch.Tensor | None) -> float:
     if gradient is None:
         return 0.0
     # On the CPU, as not every device has float64; a norm's gradient is small.
     values = gradient.detach().to("cpu", torch.float64).flatten()
+    if factor is not None:
+        values = values * factor.to("cpu", torch.float64).flatten()
     return torch.dot(values, values).item()
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -30,7 +30,7 @@ from rosa.dls.config import DlsConfig
 from rosa.dls.engine import Engine, check_optimizer, is_state_initialization
 from rosa.dls.foreign_steps import ForeignSteps
 from rosa.dls.freezing import LayerParameters, on_zero_grad
-from rosa.dls.layers import find_decoder_layers, scored_parameters
+from rosa.dls.layers import find_decoder_layers, score_factors, scored_parameters
 from rosa.dls.scores import collective_device, layer_scores
 from rosa.errors import RosaError
 
@@ -81,9 +81,12 @@ class DynamicLayerSelection:
             message = "DLS is already attached to this model, or was when the model was copied"
             raise RosaError(f"{message}: call detach() first")
         self._scored: list[list[nn.Parameter]] = [[] for _ in found.layers]
+        self._score_factors: dict[nn.Parameter, Callable[[], torch.Tensor]] = {}
         if self.config.needs_scores:
             named = ((layer, f"{found.path}.{i}") for i, layer in enumerate(found.layers))
             self._scored = [scored_parameters(layer, name) for layer, name in named]
+            for layer in found.layers:
+                self._score_factors |= score_factors(layer, self.config.score)
         self._parameters = LayerParameters(model, found.layers, self._scored)
         trainable = self._parameters.trainable
         check_optimizer(self._optimizer, trainable)
@@ -323,7 +326,7 @@ class DynamicLayerSelection:
 
     def _choose_by_scores(self, loss_scale: float) -> dict[str, Any] | None:
         """The record of this step's choice; None if a score is not finite."""
-        scores = layer_scores(self._scored, loss_scale, self._engine.group)
+        scores = layer_scores(self._scored, loss_scale, self._engine.group, self._score_factors)
         return self._choose(scores) if all(map(math.isfinite, scores)) else None
 
     def _choose(self, scores: Sequence[Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rosa.rope import RopeLayout, low_pair_count
+from rosa.rope import PairDimensions, RopeLayout, low_pair_count
 
 Array = NDArray[np.float64]
 
@@ -72,10 +72,10 @@ def low_dimensions(layout: RopeLayout, r_low: float) -> list[int]:
     return dimensions_of(layout.last_pairs(pairs), layout)
 
 
-def dimensions_of(pairs: tuple[slice, slice], layout: RopeLayout) -> list[int]:
-    """The dimensions that two slices of a head cover, ascending."""
-    every = range(layout.head_dim)
-    return sorted({*every[pairs[0]], *every[pairs[1]]})
+def dimensions_of(pairs: PairDimensions, layout: RopeLayout) -> list[int]:
+    """The dimensions of these pairs of a head, ascending."""
+    every = np.arange(layout.head_dim)
+    return sorted(int(i) for half in pairs for i in every[half])
 
 
 def pair_of_dimension(layout: RopeLayout) -> list[int | None]:

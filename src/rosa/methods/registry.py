@@ -45,6 +45,7 @@ class Method:
     peft_config: str  # name of a class in `peft` or `rosa`
     kwargs: dict[str, Any]  # its arguments
     dls: bool = False  # whether dynamic layer selection is part of the method
+    norm_learning_rate: float | None = None  # where the norms have a rate of their own
     of_total_steps: dict[str, float] = dataclasses.field(default_factory=dict)
     # Arguments whose default is a share of the run's optimizer steps.
     note: str = ""  # printed with its numbers

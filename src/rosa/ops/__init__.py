@@ -9,22 +9,27 @@ from __future__ import annotations
 
 from rosa.ops.autograd import PairSignal, modulate
 from rosa.ops.modulation import signal_of
-from rosa.ops.reference import modulate_post_rotation, modulate_pre_rotation
+from rosa.ops.reference import bounded_signal, modulate_post_rotation, modulate_pre_rotation
+from rosa.ops.relative_norm import NOT_RELATIVE, RelativeNorm, scale_offset
 from rosa.ops.rms_norm import trained_norm
 from rosa.ops.rotation import PairRotation, pair_rotation
 from rosa.ops.silu_linear import linear_of_silu
 from rosa.ops.variants import VARIANTS, Variant, select_variant, use
 
 __all__ = [
+    "NOT_RELATIVE",
     "VARIANTS",
     "PairRotation",
     "PairSignal",
+    "RelativeNorm",
     "Variant",
+    "bounded_signal",
     "linear_of_silu",
     "modulate",
     "modulate_post_rotation",
     "modulate_pre_rotation",
     "pair_rotation",
+    "scale_offset",
     "select_variant",
     "signal_of",
     "trained_norm",

@@ -19,17 +19,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PairSlices = tuple[slice, slice]
+# Slices, or lists of indices.
+PairDimensions = tuple[slice, slice] | tuple[list[int], list[int]]
 
 
-def modulate_pre_rotation(z: Tensor, signal: Tensor, alpha: float, pairs: PairSlices) -> Tensor:
+def bounded_signal(signal: Tensor, bound: float | None) -> Tensor:
+    """b·tanh(S/b), within (-b, b) and S to first order; S itself without a bound."""
+    return signal if bound is None else bound * torch.tanh(signal / bound)
+
+
+def modulate_pre_rotation(z: Tensor, signal: Tensor, alpha: float, pairs: PairDimensions) -> Tensor:
     """z with its low-frequency pairs scaled by 1 + α·S.
 
     Args:
         z: (..., head_dim), float of any precision.
         signal: (..., 2n) with the leading dimensions of z: n real, then n imaginary signals.
         alpha: α.
-        pairs: the real and the imaginary dimensions of the n pairs (`rosa.rope.low_pair_slices`).
+        pairs: the real and the imaginary dimensions of the n pairs (`rosa.rope.layout`).
 
     Returns a new tensor of z's shape and dtype; the product is formed in the wider of both dtypes.
     """
@@ -41,7 +47,7 @@ def modulate_pre_rotation(z: Tensor, signal: Tensor, alpha: float, pairs: PairSl
 
 
 def modulate_post_rotation(
-    z: Tensor, signal: Tensor, alpha: float, pairs: PairSlices, cos: Tensor, sin: Tensor
+    z: Tensor, signal: Tensor, alpha: float, pairs: PairDimensions, cos: Tensor, sin: Tensor
 ) -> Tensor:
     """z such that rotating it gives the rotated z with its low pairs scaled by 1 + α·S.
 
@@ -76,7 +82,9 @@ def widened(turn: Tensor, dtype: torch.dtype) -> Tensor:
     return turn.to(wide)
 
 
-def _add_to_pairs(z: Tensor, to_real: Tensor, to_imaginary: Tensor, pairs: PairSlices) -> Tensor:
+def _add_to_pairs(
+    z: Tensor, to_real: Tensor, to_imaginary: Tensor, pairs: PairDimensions
+) -> Tensor:
     real, imaginary = pairs
     out = z.clone()
     out[..., real] += to_real.to(z.dtype)

@@ -58,10 +58,11 @@ def rms_form(norm: nn.Module) -> RmsForm | None:
     return None
 
 
-def trained_norm(norm: nn.Module, x: Tensor) -> Tensor:
+def trained_norm(norm: nn.Module, x: Tensor, form_of: nn.Module | None = None) -> Tensor:
     """The norm's own output for x (..., d), bit for bit; keeps only x for backward.
 
-    A norm of another form is recomputed in the backward pass.
+    A norm of another form is recomputed in the backward pass. `form_of` is a module that has the
+    same form and stays, where `norm` is made for this call alone.
     """
     if not (
         torch.is_grad_enabled()
@@ -71,7 +72,7 @@ def trained_norm(norm: nn.Module, x: Tensor) -> Tensor:
         and select_variant(x) != "reference"
     ):
         return norm(x)
-    form = _form(norm)
+    form = _form(form_of or norm)
     if form is None:
         return norm(x) if isinstance(norm, nn.LayerNorm) else run_checkpointed((norm,), x)
     weight = norm.weight

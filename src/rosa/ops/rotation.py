@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rosa.ops.reference import PairSlices, widened
+from rosa.ops.reference import PairDimensions, widened
 
 _FEW = 2048  # elements
 
@@ -54,7 +54,7 @@ def _swapped(z: Tensor) -> Tensor:
 
 
 def pair_rotation(
-    cos: Tensor, sin: Tensor, pairs: PairSlices, alpha: float, dtype: torch.dtype
+    cos: Tensor, sin: Tensor, pairs: PairDimensions, alpha: float, dtype: torch.dtype
 ) -> PairRotation:
     """The rotation of `pairs` by cos and sin (b or 1, l, ρ), in the widest of float32, cos's dtype
     and `dtype`, which is that of the queries and keys.
@@ -77,7 +77,7 @@ def _version(turn: Tensor) -> int:
 
 @torch.no_grad()
 def _pair_rotation(
-    cos: Tensor, sin: Tensor, pairs: PairSlices, alpha: float, dtype: torch.dtype
+    cos: Tensor, sin: Tensor, pairs: PairDimensions, alpha: float, dtype: torch.dtype
 ) -> PairRotation:
     # Copies: a view would keep cos alive, and cos keeps it.
     c, s = (

@@ -26,12 +26,25 @@ class RosaConfig(AttentionTunerConfig):
     r: int = option(128, "Rank of the projection W_proj and of W_GQA.")
     projection: str = option(
         "low_rank",
-        "Parametrization of W_proj: 'low_rank' (the paper's, of rank r), 'full' (one matrix) or a "
-        "name given to rosa.register_projection.",
+        "Parametrization of W_proj: 'low_rank' (the paper's, of rank r), 'full' (one matrix), "
+        "'constant' (a control: a trained vector, whatever the input) or a name "
+        "given to rosa.register_projection.",
     )
     alpha: float = option(0.1, "Strength α of the modulation (Eq. 4).")
     r_low: float = option(
         0.25, "Share of the rotated dimensions that is adapted, lowest frequency first."
+    )
+    pairs: Literal["low", "high", "random", "all"] = option(
+        "low",
+        "Which of the ρ/2 rotated pairs are adapted: 'low' the n = ⌊ρ·r_low/2⌋ of the lowest "
+        "frequency, as in the paper; as controls, 'high' the n of the highest, 'random' n drawn "
+        "for each layer, 'all' every pair, whatever r_low is (lower r for the same budget).",
+    )
+    pairs_seed: int = option(0, "Seed of pairs='random'.")
+    bound: float | None = option(
+        None,
+        "Keeps the signals S_q and S_k within (-bound, bound), as bound·tanh(S/bound); None does "
+        "not, as in the paper.",
     )
     rope_stage: Literal["post", "pre"] = option(
         "post",
@@ -39,6 +52,12 @@ class RosaConfig(AttentionTunerConfig):
         "attention depends on relative positions alone.",
     )
     train_norms: bool = option(True, "Also train the norms of each adapted decoder layer.")
+    norm_parametrization: Literal["absolute", "relative"] = option(
+        "absolute",
+        "What is trained of a norm: 'absolute' its scale w itself, as in the paper; 'relative' δ "
+        "of the scale w₀ ⊙ (1 + δ), or (1 + w₀) ⊙ (1 + δ) with Gemma's norms, so that a step is a "
+        "share of any scale. Biases are trained as they are; the norm itself is saved.",
+    )
     dls: DlsConfig | None = option(
         None,
         "Dynamic layer selection to train this adapter with, which is run by "
@@ -59,6 +78,16 @@ class RosaConfig(AttentionTunerConfig):
         check_number("r_low", self.r_low, lambda v: 0 < v <= 1, "above 0 and at most 1")
         if self.rope_stage not in ("post", "pre"):
             raise RosaError(f"rope_stage must be 'post' or 'pre', not {self.rope_stage!r}")
+        if self.norm_parametrization not in ("absolute", "relative"):
+            raise RosaError(
+                "norm_parametrization must be 'absolute' or 'relative', not "
+                f"{self.norm_parametrization!r}"
+            )
+        if self.pairs not in ("low", "high", "random", "all"):
+            raise RosaError(f"pairs must be low, high, random or all, not {self.pairs!r}")
+        check_number("pairs_seed", self.pairs_seed, lambda v: v >= 0, "a whole number from 0", int)
+        if self.bound is not None:
+            check_number("bound", self.bound, lambda v: 0 < v < math.inf, "above 0, or None")
         if self.dls is not None and not dataclasses.is_dataclass(self.dls):
             raise RosaError(f"dls must be a rosa.DlsConfig or None, not {self.dls!r}")
         self._check_bool("train_norms")

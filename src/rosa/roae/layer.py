@@ -22,6 +22,7 @@ from rosa.ops import (
     PairRotation,
     PairSignal,
     Variant,
+    bounded_signal,
     linear_of_silu,
     pair_rotation,
     select_variant,
@@ -29,8 +30,9 @@ from rosa.ops import (
 from rosa.roae.config import RosaConfig
 from rosa.roae.folding import FoldedLinear, fold
 from rosa.roae.norms import NormWrapper
+from rosa.roae.pairs import adapted_pairs
 from rosa.roae.projection import PREFIX, build_projection, low_rank_gqa
-from rosa.rope import RopeLayout, low_pair_count
+from rosa.rope import RopeLayout
 from rosa.rope.cos_sin import CosSin, check_cos_sin, cos_sin_of
 
 NO_COS_SIN = (
@@ -48,18 +50,21 @@ class RosaLayer(AttentionLayer):
         S_q = SiLU(P)         (b, l, h_q, d_low)
         S_k = S_q·W_GQA       (b, l, h_kv, d_low), W_GQA of rank r; S_k = S_q where h_kv = h_q
 
+    With `bound` b both are b·tanh(S/b) instead, within (-b, b) and S to first order.
+
     d_low holds the real half, then the imaginary half. W_proj and W_GQA are one or more modules;
     each is an entry, by adapter, of a `ModuleDict`: `rosa_A`, `rosa_B`, `rosa_gqa_A`, `rosa_gqa_B`
     for the low-rank ones.
     """
 
     method, prefix = "RoSA", PREFIX
-    other_param_names = ("alpha", "low_pairs", "projection", "gqa", "rope_stage")
+    other_param_names = ("alpha", "low_pairs", "projection", "gqa", "bound", "rope_stage")
 
     def __init__(self, base_layer: nn.Module, layout: RopeLayout) -> None:
         super().__init__(base_layer, layout)
         self.projection: dict[str, tuple[str, ...]] = {}  # names of W_proj's modules, in order
         self.gqa: dict[str, tuple[str, ...]] = {}  # of W_GQA's; none where h_kv = h_q
+        self.bound: dict[str, float | None] = {}
         self.rope_stage: dict[str, str] = {}
         # By adapter and names of modules, while prepared for inference.
         self._folded: dict[tuple[str, tuple[str, ...]], FoldedLinear] = {}
@@ -70,14 +75,18 @@ class RosaLayer(AttentionLayer):
         layout = self.layout
         if layout.cos_sin is None and config.rope_stage == "post":
             raise RosaError(NO_COS_SIN)
-        pairs = low_pair_count(layout.head_dim, layout.rotary_dim, config.r_low)
-        for_queries, for_keys = (2 * pairs * point.heads for point in (layout.query, layout.key))
+        attention: Any = self.base_layer
+        pairs = adapted_pairs(layout, config, attention.layer_idx)
+        for_queries, for_keys = (
+            2 * len(pairs) * point.heads for point in (layout.query, layout.key)
+        )
         modules = build_projection(layout.hidden_size, for_queries, config)
         self.projection[adapter_name] = self._add_modules(adapter_name, modules)
         modules = {}
         if layout.query.heads != layout.key.heads:
             modules = low_rank_gqa(for_queries, for_keys, config.r)
         self.gqa[adapter_name] = self._add_modules(adapter_name, modules)
+        self.bound[adapter_name] = config.bound
         self.rope_stage[adapter_name] = config.rope_stage
         self._finish_adapter(adapter_name, config, pairs)
 
@@ -113,6 +122,8 @@ class RosaLayer(AttentionLayer):
         else:
             check_cos_sin(layout, base, arguments)
         variant = select_variant(hidden_states, *(cos_sin or ()))
+        if not for_queries.strided:
+            variant = "reference"
         rotation: CosSin | PairRotation | None = cos_sin
         if cos_sin is not None and variant != "reference":
             rotation = pair_rotation(*cos_sin, for_queries.pairs, alpha, hidden_states.dtype)
@@ -125,12 +136,13 @@ class RosaLayer(AttentionLayer):
     ) -> tuple[tuple[Tensor, bool], tuple[Tensor, bool]]:
         """The sources of S_q and S_k: S and False, or P and True where S = SiLU(P).
 
-        For a backward pass that is P for both where possible, so that S_q is not saved too.
+        For a backward pass that is P for both where possible, so that S_q is not saved too. A
+        bound is applied by plain PyTorch for every variant.
         """
         p = self.pre_activation(name, hidden_states)
-        if variant == "reference" or not p.requires_grad:
-            for_queries = silu(p)
-            return (for_queries, False), (self.key_signal(name, for_queries), False)
+        if variant == "reference" or not p.requires_grad or self.bound[name] is not None:
+            for_queries, for_keys = self._signals_of(name, p)
+            return (for_queries, False), (for_keys, False)
         gqa = self._adapter_modules(name, self.gqa[name])
         return (p, True), (linear_of_silu(gqa, p), False) if gqa else (p, True)
 
@@ -148,8 +160,8 @@ class RosaLayer(AttentionLayer):
 
     def signals(self, adapter_name: str, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """S_q (b, l, h_q, d_low) and S_k (b, l, h_kv, d_low) of input (b, l, d)."""
-        for_queries = silu(self.pre_activation(adapter_name, hidden_states))
-        for_keys = self.key_signal(adapter_name, for_queries)
+        p = self.pre_activation(adapter_name, hidden_states)
+        for_queries, for_keys = self._signals_of(adapter_name, p)
         return (
             for_queries.unflatten(-1, (self.layout.query.heads, -1)),
             for_keys.unflatten(-1, (self.layout.key.heads, -1)),
@@ -164,9 +176,12 @@ class RosaLayer(AttentionLayer):
         hidden_states = self._in_adapter_dtype(adapter_name, names, hidden_states)
         return self._through(adapter_name, names, hidden_states)
 
-    def key_signal(self, adapter_name: str, for_queries: Tensor) -> Tensor:
-        """S_k (b, l, h_kv·d_low) of S_q (b, l, h_q·d_low); the same tensor where h_kv = h_q."""
-        return self._through(adapter_name, self.gqa[adapter_name], for_queries)
+    def _signals_of(self, adapter_name: str, p: Tensor) -> tuple[Tensor, Tensor]:
+        """S_q (b, l, h_q·d_low) and S_k (b, l, h_kv·d_low) of P; one tensor where h_kv = h_q."""
+        for_queries, bound = silu(p), self.bound[adapter_name]
+        for_keys = self._through(adapter_name, self.gqa[adapter_name], for_queries)
+        bounded = bounded_signal(for_queries, bound)
+        return bounded, bounded if for_keys is for_queries else bounded_signal(for_keys, bound)
 
     def prepare_for_inference(self) -> None:
         """Folds W_proj and W_GQA of each adapter where that is cheaper; `train()` undoes it."""

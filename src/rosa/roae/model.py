@@ -12,11 +12,13 @@ from torch import nn
 from rosa.attention.model import AttentionTuner
 from rosa.dls.attached import warn_unless_attached
 from rosa.errors import RosaError
+from rosa.ops import NOT_RELATIVE, scale_offset
 from rosa.roae.config import RosaConfig
 from rosa.roae.layer import RosaLayer
 from rosa.roae.norms import NormWrapper, norms_of
+from rosa.roae.pairs import adapted_pairs
 from rosa.roae.projection import PREFIX, check_projection
-from rosa.rope import RopeLayout, low_pair_count
+from rosa.rope import RopeLayout
 
 
 class RosaModel(AttentionTuner):
@@ -33,19 +35,34 @@ class RosaModel(AttentionTuner):
         super()._check_adapter(config, layouts)
         shapes = set()
         for layout in layouts.values():
-            pairs = low_pair_count(layout.head_dim, layout.rotary_dim, config.r_low)
-            shapes.add((layout.hidden_size, 2 * pairs * layout.query.heads))
+            pairs = adapted_pairs(layout, config, layer=0)  # as many in any layer
+            shapes.add((layout.hidden_size, 2 * len(pairs) * layout.query.heads))
         for in_features, out_features in sorted(shapes):
             check_projection(in_features, out_features, config)
+        if config.train_norms and config.norm_parametrization == "relative":
+            self._check_relative(config, layouts)
+
+    def _check_relative(self, config: RosaConfig, adapted: Iterable[str]) -> None:
+        """Raises RosaError for a norm that cannot be trained relative to its scale."""
+        for name in self._trained_norms(config, adapted):
+            norm = self.model.get_submodule(name)
+            norm = norm.original_module if isinstance(norm, ModulesToSaveWrapper) else norm
+            if any(True for _ in norm.parameters()) and scale_offset(norm) is None:
+                raise RosaError(f"{name}: {NOT_RELATIVE.format(type(norm).__name__)}")
 
     def _trained_in_full(self, config: RosaConfig, adapted: Iterable[str]) -> list[str]:
         """Those in `modules_to_save`, and norms."""
-        names = super()._trained_in_full(config, adapted)
-        layers = dict.fromkeys(name.rpartition(".")[0] for name in adapted)
-        for key in layers if config.train_norms else ():
-            norms = (f"{key}.{name}" for name, _ in norms_of(self.model.get_submodule(key)))
-            names += [name for name in norms if not _excluded(config, name)]
-        return names
+        norms = self._trained_norms(config, adapted) if config.train_norms else []
+        return super()._trained_in_full(config, adapted) + norms
+
+    def _trained_norms(self, config: RosaConfig, adapted: Iterable[str]) -> list[str]:
+        """Names of the norms of the layers with these attention modules, without excluded ones."""
+        names = [
+            f"{key}.{name}"
+            for key in dict.fromkeys(name.rpartition(".")[0] for name in adapted)
+            for name, _ in norms_of(self.model.get_submodule(key))
+        ]
+        return [name for name in names if not _excluded(config, name)]
 
     def _create_and_replace(
         self,
@@ -95,13 +112,14 @@ def _train_norms(
     config: RosaConfig, adapter_name: str, decoder_layer: nn.Module, key: str
 ) -> list[NormWrapper]:
     """Gives the adapter a copy of each norm of the layer named `key`; returns all wrapped norms."""
+    relative = config.norm_parametrization == "relative"
     for name, norm in list(norms_of(decoder_layer)):
         if _excluded(config, f"{key}.{name}"):
             continue
         if isinstance(norm, ModulesToSaveWrapper):
-            norm.update(adapter_name)
+            norm.update(adapter_name, relative=relative)
         else:
-            setattr(decoder_layer, name, NormWrapper(norm, adapter_name))
+            setattr(decoder_layer, name, NormWrapper(norm, adapter_name, relative))
     return [norm for _, norm in norms_of(decoder_layer) if isinstance(norm, NormWrapper)]
 
 

@@ -11,7 +11,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from rosa.attention.peft_compat import HALF, KeepRequiresGradMixin
-from rosa.ops import trained_norm
+from rosa.ops import RelativeNorm, trained_norm
 
 
 class NormWrapper(KeepRequiresGradMixin, ModulesToSaveWrapper):
@@ -20,7 +20,19 @@ class NormWrapper(KeepRequiresGradMixin, ModulesToSaveWrapper):
     The copy may be float32 where the model is half precision (steps of 1e-3 on a weight near 1 are
     lost in bfloat16); its output keeps the dtype of its input. `unload` gives the base model's norm
     back, not the trained copy, which is of no use without the rest of the adapter.
+
+    With `relative` the copy is a `RelativeNorm`.
     """
+
+    def __init__(self, norm: nn.Module, adapter_name: str, relative: bool = False) -> None:
+        super(ModulesToSaveWrapper, self).__init__(norm, adapter_name, relative=relative)
+
+    def update(self, adapter_name: str, *args: Any, relative: bool = False, **kwargs: Any) -> None:
+        """PEFT's; a norm without parameters is copied as it is."""
+        has_weight = next(self.original_module.parameters(), None) is not None
+        if relative and has_weight and adapter_name not in self.modules_to_save:
+            self.modules_to_save[adapter_name] = RelativeNorm(self.original_module)
+        super().update(adapter_name, *args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """PEFT's, made faster: decoding calls it twice in each layer for each token."""
@@ -33,13 +45,19 @@ class NormWrapper(KeepRequiresGradMixin, ModulesToSaveWrapper):
         norm: Any = copies._modules.get(active[0]) if active else None  # type: ignore[union-attr]
         if norm is None:
             return self._forward_wrapped_passthrough(*args, **kwargs)
+        form_of = None
+        if isinstance(norm, RelativeNorm):
+            if torch.compiler.is_compiling():
+                return norm(*args, **kwargs)
+            form_of = self.original_module  # a replica's own
+            norm = norm.as_norm(form_of)
         if kwargs or len(args) != 1:
             return norm(*args, **kwargs)
         (x,) = args
         if isinstance(norm, nn.LayerNorm) and norm.weight is not None:
             given = x.to(norm.weight.dtype)  # on a GPU both must be of one dtype
-            return trained_norm(norm, given).to(x.dtype)
-        output = trained_norm(norm, x)
+            return trained_norm(norm, given, form_of).to(x.dtype)
+        output = trained_norm(norm, x, form_of)
         return output if output.dtype == x.dtype else output.to(x.dtype)
 
     def unload_and_optionally_merge_module(

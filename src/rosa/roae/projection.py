@@ -40,6 +40,25 @@ def full(in_features: int, out_features: int, config: Any) -> Modules:
     return {"W": _last(nn.Linear(in_features, out_features, bias=False), config)}
 
 
+def constant(in_features: int, out_features: int, config: Any) -> Modules:
+    """P is one trained vector, whatever H is: h_q·d_low parameters, `W.weight`, zeros at first.
+
+    A control for the paper's claim that the signal depends on the input.
+    """
+    return {"W": _last(Constant(out_features), config)}
+
+
+class Constant(nn.Module):
+    """Its `weight` (d',) for each row of the input: (..., d) -> (..., d')."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight.expand(*x.shape[:-1], -1)
+
+
 def low_rank_gqa(for_queries: int, for_keys: int, r: int) -> Modules:
     """W_GQA, of rank r for every W_proj: `gqa_A.weight` (r, h_q·d_low), `gqa_B.weight`
     (h_kv·d_low, r).
@@ -53,14 +72,14 @@ def low_rank_gqa(for_queries: int, for_keys: int, r: int) -> Modules:
     return dict(zip(GQA_MODULES, factors, strict=True))
 
 
-def _last(linear: nn.Linear, config: Any) -> nn.Linear:
+def _last(module: nn.Linear | Constant, config: Any) -> nn.Module:
     """Zeros, for P to be zero; with `init_weights=False` it stays random."""
     if config.init_weights:
-        nn.init.zeros_(linear.weight)
-    return linear
+        nn.init.zeros_(module.weight)
+    return module
 
 
-_factories: dict[str, Factory] = {"low_rank": low_rank, "full": full}
+_factories: dict[str, Factory] = {"low_rank": low_rank, "full": full, "constant": constant}
 BUILT_IN = tuple(_factories)
 
 

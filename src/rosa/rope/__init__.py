@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from rosa.rope.detect import detect_unknown, layout_of
 from rosa.rope.families import KNOWN_MODEL_TYPES, has_rope
-from rosa.rope.layout import CosSinSource, HookPoint, RopeLayout, low_pair_count, low_pair_slices
+from rosa.rope.layout import (
+    CosSinSource,
+    HookPoint,
+    PairDimensions,
+    RopeLayout,
+    low_pair_count,
+    low_pair_slices,
+)
 
 __all__ = [
     "KNOWN_MODEL_TYPES",
     "CosSinSource",
     "HookPoint",
+    "PairDimensions",
     "RopeLayout",
     "detect_unknown",
     "has_rope",

@@ -14,12 +14,15 @@ frequencies are the last pairs:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 from rosa.errors import RosaError
 
 Pairing = Literal["halves", "interleaved"]
+# The (real, imaginary) dimensions of n pairs of a head; element j of both forms one pair.
+PairDimensions = tuple[slice, slice] | tuple[list[int], list[int]]
 # Axes of a hooked output: (b, l, heads·head_dim), (b, l, heads, head_dim), (b, heads, l, head_dim).
 Axes = Literal["flat", "length_first", "heads_first"]
 
@@ -72,6 +75,10 @@ class RopeLayout:
         """The (real, imaginary) dimensions of a head's `count` lowest-frequency pairs."""
         return low_pair_slices(self.rotary_dim, self.pairing, count, self.span)
 
+    def dimensions(self, pairs: Sequence[int]) -> PairDimensions:
+        """The (real, imaginary) dimensions of these of a head's pairs."""
+        return pair_dimensions(self.rotary_dim, self.pairing, pairs, self.span)
+
 
 def low_pair_count(head_dim: int, rotary_dim: int, r_low: float) -> int:
     """n = ⌊ρ·r_low/2⌋, the number of adapted pairs.
@@ -94,11 +101,19 @@ def low_pair_slices(
 ) -> tuple[slice, slice]:
     """The (real, imaginary) dimensions of the last `pairs` pairs of a head, as slices of n.
 
-    Element j of both slices forms one pair. `span` is that of `RopeLayout`.
+    `span` is that of `RopeLayout`.
     """
-    if pairing == "halves":
-        half = rotary_dim // 2
-        stop = (span or rotary_dim) // 2 + half
-        return slice(half - pairs, half), slice(stop - pairs, stop)
-    start = rotary_dim - 2 * pairs
-    return slice(start, rotary_dim, 2), slice(start + 1, rotary_dim, 2)
+    last = range(rotary_dim // 2 - pairs, rotary_dim // 2)
+    return cast("tuple[slice, slice]", pair_dimensions(rotary_dim, pairing, last, span))
+
+
+def pair_dimensions(
+    rotary_dim: int, pairing: Pairing, pairs: Sequence[int], span: int | None = None
+) -> PairDimensions:
+    """The (real, imaginary) dimensions of pairs, of 0 (the fastest) to ρ/2 - 1: for a `range` of
+    pairs slices, else lists. `span` is that of `RopeLayout`."""
+    step, apart = (1, (span or rotary_dim) // 2) if pairing == "halves" else (2, 1)
+    if isinstance(pairs, range):
+        first, stop = step * pairs.start, step * pairs.stop
+        return slice(first, stop, step), slice(first + apart, stop + apart, step)
+    return [step * pair for pair in pairs], [step * pair + apart for pair in pairs]

@@ -62,6 +62,7 @@ class Recipe:
             computation of padding; `false` shuffles without regard to length.
         gradient_accumulation: micro-steps per optimizer step.
         learning_rate: peak of the schedule (AdamW).
+        norm_learning_rate: the same for the norms alone; `null` trains them with `learning_rate`.
         schedule: shape of the learning rate after warm-up.
         warmup: learning-rate warm-up: a share of the steps below 1, else steps.
         weight_decay: AdamW's decoupled weight decay.
@@ -97,6 +98,7 @@ class Recipe:
     group_by_length: bool = True
     gradient_accumulation: int = 2
     learning_rate: float = 1e-3
+    norm_learning_rate: float | None = USE_METHOD_DEFAULT
     schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     warmup: float = 0.05
     weight_decay: float = 0.0
@@ -119,6 +121,8 @@ class Recipe:
         self.data = expanded[0] if isinstance(self.data, str) else expanded
         if isinstance(self.dls, UseMethodDefault):
             self.dls = DlsConfig() if method.dls else None
+        if isinstance(self.norm_learning_rate, UseMethodDefault):
+            self.norm_learning_rate = method.norm_learning_rate
 
     @property
     def data_sources(self) -> list[str]:
@@ -150,7 +154,7 @@ def check_recipe(recipe: Recipe) -> None:
     for key in (*positive, "log_steps", "keep_checkpoints"):
         if not 0 < getattr(recipe, key) < math.inf:
             raise RosaError(f"{key} must be a number above 0, not {getattr(recipe, key)}")
-    for key in ("limit", "max_steps", "save_steps"):
+    for key in ("norm_learning_rate", "limit", "max_steps", "save_steps"):
         value = getattr(recipe, key)
         if value is not None and value <= 0:
             raise RosaError(f"{key} must be above 0 or null, not {value}")

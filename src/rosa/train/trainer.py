@@ -24,6 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from rosa.common.distributed import is_main_process, split_step, world_size
+from rosa.common.parameter_groups import split_norms
 from rosa.data.length_grouping import LengthGroupedSampler, pass_epochs_to_sampler
 from rosa.data.tokenization import TokenizedRows
 from rosa.dls import DlsCallback, DynamicLayerSelection
@@ -43,6 +44,7 @@ from rosa.train.loss import (
     score_supervised_positions,
     uses_trl_kernel,
 )
+from rosa.train.norm_deltas import load_deltas, save_deltas
 from rosa.train.recipe import Recipe
 from rosa.train.run_folder import RunFolder
 from rosa.train.sharded_checkpoint import is_sharded, load_sharded_optimizer, load_sharded_weights
@@ -89,7 +91,13 @@ class GuardedTrainer(SFTTrainer):
     """
 
     def __init__(
-        self, model: Any, *args: Any, meter: CostMeter, keep_checkpoints: int, **kwargs: Any
+        self,
+        model: Any,
+        *args: Any,
+        meter: CostMeter,
+        keep_checkpoints: int,
+        norm_learning_rate: float | None = None,
+        **kwargs: Any,
     ) -> None:
         self._saving: Path | None = None  # the folder of a checkpoint that is being written
         base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -100,6 +108,7 @@ class GuardedTrainer(SFTTrainer):
             score_supervised_positions(base, forward)
         self._meter = meter
         self._keep_checkpoints = keep_checkpoints
+        self._norm_learning_rate = norm_learning_rate
         self.add_callback(meter)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -113,6 +122,15 @@ class GuardedTrainer(SFTTrainer):
         if not torch.isfinite(loss).all():
             self._raise_diverged("the loss")
         return loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's; the norms have groups of their own where they have their own rate."""
+        optimizer = super().create_optimizer(model)
+        if self._norm_learning_rate is not None:
+            groups = optimizer.param_groups
+            trained: Any = self.model if model is None else model
+            optimizer.param_groups = split_norms(groups, trained, self._norm_learning_rate)
+        return optimizer
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The Trainer's, whose sampler has the epoch also in a resumed run of several processes."""
@@ -176,12 +194,15 @@ class GuardedTrainer(SFTTrainer):
         with all_ranks(self.model):
             super()._save(output_dir, state_dict)
         save_estimates(self.model, Path(output_dir or str(self.args.output_dir)))
+        if self._saving is not None and output_dir is not None:
+            save_deltas(self.model, Path(output_dir))
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
         if self._needs_unsharding(checkpoint):
             load_sharded_weights(Path(checkpoint), self.model)
         else:
             super()._load_from_checkpoint(checkpoint, model)
+            load_deltas(self.model, Path(checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not self._needs_unsharding(checkpoint):
@@ -197,6 +218,7 @@ class GuardedTrainer(SFTTrainer):
             return
         with all_ranks(self.model):
             super()._load_best_model()
+        load_deltas(self.model, Path(best))
 
     def _needs_unsharding(self, checkpoint: str) -> bool:
         """Whether an FSDP checkpoint is loaded into a model that is not sharded."""
@@ -281,6 +303,7 @@ def build_trainer(
         callbacks=[*selection, *callbacks, *allocation],
         meter=meter,
         keep_checkpoints=recipe.keep_checkpoints,
+        norm_learning_rate=recipe.norm_learning_rate,
     )
     for callback in selection:
         callback.trainer = trainer
