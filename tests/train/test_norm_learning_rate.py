@@ -12,7 +12,7 @@ from peft import get_peft_model
 from transformers import Trainer, TrainingArguments
 
 import rosa
-from rosa import RosaConfig
+from rosa import DlsConfig, RosaConfig
 from rosa.errors import RosaError
 from rosa.train.recipe import Recipe
 from rosa.train.run import train
@@ -67,6 +67,7 @@ def recipe(tmp_path: Path) -> Recipe:
         tmp_path / "run",
         adapter={"r": 4, "norm_parametrization": "relative"},
         norm_learning_rate=5e-3,
+        dls=DlsConfig(interval=2, warmup=0, score="relative"),
         max_steps=6,
         save_steps=2,
     )
