@@ -21,9 +21,6 @@ class DlsConfig:
         p_exploit: probability of the layers with the highest scores; else they are sampled. Only
             `policy: scores` explores: with another one an error unless left at its default.
         warmup: no choice up to this step; below 1 it is a share of the run's steps, else steps.
-        score: `gradient` is the paper's, the norm of the gradients by the norms' scales (Eq. 5);
-            `relative` multiplies each by its scale, ‖w ⊙ ∇w‖ (Gemma: 1 + w for w), so that the
-            score does not depend on how a function is written.
         seed: of DLS's own random generator.
         layers: a static choice: only these layers train, from the first step on. Nothing is scored
             and the other settings have no effect. `null` chooses by the policy.
@@ -32,6 +29,9 @@ class DlsConfig:
             `scores` with p_exploit = 0. `cyclic`: the next k, in turn (BAdam). `weighted`: drawn
             without replacement with P(i) = score_i / Σ score (GRASS, AdaGradSelect). `upper`: the
             last k. `lower`: the first k. Only `scores` and `weighted` score the layers.
+        score: `gradient` is the paper's, the norm of the gradients by the norms' scales (Eq. 5);
+            `relative` multiplies each by its scale, ‖w ⊙ ∇w‖ (Gemma: 1 + w for w), so that the
+            score does not depend on how a function is written.
 
     Raises:
         RosaError: a value is out of its range.
@@ -41,10 +41,10 @@ class DlsConfig:
     interval: int = 40
     p_exploit: float = 0.8
     warmup: float = 0.05
-    score: Literal["gradient", "relative"] = "gradient"
     seed: int = 0
     layers: list[int] | None = dataclasses.field(default=None, hash=False)
     policy: Policy = "scores"
+    score: Literal["gradient", "relative"] = "gradient"
 
     def __post_init__(self) -> None:
         def check(name: str, *rule: Any) -> None:
