@@ -52,6 +52,31 @@ def test_an_adapter_is_scored_inside_its_own_folder(model, tmp_path, capsys):
     assert main(["evaluate", model, *words, "--out", str(out)]) == 0
     answers = (out / "tiny-sums.jsonl").read_bytes()
     assert (adapter / "evaluation" / "tiny-sums.jsonl").read_bytes() == answers
+    capsys.readouterr()
+    assert main(["evaluate", str(adapter), *words, "--base_results", str(out)]) == 0
+    shown = capsys.readouterr()
+    assert "base model and adapter" in shown.out
+    assert str(out) in shown.out
+    assert "0 of 3 answers are correct" in shown.err  # a line per task, without a terminal
+    wrong = ["--base_results", str(adapter / "evaluation")]
+    assert main(["evaluate", str(adapter), *words, *wrong]) == 2
+    assert "not of its base" in capsys.readouterr().err
+    assert main(["evaluate", model, *words, "--base_results", str(out)]) == 2
+    assert "is a base model" in capsys.readouterr().err
+
+
+def test_the_base_models_results_are_found(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base = tiny_llama()
+    base.name_or_path = model
+    get_peft_model(base, RosaConfig(r=4, task_type="CAUSAL_LM")).save_pretrained("adapter")
+    words = ["--tasks", "tiny-sums", "--max_new_tokens", "4", "--limit"]
+    for name, limit in ((model, "3"), ("adapter", "3"), (str(tmp_path / "adapter"), "2")):
+        out = ["--out", "other"] if limit == "2" else []
+        assert main(["evaluate", name, *words, limit, *out]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("Accuracy in percent, base model and adapter") == 1
+    assert "no comparison with the base model: runs/evaluate-tiny has no task" in shown
 
 
 def test_the_strict_protocol_has_a_folder_of_its_own(model, tmp_path, monkeypatch, capsys):

@@ -64,6 +64,24 @@ def test_micro_is_over_examples_and_macro_over_tasks(counts):
     assert math.isclose(average.macro, macro, abs_tol=1e-9)
 
 
+@given(counts=st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+@settings(deadline=None, max_examples=50)
+def test_the_interval_holds_every_share_that_the_score_test_does_not_reject(counts):
+    """Wilson's interval by its definition: |p - share| = 1.96 standard errors at the share p."""
+    correct, scored = counts
+    score = one(correct=correct, scored=scored)
+    for bound in score.interval:
+        p = bound / 100
+        error = 1.959963984540054 * math.sqrt(p * (1 - p) / scored)
+        assert math.isclose(abs(p - correct / scored), error, abs_tol=1e-6)
+    assert score.interval[0] <= score.accuracy + 1e-9
+    assert score.interval[1] >= score.accuracy - 1e-9
+
+
+def test_a_task_without_answers_has_no_interval():
+    assert one(correct=0, scored=0).interval is None
+
+
 def test_suites_are_not_averaged_together():
     results = Results([one("boolq", 4, 4), one("gsm8k", 0, 4, suite="arithmetic")])
     assert [(a.suite, a.micro) for a in results.averages] == [
@@ -80,12 +98,12 @@ def test_the_markdown_table_by_hand():
     ]
     _, table, notes, settings = Results(scores, {"seed": 5}).markdown().split("\n\n")
     assert table == (
-        "| task | accuracy | correct | scored | unparsable |\n"
-        "| --- | ---: | ---: | ---: | ---: |\n"
-        "| BoolQ | 75.0 | 3 | 4 | 1 |\n"
-        "| PIQA † | 50.0 | 1 | 2 of 9, seed 5 | 1 |\n"
-        "| micro-average | 66.7 |  |  |  |\n"
-        "| macro-average | 62.5 |  |  |  |"
+        "| task | accuracy | 95 % interval | correct | scored | unparsable |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| BoolQ | 75.0 | 30.1 to 95.4 | 3 | 4 | 1 |\n"
+        "| PIQA † | 50.0 | 9.5 to 90.5 | 1 | 2 of 9, seed 5 | 1 |\n"
+        "| micro-average | 66.7 |  |  |  |  |\n"
+        "| macro-average | 62.5 |  |  |  |  |"
     )
     seen, size = notes.splitlines()
     assert seen.startswith("- † Math10K holds the training part of this test")
@@ -114,6 +132,7 @@ def test_json_holds_counts_averages_and_notes():
     plain = json.loads(json.dumps(Results([one()], {"seed": 1}, ["note"]).to_json()))
     assert plain["tasks"][0]["correct"] == 3
     assert plain["tasks"][0]["accuracy"] == 75.0
+    assert [round(bound, 1) for bound in plain["tasks"][0]["interval_95"]] == [30.1, 95.4]
     assert plain["averages"] == [{"suite": "commonsense", "micro": 75.0, "macro": 75.0}]
     assert plain["settings"] == {"seed": 1}
     assert plain["notes"] == ["note"]

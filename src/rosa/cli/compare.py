@@ -10,6 +10,7 @@ from rich.console import Console
 
 from rosa.cli.parser import Parser, check_keys
 from rosa.cli.recipe_parser import read_yaml_file, resolve_recipe
+from rosa.common.tables.render import print_table
 from rosa.compare.executors import make_executor
 from rosa.compare.grid import Grid, TrainingSet
 from rosa.compare.plan import plan
@@ -18,7 +19,9 @@ from rosa.compare.run import compare
 from rosa.compare.tuning import LearningRateSearch
 from rosa.errors import RosaError
 from rosa.evaluate.options import EvaluationOptions
-from rosa.report.study_output import write_study_output
+from rosa.report.study_output import REPORT, write_study_output
+from rosa.report.tables.build import main_table
+from rosa.report.tables.sections import TableOptions, sections
 
 
 class GridParser:
@@ -82,7 +85,12 @@ def run(args: tuple[Grid, Any]) -> int:
         console.print(f"{len(jobs) - tuning} runs, and {tuning} to choose learning rates")
         return 0
     results = run_grid(grid, options, console)
-    console.print(f"{len(results.runs)} finished runs are in {results.folder}", soft_wrap=True)
+    for section in sections(results, TableOptions()):
+        print_table(main_table(section), console)
+        console.print()
+    report = f"; report: {results.folder / REPORT}" if (results.folder / REPORT).is_file() else ""
+    line = f"{len(results.runs)} finished runs are in {results.folder}{report}"
+    console.print(line, soft_wrap=True)
     return 1 if results.failures else 0
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rosa.assets import ASSETS
 from rosa.cli.main import EXIT_INTERRUPTED
 from rosa.cli.parser import Parser
-from rosa.common.files import read_jsonl
 
+if TYPE_CHECKING:
+    from rosa.evaluate.options import EvaluationOptions
+
+TASKS = ["toy"]
 RECIPE = ASSETS / "recipes" / "demo.yaml"
 
 
@@ -35,8 +39,8 @@ def run(args: Any) -> int:
 
     from rosa.cli.recipe_parser import load_recipe
     from rosa.common.environment import describe_environment
-    from rosa.common.tables.model import Block, Cell, Column, Row, Table
     from rosa.common.tables.render import print_table
+    from rosa.compare.base_model import base_table
     from rosa.evaluate.options import EvaluationOptions
     from rosa.evaluate.run import run_evaluation
     from rosa.train.run import train
@@ -46,34 +50,25 @@ def run(args: Any) -> int:
     folder = free_folder(Path(args.output_dir))
     recipe = load_recipe(args.recipe, "--output_dir", str(folder))
     options = EvaluationOptions(limit=args.limit)
-    console.print(f"1. the base model {recipe.model} answers questions of a small world")
     with TemporaryDirectory() as base:
-        before = run_evaluation(recipe.model, ["toy"], options, out=base, progress=True)
-        first = read_answers(Path(base))
-    console.print("2. fine-tuning with RoSA")
-    result = train(recipe, log=console.print)
-    if not (result.finished and result.costs):
-        console.print(
-            f"stopped after step {result.steps} of {result.total_steps}; resume with\n"
-            f"rosa train {folder / 'recipe.yaml'} --resume"
-        )
-        return EXIT_INTERRUPTED
-    console.print("3. the same questions again")
-    after = run_evaluation(folder, ["toy"], options, out=folder / "evaluation", progress=True)
-    examples = list(zip(first, read_answers(folder / "evaluation"), strict=True))[
-        :: max(1, len(first) // 3)
-    ]
-    for old, new in examples[:3]:
-        console.print(f"\n{question(old)}\n  base: {shown(old)}\n  RoSA: {shown(new)}")
+        console.print(f"1. the base model {recipe.model} answers questions of a small world")
+        before = run_evaluation(recipe.model, TASKS, options, out=base, progress=True)
+        console.print("2. fine-tuning with RoSA")
+        result = train(recipe, log=console.print)
+        if not (result.finished and result.costs):
+            console.print(
+                f"stopped after step {result.steps} of {result.total_steps}; resume with\n"
+                f"rosa train {folder / 'recipe.yaml'} --resume"
+            )
+            return EXIT_INTERRUPTED
+        console.print("3. the same questions again")
+        out = folder / "evaluation"
+        after = run_evaluation(folder, TASKS, options, out=out, progress=True)
+        for line in answers_before_and_after(Path(base), out, options):
+            console.print(line)
+        print_table(base_table(base, out), console)
     assert before
     assert after
-    columns = (Column("questions", 0), Column("base"), Column("RoSA"))
-    rows = [
-        Row(old.title, (Cell(old.scored), Cell(old.accuracy), Cell(new.accuracy)))
-        for old, new in zip(before.scores, after.scores, strict=True)
-    ]
-    title = "Accuracy on held-out questions in percent, before and after RoSA"
-    print_table(Table("demo", title, "task", columns, (Block("", tuple(rows)),)), console)
     seconds = round(time.perf_counter() - start)
     record = {
         "model": recipe.model,
@@ -93,20 +88,19 @@ def run(args: Any) -> int:
     return 0
 
 
-def read_answers(folder: Path) -> list[dict[str, Any]]:
-    """The recorded answers of an evaluation's tasks, in the order of their names."""
-    return [record for file in sorted(folder.glob("*.jsonl")) for record in read_jsonl(file)]
+def answers_before_and_after(base: Path, out: Path, options: EvaluationOptions) -> Iterator[str]:
+    """Two questions of the first task and one of the next, with both models' answers."""
+    from rosa.evaluate.folder import EvaluationFolder
+    from rosa.evaluate.requests import build_requests
 
-
-def question(record: dict[str, Any]) -> str:
-    """The instruction within a recorded prompt, on one line."""
-    return " ".join(record["prompt"].split("### Instruction:")[-1].split("### Resp")[0].split())
-
-
-def shown(record: dict[str, Any]) -> str:
-    """The first line of a response, and whether it is right."""
-    text = (record["response"].strip() or "(nothing)").splitlines()[0][:80]
-    return f"{text}   [{'right' if record['correct'] else 'wrong'}]"
+    asked = [(r.task.name, e) for r in build_requests(TASKS, options) for e in r.examples[:2]]
+    for task, example in asked[:3]:
+        yield f"\n{' '.join(example.question.instruction.split())}"
+        for model, folder in (("base", base), ("RoSA", out)):
+            record = EvaluationFolder(folder).read_answers(task)[example.index]
+            text = " ".join(record["response"].split())[:80] or "(nothing)"
+            yield f"  {model}: {text}   [{'right' if record['correct'] else 'wrong'}]"
+    yield ""
 
 
 def free_folder(wanted: Path) -> Path:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rosa.cli.parser import Parser
 from rosa.errors import RosaError
+from rosa.evaluate.answer_filters import PUBLISHED
 from rosa.evaluate.options import EvaluationOptions
-from rosa.models.loading import default_folder, load
+from rosa.models.loading import adapter_base, default_folder, find_adapter_config, load
 from rosa.models.quantization import Quantization
 
 if TYPE_CHECKING:
@@ -40,6 +41,12 @@ def build_parser() -> Parser:
         "--out",
         help="results folder; default: evaluation/ inside an adapter's folder, else "
         "runs/evaluate-MODEL, with -strict added for that protocol",
+    )
+    parser.add_argument(
+        "--base_results",
+        metavar="FOLDER",
+        help="results of an adapter's base model, shown beside the adapter's; default: those of "
+        "`rosa evaluate BASE`, if there are any",
     )
     parser.add_class_arguments(EvaluationOptions, skip={"forgetting"})
     parser.add_argument(
@@ -95,9 +102,8 @@ def run(args: Any) -> None:
     options = EvaluationOptions(
         **{f.name: getattr(args, f.name) for f in fields(EvaluationOptions)}
     )
-    suffix = "" if options.protocol == "llm-adapters" else f"-{options.protocol}"
-    default = default_folder(args.model, "evaluation", "evaluate")
-    out = Path(args.out or f"{default}{suffix}").expanduser()
+    out = Path(args.out or results_folder(args.model, options)).expanduser()
+    base = find_base_results(args.model, args.base_results, options) if tasks else None
     results = run_evaluation(
         args.model,
         tasks,
@@ -105,10 +111,51 @@ def run(args: Any) -> None:
         out=out,
         load_options={key: getattr(args, key) for key in LOADING},
         log=console.print,
-        progress=console.is_terminal,
+        progress=True,
     )
     if results is not None:
         print_results(results, out, console)
+    if base is not None:
+        print_beside_base(base, out, console, was_given=args.base_results is not None)
+
+
+def results_folder(model: str, options: EvaluationOptions) -> str:
+    """Where the results of `model` go without `--out`."""
+    suffix = "" if options.protocol == PUBLISHED else f"-{options.protocol}"
+    return f"{default_folder(model, 'evaluation', 'evaluate')}{suffix}"
+
+
+def find_base_results(model: str, given: str | None, options: EvaluationOptions) -> Path | None:
+    """The results folder of an adapter's base model: the given one, checked, or the default one."""
+    from rosa.compare.base_model import check_base_results
+
+    config_file = find_adapter_config(model)
+    if config_file is None:
+        if given is not None:
+            raise RosaError(f"--base_results is for adapters, and '{model}' is a base model")
+        return None
+    base = adapter_base(model, config_file)
+    if given is not None:
+        check_base_results(given, base)
+        return Path(given)
+    folder = Path(results_folder(base, options))
+    return folder if (folder / "results.json").is_file() else None
+
+
+def print_beside_base(base: Path, out: Path, console: Console, *, was_given: bool) -> None:
+    """The table of base and adapter; for a folder that was not given, why there is none."""
+    from rosa.common.tables.render import print_table
+    from rosa.compare.base_model import base_table
+
+    try:
+        table = base_table(base, out)
+    except RosaError as error:
+        if was_given:
+            raise
+        console.print(f"no comparison with the base model: {error}")
+    else:
+        print_table(table, console)
+        console.print(f"scores of the base model are from {base}")
 
 
 def task_names(args: Any) -> list[str]:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -105,15 +106,13 @@ class StudyProgress:
 
 
 def activity(study: Path, job: Job) -> str:
-    """What a running job does: `training, step 45 of 120, loss 0.3124`, or the task it answers."""
+    """What a running job does: `training, step 45 of 120, loss 0.3124, ...`, or the task it answers."""
     status = read_status(study, job.id)
     state, folder = status.get("state"), study / job.id
     if state == "training":
         last = (read_jsonl(RunFolder(folder).metrics, partial=True) or [{}])[-1]
-        total = f" of {job.recipe.max_steps}" if job.recipe.max_steps else ""
-        loss = f", loss {last['loss']:.4f}" if "loss" in last else ""
         elapsed = format_duration(time.time() - status["started"], digits=2)
-        return f"training, step {last.get('step', 0)}{total}{loss}, {elapsed} so far"
+        return f"training, {describe_step(last, job)}, {elapsed} so far"
     if state == "evaluating":
         answers = (folder / "evaluation").glob("*.jsonl")
         newest = max(answers, key=lambda file: file.stat().st_mtime, default=None)
@@ -121,3 +120,18 @@ def activity(study: Path, job: Job) -> str:
             return "evaluating"
         return f"evaluating {newest.stem}, {newest.read_bytes().count(10)} answers"
     return "stopped" if state == "stopped" else "starting"
+
+
+def describe_step(last: dict[str, Any], job: Job) -> str:
+    """`step 45 of 120, loss 0.3124, lr 9.8e-04, 445 tokens/s` from the last line of the metrics."""
+    step, epoch = last.get("step", 0), last.get("epoch", 0)
+    total = job.recipe.max_steps or (round(step / epoch * job.recipe.epochs) if epoch else None)
+    parts = [f"step {step} of {total}" if total else f"step {step}"]
+    for key, shown in (
+        ("loss", "loss {:.4f}"),
+        ("learning_rate", "lr {:.1e}"),
+        ("tokens_per_second", "{:,.0f} tokens/s"),
+    ):
+        if key in last:
+            parts.append(shown.format(last[key]))
+    return ", ".join(parts)

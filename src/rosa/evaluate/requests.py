@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,13 @@ from rosa.evaluate.examples import Example, load_examples
 from rosa.evaluate.fewshot import draw_shots, training_file
 from rosa.evaluate.options import DEFAULT_OPTIONS, EvaluationOptions
 from rosa.evaluate.tasks import Task, resolve_tasks
+
+SHOWN = 80  # characters of a response in a note
+PROMPT_TITLES = {
+    "alpaca": "Alpaca's instruction template",
+    "plain": "the question without a template",
+    "chat": "its chat template",
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,22 @@ def prompt_settings(requests: Sequence[TaskRequests]) -> dict[str, Any]:
 def protocol_note(protocol: str) -> str:
     """The footnote on the protocol."""
     return f"Answers are read by the rules of the protocol {protocol}."
+
+
+def unparsable_note(task: Task, records: Sequence[Mapping[str, Any]]) -> str | None:
+    """Where most responses hold no answer: how many, one of them, and the likely cause."""
+    missed = [record["response"] for record in records if record["prediction"] is None]
+    if 2 * len(missed) <= len(records):
+        return None
+    share = f"{len(missed)} of {len(records)} responses ({100 * len(missed) / len(records):.0f} %)"
+    shown = " ".join(missed[0].split())
+    shown = repr(shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}...") if shown else "no text"
+    others = " or ".join(f"--prompt {name}" for name in PROMPT_TITLES if name != task.prompt)
+    return (
+        f"{task.title}: no answer is found in {share}, such as {shown}. The likely cause: the "
+        f"model was not trained with this prompt, {PROMPT_TITLES[task.prompt]}. Try {others}, or "
+        "fine-tune the model on such questions."
+    )
 
 
 def request_notes(options: EvaluationOptions, requests: Sequence[TaskRequests]) -> list[str]:

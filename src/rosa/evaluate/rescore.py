@@ -9,7 +9,7 @@ from typing import Any
 from rosa.errors import RosaError
 from rosa.evaluate.answer_filters import PROTOCOLS
 from rosa.evaluate.folder import EvaluationFolder
-from rosa.evaluate.requests import protocol_note
+from rosa.evaluate.requests import protocol_note, unparsable_note
 from rosa.evaluate.results import Results, TaskScore
 from rosa.evaluate.tasks import Task, built_in_tasks, resolve_tasks
 
@@ -31,7 +31,7 @@ def rescore(
         raise RosaError(f"{folder} is already scored by the protocol {protocol}; choose another")
     known = built_in_tasks() | {task.name: task for task in (resolve_tasks(tasks) if tasks else ())}
     rescored: dict[str, list[dict[str, Any]]] = {}
-    scores = []
+    scores, old_hints, hints = [], [], []
     for entry in before["tasks"]:
         if entry["name"] not in known:
             raise RosaError(
@@ -47,9 +47,12 @@ def rescore(
             )
         rescored[task.name] = [task.judged(record, protocol) for record in records]
         scores.append(task.score(rescored[task.name], entry["rows"]))
+        old_hints.append(unparsable_note(task, records))
+        hints.append(unparsable_note(task, rescored[task.name]))
     hashes = {name: run["tasks"][name] for name in rescored}
     target.claim({**_without(run, "tasks"), "protocol": protocol, "full_responses": True}, hashes)
-    results = _results(before, scores, protocol)
+    before["notes"] = [note for note in before["notes"] if note not in old_hints]
+    results = _results(before, scores, protocol, list(filter(None, hints)))
     with target.in_use():
         for name, records in rescored.items():
             target.write_answers(name, records)
@@ -66,14 +69,16 @@ def _check_not_cut(task: Task, run: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _results(before: dict[str, Any], scores: list[TaskScore], protocol: str) -> Results:
+def _results(
+    before: dict[str, Any], scores: list[TaskScore], protocol: str, hints: list[str]
+) -> Results:
     """The old settings and notes with new scores, without what they say about speed."""
     settings = _without(before["settings"], "tokens_per_second", "tokens_per_response")
     settings |= {"protocol": protocol, "full_responses": True}
     # Footnotes that follow from the scores are computed again; the others are kept.
     old = {protocol_note(before["settings"]["protocol"]), *Results(scores, settings).footnotes()}
     kept = [note for note in before["notes"] if note not in old]
-    return Results(scores, settings, [protocol_note(protocol), *kept])
+    return Results(scores, settings, [protocol_note(protocol), *kept, *hints])
 
 
 def _without(values: dict[str, Any], *keys: str) -> dict[str, Any]:

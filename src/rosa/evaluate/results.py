@@ -13,7 +13,10 @@ from typing import Any
 from rosa.common.tables.model import SEEN, Block, Cell, Column, Row, Table
 from rosa.common.tables.render import markdown
 
-COLUMNS = (Column("accuracy"), Column("correct", 0), Column("scored", 0), Column("unparsable", 0))
+COLUMNS = (
+    *(Column("accuracy"), Column("95 % interval")),
+    *(Column("correct", 0), Column("scored", 0), Column("unparsable", 0)),
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,16 @@ class TaskScore:
     def accuracy(self) -> float:
         """Percent of the scored examples that are correct; nan where none was scored."""
         return 100 * self.correct / self.scored if self.scored else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Wilson's 95 % interval of the accuracy, in percent; None where none was scored."""
+        from scipy.stats import binomtest
+
+        if not self.scored:
+            return None
+        found = binomtest(self.correct, self.scored).proportion_ci(0.95, method="wilson")
+        return 100 * float(found.low), 100 * float(found.high)
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,10 @@ class Results:
         """Plain data for `results.json`."""
         return {
             "settings": self.settings,
-            "tasks": [{**asdict(s), "accuracy": round(s.accuracy, 4)} for s in self.scores],
+            "tasks": [
+                {**asdict(s), "accuracy": round(s.accuracy, 4), "interval_95": s.interval}
+                for s in self.scores
+            ],
             "averages": [asdict(average) for average in self.averages],
             "notes": self.footnotes(),
         }
@@ -105,7 +121,7 @@ class Results:
             for kind, value in (("micro", average.micro), ("macro", average.macro)):
                 several = len(self.averages) > 1
                 name = f"{average.suite} {kind}" if several else f"{kind}-average"
-                averages.append(Row(name, (Cell(value), Cell(""), Cell(""), Cell(""))))
+                averages.append(Row(name, (Cell(value), *[Cell("")] * 4)))
         blocks = (Block("", tuple(tasks)), Block("", tuple(averages)))
         return Table(
             "results", "Accuracy in percent", "task", COLUMNS, blocks, tuple(self.footnotes())
@@ -115,7 +131,8 @@ class Results:
         scored: int | str = score.scored
         if score.scored < score.rows:
             scored = f"{score.scored} of {score.rows}, seed {self.settings.get('seed', 0)}"
-        values = (score.accuracy, score.correct, scored, score.unparsable)
+        interval = format_interval(*score.interval) if score.interval else None
+        values = (score.accuracy, interval, score.correct, scored, score.unparsable)
         mark = SEEN if score.seen_in_training else ""
         return Row(score.title, tuple(map(Cell, values)), mark)
 
@@ -128,3 +145,8 @@ class Results:
 def micro_average(accuracies: Sequence[float], sizes: Sequence[int]) -> float:
     """Accuracy over all examples: each task's accuracy weighted by its size."""
     return sum(a * n for a, n in zip(accuracies, sizes, strict=True)) / sum(sizes)
+
+
+def format_interval(low: float, high: float, sign: str = "") -> str:
+    """`61.2 to 70.4`; with `sign="+"` as a difference, `-1.0 to +3.2`."""
+    return f"{low:{sign}.1f} to {high:{sign}.1f}"

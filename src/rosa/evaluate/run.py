@@ -17,10 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
-from rosa.common.formatting import format_duration
-from rosa.common.throttle import Throttle
 from rosa.data.prompts import NEXT_EXAMPLE, end_of_turn
 from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError
@@ -30,7 +26,14 @@ from rosa.evaluate.folder import EvaluationFolder
 from rosa.evaluate.forgetting import load_text, measure_forgetting
 from rosa.evaluate.generation import eval_mode, generate, longest_first_batches
 from rosa.evaluate.options import DEFAULT_OPTIONS, EvaluationOptions
-from rosa.evaluate.requests import TaskRequests, build_requests, prompt_settings, request_notes
+from rosa.evaluate.progress import AnswerProgress
+from rosa.evaluate.requests import (
+    TaskRequests,
+    build_requests,
+    prompt_settings,
+    request_notes,
+    unparsable_note,
+)
 from rosa.evaluate.results import Results, TaskScore
 from rosa.evaluate.tasks import Task
 from rosa.models import identity
@@ -115,7 +118,7 @@ def evaluate(
         out: folder for answers and results, resumed if it holds this run; None writes no files.
         run: the model's identity (its name, adapter, ...), compared with the folder's.
         trained_on: names of the training sets, if known.
-        progress: show a progress bar with tokens per second.
+        progress: show a bar on a terminal, else print a line every 30 seconds, to stderr.
 
     Raises:
         RosaError: bad options, tasks or data, or a folder that holds another run.
@@ -142,15 +145,16 @@ def evaluate(
         folder.in_use() if folder else contextlib.nullcontext(),
         quiet(),
         eval_mode(model),
-        Progress(disable=not progress) as bar,
+        AnswerProgress(
+            sum(len(r.examples) for r in requests), model.device, shown=progress
+        ) as shown,
     ):
-        bar.add_task("", total=sum(len(r.examples) for r in requests))
-        scorer = _Scorer(model, tokenizer, options, folder, bar)
+        scorer = _Scorer(model, tokenizer, options, folder, shown)
         scores = [scorer.score(r) for r in requests]
         settings |= {"batch_size": options.batch_size, **scorer.speed()}
         if trained_on:
             settings["trained_on"] = list(trained_on)
-        notes = [*request_notes(options, requests), *scorer.notes]
+        notes = [*request_notes(options, requests), *scorer.notes, *scorer.hints]
         results = Results(scores, settings, notes)
         if folder:
             folder.write_results(results)
@@ -165,17 +169,17 @@ class _Scorer:
     tokenizer: Any
     options: EvaluationOptions
     folder: EvaluationFolder | None
-    bar: Progress
+    shown: AnswerProgress
     responses: int = 0
     tokens: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
-    due: Throttle = field(default_factory=Throttle)
+    hints: list[str] = field(default_factory=list)
 
     def score(self, requests: TaskRequests) -> TaskScore:
         task, examples, folder = requests.task, requests.examples, self.folder
         answers = folder.read_answers(task.name) if folder else {}
-        self._advance(task, len(answers))
+        self.shown.advance(task.title, len(answers), self._rate, asked=False)
         # A chat template contains the special tokens.
         prompts = encode_prompts(
             self.tokenizer, [e.prompt for e in examples], add_special_tokens=task.prompt != "chat"
@@ -196,8 +200,12 @@ class _Scorer:
             if folder:
                 folder.append_answers(task.name, new)
             answers |= {record["index"]: record for record in new}
-            self._advance(task, len(missing))
-        return task.score(list(answers.values()), requests.rows)
+            self.shown.advance(task.title, len(missing), self._rate)
+        if note := unparsable_note(task, list(answers.values())):
+            self.hints.append(note)
+        score = task.score(list(answers.values()), requests.rows)
+        self.shown.print(f"{task.title}: {score.correct} of {score.scored} answers are correct")
+        return score
 
     def _generate(self, prompts: list[list[int]], requests: TaskRequests) -> list[str]:
         task, options = requests.task, self.options
@@ -217,17 +225,6 @@ class _Scorer:
         self.tokens += sum(response.tokens for response in responses)
         return [response.text for response in responses]
 
-    def _advance(self, task: Task, answered: int) -> None:
-        rate = self.tokens / self.seconds if self.seconds else 0.0
-        description = f"{task.title}, {rate:.0f} tokens/s"
-        self.bar.update(self.bar.task_ids[0], description=description, advance=answered)
-        if not (self.bar.disable or self.bar.console.is_terminal) and self.due():
-            state = self.bar.tasks[0]
-            rest = state.time_remaining
-            left = "" if rest is None else f"  {format_duration(rest, digits=2)} left"
-            line = f"{description}  {state.completed:.0f}/{state.total:.0f} answers{left}"
-            self.bar.console.print(line, soft_wrap=True, highlight=False)
-
     def _note_overlong(self, task: Task, prompts: list[list[int]]) -> None:
         longest = getattr(self.model.config, "max_position_embeddings", None) or math.inf
         over = sum(len(prompt) + task.max_new_tokens > longest for prompt in prompts)
@@ -241,8 +238,12 @@ class _Scorer:
         """Speed and length of what was generated; empty if nothing was."""
         if not self.tokens:
             return {}
-        rate, mean = self.tokens / self.seconds, self.tokens / self.responses
-        return {"tokens_per_second": round(rate, 1), "tokens_per_response": round(mean, 2)}
+        mean = self.tokens / self.responses
+        return {"tokens_per_second": round(self._rate, 1), "tokens_per_response": round(mean, 2)}
+
+    @property
+    def _rate(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
 
 
 def answer_record(

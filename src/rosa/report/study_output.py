@@ -7,6 +7,8 @@ from rosa.report.html import write_report
 from rosa.report.plots.study_plots import write_pictures
 from rosa.report.tables.write import write_tables
 
+REPORT = "report.html"
+
 
 def write_study_output(results: StudyResults, finished: bool) -> None:
     """Write the tables, and once the study has finished its figures and `report.html` too."""
@@ -14,4 +16,4 @@ def write_study_output(results: StudyResults, finished: bool) -> None:
     if finished:
         write_pictures(results, results.folder / "figures")
         if results.runs or results.failures:
-            write_report(results, results.folder / "report.html")
+            write_report(results, results.folder / REPORT)

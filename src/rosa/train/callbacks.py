@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-from rich.table import Column
 from transformers import TrainerCallback
 
 from rosa.common.distributed import any_rank
-from rosa.common.formatting import format_bytes, format_duration
+from rosa.common.formatting import format_bytes
+from rosa.common.progress import progress_bar, time_left
 from rosa.common.throttle import Throttle
 from rosa.train.costs import CostMeter
 
@@ -66,17 +64,7 @@ class ProgressReport(TrainerCallback):
         self._layers: int | None = None
         self._due = Throttle()
         self._began = (0, 0.0)  # step and time
-        # Where the line is too short, the end of the note goes, not step and time.
-        columns = [Column(no_wrap=True) for _ in range(4)]
-        self._bar = Bar(
-            TextColumn("{task.description}", table_column=columns[0]),
-            BarColumn(bar_width=20, table_column=columns[1]),
-            MofNCompleteColumn(table_column=columns[2]),
-            TimeRemainingColumn(table_column=columns[3]),
-            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, ratio=1)),
-            console=self._console,
-            expand=True,
-        )
+        self._bar = progress_bar(self._console)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
@@ -84,7 +72,7 @@ class ProgressReport(TrainerCallback):
         self._began = (state.global_step, time.perf_counter())
         self._layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
         self._task = self._bar.add_task(
-            "training", total=state.max_steps, completed=state.global_step, note=""
+            "training", total=state.max_steps, completed=state.global_step, left="", note=""
         )
         if self._console.is_terminal:
             self._bar.start()
@@ -98,7 +86,8 @@ class ProgressReport(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         doing = "saving" if control.should_save else "training"
         doing = "validating" if control.should_evaluate else doing
-        self._bar.update(self._task, completed=state.global_step, description=doing)
+        now = {"completed": state.global_step, "left": self._time_left(state)}
+        self._bar.update(self._task, description=doing, **now)
         if not control.should_log:  # a log is a line of its own
             self._report_if_due(state)
 
@@ -135,14 +124,15 @@ class ProgressReport(TrainerCallback):
         parts = [self._describe()]
         if "learning_rate" in self._latest:
             parts.append(f"lr {self._latest['learning_rate']:.1e}")
-        done = state.global_step - self._began[0]
-        if done > 0 and state.global_step < state.max_steps:
-            left = (time.perf_counter() - self._began[1]) / done
-            left *= state.max_steps - state.global_step
-            parts.append(f"{format_duration(left, digits=2)} left")
+        parts.append(self._time_left(state))
         totals = self._meter.totals
         parts.append(f"peak {format_bytes(totals.peak_device_bytes or totals.peak_host_bytes)}")
         return "  ".join(part for part in parts if part)
+
+    def _time_left(self, state: Any) -> str:
+        step, began = self._began
+        done, remaining = state.global_step - step, state.max_steps - state.global_step
+        return time_left(time.perf_counter() - began, done, remaining)
 
     def _describe(self) -> str:
         """`loss 1.2340  445 tokens/s  15 of 30 layers`, what of it has been logged."""

@@ -1,0 +1,33 @@
+"""A progress bar whose step, time left and note keep their place on a narrow terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
+
+from rosa.common.formatting import format_duration
+
+
+def progress_bar(console: Console) -> Progress:
+    """What is done, bar, step of how many, then the fields `left` and `note`.
+
+    Where the line is too short, the bar goes first, then the end of the note.
+    """
+    fixed = [Column(no_wrap=True) for _ in range(3)]
+    return Progress(
+        TextColumn("{task.description}", table_column=fixed[0]),
+        BarColumn(bar_width=20 if console.width >= 80 else 6),
+        MofNCompleteColumn(table_column=fixed[1]),
+        TextColumn("{task.fields[left]}", table_column=fixed[2]),
+        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, ratio=1)),
+        console=console,
+        expand=True,
+    )
+
+
+def time_left(seconds: float, done: float, remaining: float) -> str:
+    """`2.1 min left`, at the mean speed of what is `done`; empty where that tells nothing."""
+    if not (done > 0 and remaining > 0):
+        return ""
+    return f"{format_duration(seconds / done * remaining, digits=2)} left"
