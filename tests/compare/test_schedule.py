@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from rosa.compare.grid import Grid, TrainingSet
 from rosa.compare.job import Job, status_file
 from rosa.compare.local import PRELOAD, visible_gpus
 from rosa.compare.plan import plan
-from rosa.compare.progress import StudyProgress
+from rosa.compare.progress import StudyProgress, describe_step
 from rosa.compare.results import StudyResults
 from rosa.compare.run import compare, merge_environments, save_grid, sigterm_as_keyboard_interrupt
 from rosa.compare.schedule import Schedule
@@ -375,3 +376,13 @@ class TestEnvironment:
         self.keep(tmp_path, both)
         later = {**self.THERE, "date": "3"}
         assert merge_environments(tmp_path, later, runs_now=True)["earlier"] == [self.HERE]
+
+
+def test_a_line_for_a_training_run_says_of_how_many_steps_and_how_fast(tmp_path: Path) -> None:
+    job = make_schedule(tmp_path).jobs[0]
+    last = {"step": 45, "loss": 0.31244, "learning_rate": 9.8e-4, "tokens_per_second": 445.2}
+    job = replace(job, recipe=replace(job.recipe, max_steps=120))
+    assert describe_step(last, job) == "step 45 of 120, loss 0.3124, lr 9.8e-04, 445 tokens/s"
+    job = replace(job, recipe=replace(job.recipe, max_steps=None, epochs=3.0))
+    assert describe_step({"step": 45, "epoch": 0.5}, job) == "step 45 of 270"
+    assert describe_step({}, job) == "step 0"

@@ -106,7 +106,7 @@ class StudyProgress:
 
 
 def activity(study: Path, job: Job) -> str:
-    """What a running job does: `training, step 45 of 120, loss 0.3124, ...`, or the task it answers."""
+    """What a running job does: `training, step 45 of 120, ...`, or the task it answers."""
     status = read_status(study, job.id)
     state, folder = status.get("state"), study / job.id
     if state == "training":
