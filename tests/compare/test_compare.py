@@ -110,6 +110,18 @@ def test_a_finished_run_with_another_recipe_is_not_taken_for_this_one(
     assert "had another `adapter." in capsys.readouterr().err
 
 
+def test_the_tables_and_the_path_of_the_report_come_last(
+    study: Path, capsys: pytest.CaptureFixture
+) -> None:
+    grid = write_grid(study.parent, tune=TUNE, methods=["lora"])
+    assert main(["compare", str(grid)]) == 0  # nothing is left to run
+    *table, last = capsys.readouterr().out.splitlines()
+    assert any("tiny-sums" in line for line in table)
+    assert any(line.strip().startswith("LoRA") for line in table)
+    assert last == f"finished runs: 1, in {study}; report: {study / 'report.html'}"
+    assert (study / "report.html").is_file()
+
+
 @pytest.mark.slow
 def test_ctrl_c_and_the_same_command_again_give_the_uninterrupted_study(tmp_path: Path) -> None:
     recipe = {**GRID["recipe"], "max_steps": 60, "save_steps": 30}

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from rosa.cli.parser import Parser, check_keys
 from rosa.cli.recipe_parser import read_yaml_file, resolve_recipe
-from rosa.common.tables.render import print_table
+from rosa.cli.tables import print_tables
 from rosa.compare.executors import make_executor
 from rosa.compare.grid import Grid, TrainingSet
 from rosa.compare.plan import plan
@@ -85,11 +85,9 @@ def run(args: tuple[Grid, Any]) -> int:
         console.print(f"{len(jobs) - tuning} runs, and {tuning} to choose learning rates")
         return 0
     results = run_grid(grid, options, console)
-    for section in sections(results, TableOptions()):
-        print_table(main_table(section), console)
-        console.print()
+    print_tables(main_table(section) for section in sections(results, TableOptions()))
     report = f"; report: {results.folder / REPORT}" if (results.folder / REPORT).is_file() else ""
-    line = f"{len(results.runs)} finished runs are in {results.folder}{report}"
+    line = f"finished runs: {len(results.runs)}, in {results.folder}{report}"
     console.print(line, soft_wrap=True)
     return 1 if results.failures else 0
 

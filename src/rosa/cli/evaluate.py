@@ -85,6 +85,7 @@ def run(args: Any) -> None:
     """Score with our tasks, with lm-eval's, or stored answers; print the table."""
     from rich.console import Console
 
+    from rosa.compare.base_model import check_base_results
     from rosa.evaluate.rescore import rescore
     from rosa.evaluate.run import run_evaluation
 
@@ -103,20 +104,25 @@ def run(args: Any) -> None:
         **{f.name: getattr(args, f.name) for f in fields(EvaluationOptions)}
     )
     out = Path(args.out or results_folder(args.model, options)).expanduser()
-    base = find_base_results(args.model, args.base_results, options) if tasks else None
-    results = run_evaluation(
-        args.model,
-        tasks,
-        options,
-        out=out,
-        load_options={key: getattr(args, key) for key in LOADING},
-        log=console.print,
-        progress=True,
-    )
+    given = args.base_results
+    if given is not None:
+        check_base_results(given, base_of(args.model))
+    try:
+        results = run_evaluation(
+            args.model,
+            tasks,
+            options,
+            out=out,
+            load_options={key: getattr(args, key) for key in LOADING},
+            log=console.print,
+            progress=True,
+        )
+    except KeyboardInterrupt:
+        console.print("stopped; answers so far are kept, rerun the same command to resume")
+        raise
     if results is not None:
         print_results(results, out, console)
-    if base is not None:
-        print_beside_base(base, out, console, was_given=args.base_results is not None)
+        print_beside_base(given, out, options, console)
 
 
 def results_folder(model: str, options: EvaluationOptions) -> str:
@@ -125,32 +131,33 @@ def results_folder(model: str, options: EvaluationOptions) -> str:
     return f"{default_folder(model, 'evaluation', 'evaluate')}{suffix}"
 
 
-def find_base_results(model: str, given: str | None, options: EvaluationOptions) -> Path | None:
-    """The results folder of an adapter's base model: the given one, checked, or the default one."""
-    from rosa.compare.base_model import check_base_results
-
+def base_of(model: str) -> str:
+    """The base model of an adapter; RosaError for a base model."""
     config_file = find_adapter_config(model)
     if config_file is None:
-        if given is not None:
-            raise RosaError(f"--base_results is for adapters, and '{model}' is a base model")
-        return None
-    base = adapter_base(model, config_file)
-    if given is not None:
-        check_base_results(given, base)
-        return Path(given)
-    folder = Path(results_folder(base, options))
-    return folder if (folder / "results.json").is_file() else None
+        raise RosaError(f"--base_results is for adapters, and '{model}' is a base model")
+    return adapter_base(model, config_file)
 
 
-def print_beside_base(base: Path, out: Path, console: Console, *, was_given: bool) -> None:
-    """The table of base and adapter; for a folder that was not given, why there is none."""
+def print_beside_base(
+    given: str | None, out: Path, options: EvaluationOptions, console: Console
+) -> None:
+    """The table of base model and adapter, if the base has results where they go by default.
+
+    Raises RosaError if those `given` cannot be compared; of the default ones it prints the reason.
+    """
     from rosa.common.tables.render import print_table
     from rosa.compare.base_model import base_table
+    from rosa.evaluate.folder import EvaluationFolder
 
+    run = EvaluationFolder(out).read_json("run.json")
+    base = Path(given or results_folder(run["model"], options))
+    if not run.get("adapter") or not (base / "results.json").is_file():
+        return
     try:
         table = base_table(base, out)
     except RosaError as error:
-        if was_given:
+        if given is not None:
             raise
         console.print(f"no comparison with the base model: {error}")
     else:

@@ -12,8 +12,8 @@ from rosa.cli import inspect
 from rosa.cli.compare import add_executor_options, run_grid
 from rosa.cli.parser import Parser
 from rosa.cli.recipe_parser import resolve_recipe
+from rosa.cli.tables import print_tables
 from rosa.common.formatting import format_bytes
-from rosa.common.tables.render import print_table
 from rosa.errors import RosaError
 from rosa.reproduce.dry_run import base_size, dry_run
 from rosa.reproduce.output import draw_target_figures, write_target_tables
@@ -82,12 +82,10 @@ def run(args: Any) -> int:
     assert target.grid is not None
     study = run_grid(target.grid, args, console)
     if study.runs:
-        for table in write_target_tables(target, study):
-            print_table(table, console)
-            console.print()
+        print_tables(write_target_tables(target, study))
         draw_target_figures(target, study)
         console.print(
-            f"{len(study.runs)} finished runs are in {study.folder}, tables and figures in "
+            f"finished runs: {len(study.runs)}, in {study.folder}; tables and figures: "
             f"{target.folder}",
             soft_wrap=True,
         )

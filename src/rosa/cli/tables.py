@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -74,10 +75,10 @@ def run(args: Any) -> None:
         files = save(printed, Path(args.out), formats) + files
         sys.stdout.write("".join(f"{file}\n" for file in files))
     else:
-        _print(printed, args.format or "terminal")
+        print_tables(printed, args.format or "terminal")
 
 
-def _print(tables: list[Table], name: str) -> None:
+def print_tables(tables: Iterable[Table], name: str = "terminal") -> None:
     """To standard output; to a terminal in bold and as wide as it is."""
     from rich.console import Console
 

@@ -36,7 +36,8 @@ class AnswerProgress:
 
     def __exit__(self, *_error: object) -> None:
         self._host_memory.stop()
-        self._bar.stop()
+        if self._on_terminal:
+            self._bar.stop()
 
     def advance(self, title: str, answers: int, speed: float, *, asked: bool = True) -> None:
         """Counts answers to the task `title`: just generated if `asked`, else read from disk."""

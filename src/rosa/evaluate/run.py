@@ -86,7 +86,7 @@ def run_evaluation(
     if not requests:
         return None
     if out is not None:
-        log(f"answers are written to {out}; rerun the same command to resume")
+        log(f"answers are written to {out}")
     return evaluate(
         loaded.model,
         loaded.tokenizer,
