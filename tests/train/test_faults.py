@@ -24,7 +24,7 @@ from transformers import OlmoConfig, OlmoForCausalLM
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 from rosa.cli.main import main
 from rosa.cli.recipe_parser import load_recipe
-from rosa.data.json_rows import read_rows
+from rosa.data.row_files import read_rows
 from rosa.errors import RosaError
 from rosa.evaluate.forgetting import PlainText, measure_forgetting
 from rosa.evaluate.generation import generate

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rosa.data.json_rows import optional_text_field, text_field
+from rosa.data.row_files import optional_text_field, text_field
 from rosa.errors import RosaError, errors_as
 
 PROMPTS = ("alpaca", "plain", "chat")

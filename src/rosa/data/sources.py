@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rosa.assets import ASSETS
-from rosa.data.json_rows import read_rows
+from rosa.data.row_files import read_rows
 from rosa.errors import RosaError, errors_as
 
 TOY_DATA = ASSETS / "tiny-data"

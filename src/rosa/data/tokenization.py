@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from rosa.data.json_rows import check_text, text_field
 from rosa.data.prompts import chat_text, in_parts, read_question, render
+from rosa.data.row_files import check_text, text_field
 from rosa.errors import RosaError
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rosa.data.json_rows import read_rows, text_field
 from rosa.data.prompts import Question, chat_turns, read_question, render
+from rosa.data.row_files import read_rows, text_field
 from rosa.data.sources import TOY_DATA
 from rosa.errors import RosaError, errors_as
 from rosa.evaluate.answer_filters import FILTERS

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rosa.data.json_rows import read_rows, text_field
 from rosa.data.prompts import Shot, read_question
+from rosa.data.row_files import read_rows, text_field
 from rosa.errors import RosaError
 from rosa.evaluate.answer_filters import FILTERS
 from rosa.evaluate.examples import Example, data_file

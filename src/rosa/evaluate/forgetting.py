@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rosa.data.json_rows import read_text
+from rosa.data.row_files import read_text
 from rosa.data.sources import TOY_DATA
 from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError, errors_as

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rosa.data.json_rows import read_text, text_field
+from rosa.data.row_files import read_text, text_field
 from rosa.data.sources import load_training_rows, toy_tasks
 from rosa.data.splits import sample
 from rosa.data.tokenization import KNOWN_FORMS, LocatedRow, encode_prompts, tokenize_rows

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rosa.compare.results import StudyResults
-from rosa.data.json_rows import read_rows
+from rosa.data.row_files import read_rows
 from rosa.errors import RosaError
 from rosa.report.html.head import seeds_in_order
 

@@ -23,7 +23,7 @@ from rosa.compare.significance import (
     mcnemar,
     welch,
 )
-from rosa.data.json_rows import read_rows
+from rosa.data.row_files import read_rows
 from rosa.errors import RosaError, did_you_mean
 
 Answers = tuple[Path, int, int] | None  # a file, when it was written, its size

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rosa.data.json_rows import read_rows
+from rosa.data.row_files import read_rows
 from rosa.errors import RosaError
 
 rows_of_text = st.lists(
