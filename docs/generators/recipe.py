@@ -39,7 +39,7 @@ def default_of(field: dataclasses.Field[Any]) -> str:
         value = field.default_factory()
     else:
         return "required"
-    if value == {}:
+    if field.name == "adapter":
         return "see below"
     if isinstance(value, UseMethodDefault):
         return str(value)

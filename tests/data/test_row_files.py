@@ -1,8 +1,9 @@
-"""Reading JSON and JSONL rows: what comes out, and what is said about files that are wrong."""
+"""Reading rows of JSON, CSV and Parquet files: what comes out, and what is said of wrong files."""
 
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import json
 import lzma
@@ -115,7 +116,7 @@ def _arrow(table, sink):
 def test_tables_of_other_formats_are_named(tmp_path, write, kind):
     file = tmp_path / "rows.json"
     write(pyarrow.table({"instruction": ["a"], "output": ["b"]}), str(file))
-    with pytest.raises(RosaError, match=f"is {kind}; convert it"):
+    with pytest.raises(RosaError, match=f"is {kind}; (convert it|give it the suffix .parquet)"):
         read_rows(file)
 
 
@@ -156,3 +157,72 @@ def test_a_byte_order_mark_and_a_line_separator_are_harmless(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('\ufeff{"a": "one\u2028two"}\n', encoding="utf-8")
     assert read_rows(file) == [{"a": "one\u2028two"}]
+
+
+# What a library's type inference would change: 7, a date, missing values, a number, a bool.
+RAW = [
+    "007",
+    "2024-01-02",
+    "NA",
+    "null",
+    "",
+    "1,000",
+    "1e3",
+    "True",
+    " padded ",
+    'a "quote"',
+    "é\n2",
+]
+
+
+@pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".tsv", "\t"), (".CSV", ";")])
+def test_every_value_of_a_csv_file_is_its_text(tmp_path, suffix, delimiter):
+    file = tmp_path / f"rows{suffix}"
+    with file.open("w", encoding="utf-8-sig", newline="") as opened:
+        writer = csv.writer(opened, delimiter=delimiter)
+        writer.writerows([["instruction", "output"], *([text, text] for text in RAW)])
+    assert read_rows(file) == [{"instruction": text, "output": text} for text in RAW]
+
+
+def test_a_csv_field_may_be_long(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("prompt,completion\n" + "x" * 200_000 + ",y\n")
+    assert read_rows(file)[0]["prompt"] == "x" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "has no rows"),
+        ("a,b\n", "has no rows"),
+        (
+            "a,b\n1,2\n3,4,5\n",
+            "row 2: it has not as many fields as the first line, which names",
+        ),
+        ("a,b\n1,2\n3\n", "row 2: it has not as many fields"),
+        ("a,b,a\n1,2,3\n", "has 2 columns named 'a'"),
+        ('a,b\n1,"2\n', "line 2: bad CSV"),
+    ],
+)
+def test_a_csv_file_that_would_be_misread_is_an_error(tmp_path, content, complaint):
+    file = tmp_path / "rows.csv"
+    file.write_text(content)
+    with pytest.raises(RosaError, match=re.escape(complaint)) as caught:
+        read_rows(file)
+    assert str(file) in str(caught.value)
+
+
+def test_a_parquet_file_keeps_lists_and_types(tmp_path):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "7"}]
+    rows = [{"messages": turns, "n": 1}, {"messages": turns[:1], "n": None}]
+    file = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    assert read_rows(file) == rows
+
+
+def test_a_parquet_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "rows.parquet").write_text("a,b\n1,2\n")
+    with pytest.raises(RosaError, match=r"rows\.parquet is not a readable Parquet file"):
+        read_rows(tmp_path / "rows.parquet")
+    with pytest.raises(RosaError, match=r"no data file .*absent\.parquet"):
+        read_rows(tmp_path / "absent.parquet")

@@ -221,10 +221,10 @@ def test_anchors_and_merged_keys_of_yaml_work(tmp_path: Path) -> None:
     assert read.dls == DlsConfig(interval=5, seed=2)
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows.json"])
+@pytest.mark.parametrize("name", ["rows.txt", "rows.json"])
 def test_a_table_is_called_what_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("instruction,output\nWhat is it?,true\n")
-    with pytest.raises(RosaError, match=r"is CSV; conv"):
+    with pytest.raises(RosaError, match=r"is CSV; give it the suffix \.csv"):
         read_rows(tmp_path / name)
 
 

@@ -12,12 +12,14 @@ from typing import Any
 import yaml
 
 from rosa.cli.parser import Parser, check_keys, check_options
+from rosa.data.sources import FORMS
 from rosa.dls.config import DlsConfig
 from rosa.errors import RosaError, one_line
 from rosa.methods.registry import load_method
 from rosa.train.recipe import DEFAULT_METHOD, Recipe
 
-_DLS_KEYS = [f"dls.{field.name}" for field in fields(DlsConfig)]
+_NESTED_KEYS = [f"dls.{field.name}" for field in fields(DlsConfig)]
+_NESTED_KEYS += [f"columns.{name}" for name in dict.fromkeys(sum(FORMS, ()))]
 
 
 def load_recipe(path: str, *overrides: str) -> Recipe:
@@ -77,7 +79,7 @@ class RecipeParser:
 
     def _check_keys(self, given: dict[str, Any], where: str, options: list[str]) -> None:
         """Raises RosaError for an unknown key, before PEFT and PyTorch are imported."""
-        known = [field.name for field in fields(Recipe)] + _DLS_KEYS
+        known = [field.name for field in fields(Recipe)] + _NESTED_KEYS
         check_keys((k for k in _flatten(given) if not k.startswith("adapter.")), known, where)
         known += [*self._flags, "help", "config", "print_config", "data+", "report_to+"]
         check_options((word for word in options if not word.startswith("--adapter.")), known)
@@ -101,7 +103,7 @@ def _parser(prog: str, flags: tuple[tuple[str, str], ...], method_name: str | No
     Without a method, the one of `--help`, which needs no PEFT.
     """
     parser = Parser(
-        nested_keys=_DLS_KEYS,
+        nested_keys=_NESTED_KEYS,
         prog=prog,
         usage=f"{prog} RECIPE.yaml [--key value ...]",
         description="Fine-tune a model from a recipe. The keys under `adapter` are those of the "

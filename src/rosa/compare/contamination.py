@@ -85,7 +85,8 @@ def write_overlap(grid: Grid) -> OverlapTable:
     """
     found: OverlapTable = {}
     for name, train_set in grid.training_sets.items():
-        rows = [row for source in train_set.sources for row in load_training_rows(source)]
+        columns = {**grid.recipe, **train_set.recipe}.get("columns")
+        rows = [row for source in train_set.sources for row in load_training_rows(source, columns)]
         found[name] = {
             task.name: asdict(count_overlap(rows, load_examples(task, grid.evaluate.data)))
             for task in resolve_tasks(train_set.tasks)

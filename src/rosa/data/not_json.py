@@ -9,16 +9,15 @@ import ast
 import json
 import re
 
-_CONVERT = "convert it to JSONL ({}.to_json('rows.jsonl', orient='records', lines=True) in pandas)"
 _UNPACK = "unpack it first"
 # The first bytes of files that hold no UTF-8 text.
 _SIGNATURES = (
-    (b"PAR1", "Parquet", _CONVERT.format("read_parquet(...)")),
-    (b"ARROW1", "Arrow", _CONVERT.format("read_feather(...)")),
+    (b"PAR1", "Parquet", "give it the suffix .parquet"),
+    (b"ARROW1", "Arrow", "convert it (read_feather(...).to_parquet(...) in pandas)"),
     (
         b"\xff\xff\xff\xff",
         "an Arrow stream",
-        "convert it (Dataset.from_file(...).to_json(...))",
+        "convert it (Dataset.from_file(...).to_parquet(...) in datasets)",
     ),
     (b"\x1f\x8b", "compressed with gzip", _UNPACK),
     (b"BZh", "compressed with bzip2", _UNPACK),
@@ -58,7 +57,7 @@ def describe_text(text: str) -> str | None:
         return "is YAML; write the rows as JSON or JSONL"
     for mark, kind in (("\t", "TSV"), (",", "CSV"), (";", "CSV")):
         if mark in first:
-            return f"is {kind}; {_CONVERT.format('read_csv(...)')}"
+            return f"is {kind}; give it the suffix .{kind.lower()}"
     return f"is not JSON: it begins with {first[:40]!r}; give a JSON or JSONL file"
 
 

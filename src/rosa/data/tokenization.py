@@ -26,7 +26,8 @@ Encoded = tuple[list[int], list[int]]  # input_ids, labels
 IGNORE_INDEX = -100
 TOKENIZE_BATCH = 1000  # rows that the tokenizer is given at a time
 KNOWN_FORMS = (
-    "`instruction` and `output` (LLM-Adapters), `prompt` and `completion`, or `messages` (chat)"
+    "`instruction` and `output` (LLM-Adapters), `prompt` and `completion`, `messages` (chat), or "
+    "`conversations` (ShareGPT); `columns` names them where they are called otherwise"
 )
 
 
@@ -261,4 +262,6 @@ def _read_message(message: Any, where: str) -> dict[str, Any]:
     if not (isinstance(content, str) and isinstance(message.get("role"), str)):
         raise RosaError(f"{where}: `messages` must be a list of {{role, content}} texts")
     check_text(content, f"{where}: a message")
-    return {**message, "content": content}
+    # A column of messages has every key in every turn, null where there is none.
+    given = {key: value for key, value in message.items() if value is not None}
+    return {**given, "content": content}

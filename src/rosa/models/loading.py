@@ -71,11 +71,13 @@ def load_base_model(
     dtype: str = "auto",
     device: str = "auto",
     quantization: str | None = None,
+    attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The causal language model `name`: a hub id, a local folder or a built-in name.
 
-    `quantization` loads its linear layers in 4 bits ("nf4") or 8 ("int8").
+    `quantization` loads its linear layers in 4 bits ("nf4") or 8 ("int8"); `attn_implementation` is
+    Transformers' name of an attention kernel.
 
     Raises RosaError if the folder has no `config.json`, the weights are missing, damaged or of
     other shapes than the configuration says, or the hub cannot be reached.
@@ -97,6 +99,7 @@ def load_base_model(
             path,
             dtype=compute_dtype,
             trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # raised below, with the key
             output_loading_info=True,

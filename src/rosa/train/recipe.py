@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
+from rosa.data.sources import check_columns
 from rosa.dls.config import DlsConfig
 from rosa.errors import RosaError
 from rosa.methods.registry import load_method
@@ -44,7 +45,10 @@ class Recipe:
 
     Args:
         model: hub id, local folder, or the built-in `rosa-tiny`.
-        data: training rows: a JSON or JSONL file, a built-in toy task, or a hub id; or a list.
+        data: training rows: a JSON, JSONL, CSV, TSV or Parquet file, a built-in toy task, or a hub
+            id; or a list.
+        columns: which columns of the data hold the fields of a row where they have other names,
+            such as `{instruction: question, output: reply}`.
         output_dir: the run's folder; must not hold another run.
         method: a name from docs/reference/methods.md, or a PEFT method such as `ia3`.
         adapter: the method's own keys, those of its PEFT config.
@@ -60,6 +64,9 @@ class Recipe:
         batch_size: rows per micro-step; several processes share the rows of a step.
         group_by_length: put rows of similar length in a step, in a seeded order, which saves the
             computation of padding; `false` shuffles without regard to length.
+        packing: put several rows in one sequence of at most `max_length` tokens, which then counts
+            as a row of the batch; each row is computed as if alone. `group_by_length` has no effect
+            then.
         gradient_accumulation: micro-steps per optimizer step.
         learning_rate: peak of the schedule (AdamW).
         norm_learning_rate: the same for the norms alone; `null` trains them with `learning_rate`.
@@ -69,6 +76,8 @@ class Recipe:
         max_grad_norm: gradient clipping; 0 turns it off.
         precision: `auto` is bf16 where the device computes in it (CUDA from Ampere on, CPUs with
             AMX or AVX512-BF16), else float32; `fp16` trains with loss scaling, on CUDA only.
+        attn_implementation: attention kernel as Transformers names it: `sdpa`, `eager`,
+            `flash_attention_2`, ...; `null` lets Transformers choose.
         quantization: the frozen base model in 4 bits (`nf4`, as QLoRA) or 8 (`int8`); needs
             bitsandbytes (docs/guides/training.md).
         gradient_checkpointing: recompute activations in the backward pass to save memory.
@@ -85,6 +94,7 @@ class Recipe:
     data: str | list[str]
     output_dir: str
     method: str = DEFAULT_METHOD
+    columns: dict[str, str] = field(default_factory=dict)
     adapter: dict[str, Any] = field(default_factory=dict)
     dls: DlsConfig | None = USE_METHOD_DEFAULT
     max_length: int = 512
@@ -96,6 +106,7 @@ class Recipe:
     max_steps: int | None = None
     batch_size: int = 2
     group_by_length: bool = True
+    packing: bool = False
     gradient_accumulation: int = 2
     learning_rate: float = 1e-3
     norm_learning_rate: float | None = USE_METHOD_DEFAULT
@@ -104,6 +115,7 @@ class Recipe:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
+    attn_implementation: str | None = None
     quantization: Quantization | None = None
     gradient_checkpointing: bool = False
     save_steps: int | None = None
@@ -166,6 +178,7 @@ def check_recipe(recipe: Recipe) -> None:
     for key in ("model", "output_dir", "data"):
         if not getattr(recipe, key):
             raise RosaError(f"{key} is empty")
+    check_columns(recipe.columns)
     check_quantization(recipe.quantization)
     _check_trackers(recipe.trackers)
 

@@ -35,6 +35,7 @@ from rosa.models.loading import check_vocabulary, load_base_model, load_tokenize
 from rosa.train.callbacks import MetricsWriter, ProgressReport, StopOnSignal
 from rosa.train.costs import CostMeter, Costs, run_costs, write_costs
 from rosa.train.model_card import write_model_card
+from rosa.train.packing import check_method_packs, check_rows_stay_apart, pack_rows
 from rosa.train.plots import draw_layers, draw_loss, read_history
 from rosa.train.recipe import Recipe, check_recipe
 from rosa.train.run_folder import RunFolder, drop_lines_after, step_of
@@ -97,11 +98,16 @@ def train(recipe: Recipe, *, resume: bool = False, log: Log = print) -> TrainRes
     if resume:
         recipe = folder.as_started(recipe)
     # Everything that may be wrong is read before anything is written.
+    if recipe.packing:
+        check_method_packs(recipe)
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
     train_set, validation_set = load_tokenized_rows(recipe, tokenizer)
     log(f"training rows: {train_set.report()}")
     if validation_set.rows:
         log(f"validation rows: {validation_set.report()}")
+    if recipe.packing:
+        train_set.rows = pack_rows(train_set.rows, recipe.max_length, recipe.seed)
+        log(f"packed into {len(train_set.rows)} sequences of at most {recipe.max_length} tokens")
     set_seed(recipe.seed)
     total_steps = planned_steps(recipe, len(train_set.rows))
     model = build_model(recipe, total_steps)
@@ -109,6 +115,8 @@ def train(recipe: Recipe, *, resume: bool = False, log: Log = print) -> TrainRes
     log(describe_parameters(model))
     prepared = PreparedRun(recipe, model, tokenizer, train_set, validation_set, total_steps)
     check_selection(prepared)
+    if recipe.packing:
+        check_rows_stay_apart(model, recipe.model)
     held = lock_folder(folder.path) if is_main_process() else nullcontext()
     with held, translate_disk_errors(folder.path, lambda: _resume_hint(folder)):
         checkpoint = run_on_main_process(lambda: _open(folder, prepared, resume))
@@ -191,7 +199,7 @@ def load_tokenized_rows(recipe: Recipe, tokenizer: Any) -> tuple[TokenizedRows, 
     rows = [
         (source, number, row)
         for source in recipe.data_sources
-        for number, row in enumerate(load_training_rows(source), start=1)
+        for number, row in enumerate(load_training_rows(source, recipe.columns), 1)
     ]
     rows = sample(rows, recipe.limit, recipe.seed)
     train_set, validation_set = (
@@ -245,6 +253,7 @@ def build_model(recipe: Recipe, total_steps: int) -> Any:
         recipe.model,
         dtype=recipe.precision,
         quantization=recipe.quantization,
+        attn_implementation=recipe.attn_implementation,
         trust_remote_code=recipe.trust_remote_code,
     )
     config = method_config(recipe.method, recipe.adapter, total_steps=total_steps)

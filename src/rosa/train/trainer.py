@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,9 @@ class GuardedTrainer(SFTTrainer):
         Raises:
             DivergedError: the loss is NaN or infinite.
         """
-        self._meter.count(int(self.accelerator.reduce(inputs["attention_mask"].sum())))
+        # A packed batch has neither padding nor a mask.
+        mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+        self._meter.count(int(self.accelerator.reduce(mask.sum())))
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss).all():
             self._raise_diverged("the loss")
@@ -137,6 +139,15 @@ class GuardedTrainer(SFTTrainer):
         loader = super().get_train_dataloader()
         pass_epochs_to_sampler(loader)
         return loader
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """The Trainer's; validation rows are padded also where training rows are packed."""
+        collator: Any = self.data_collator
+        self.data_collator = replace(collator, padding_free=False)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = collator
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -324,7 +335,10 @@ def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) ->
         max_steps=recipe.max_steps or -1,
         per_device_train_batch_size=share.batch_size,
         per_device_eval_batch_size=recipe.batch_size,
-        train_sampling_strategy="group_by_length" if recipe.group_by_length else "random",
+        train_sampling_strategy=(
+            "group_by_length" if recipe.group_by_length and not recipe.packing else "random"
+        ),
+        packing=recipe.packing,
         gradient_accumulation_steps=share.gradient_accumulation,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=recipe.schedule,
