@@ -13,8 +13,9 @@ from rosa.methods.registry import GROUPS, load_method, method_config, method_nam
 from rosa.train.recipe import Recipe
 
 NINE = {"lora", "dora", "adalora", "boft", "vera", "c3a", "bone", "ln_tuning", "rosa"}
-VARIANTS = {"roae_only", "rosa_low_0.5", "rosa_lr128", "rosa_lr64", "lora_qk", "norms_only"} | {
-    "rosa_relative"
+VARIANTS = {
+    *("rosa_lr128", "rosa_lr64", "roae_only", "rosa_low_0.5"),
+    *("lora_qk", "norms_only", "full_layers", "rosa_relative"),
 }
 WITH_DLS = {"rosa", "rosa_low_0.5", "rosa_lr128", "rosa_lr64", "norms_only"}
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rosa.cli.parser import Parser, check_keys
 from rosa.cli.recipe_parser import read_yaml_file, resolve_recipe
 from rosa.cli.tables import print_tables
+from rosa.compare.equal_time import EqualTime
 from rosa.compare.executors import make_executor
 from rosa.compare.grid import Grid, TrainingSet
 from rosa.compare.plan import plan
@@ -126,7 +127,8 @@ def check_grid_keys(given: dict[str, Any], path: str) -> None:
     parts: list[tuple[str, Any, Any]] = [
         (f"training_sets.{name}", value, TrainingSet) for name, value in sets.items()
     ]
-    for name, kind in (("tune", LearningRateSearch), ("evaluate", EvaluationOptions)):
+    kinds = {"tune": LearningRateSearch, "evaluate": EvaluationOptions, "equal_time": EqualTime}
+    for name, kind in kinds.items():
         parts += [(name, given[name], kind)] if name in given else []
     for where, mapping, kind in parts:
         if not isinstance(mapping, dict):

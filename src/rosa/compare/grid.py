@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from rosa.compare.equal_time import EqualTime
 from rosa.compare.tuning import LearningRateSearch
 from rosa.errors import RosaError
 from rosa.evaluate.options import EvaluationOptions
@@ -58,6 +59,8 @@ class Grid:
         seeds: one run each.
         recipe: recipe keys of every run.
         tune: choose each method's learning rate first; null takes the recipe's.
+        equal_time: train every method as long as one took in an earlier study of this grid, with
+            the learning rates of that study; null gives every method the recipe's steps.
         evaluate: how the runs are scored; `full_responses` is true by default.
         threads: CPU threads per run; part of the grid since rounding depends on it.
     """
@@ -71,6 +74,7 @@ class Grid:
     tune: LearningRateSearch | None = None
     evaluate: EvaluationOptions = STUDY_OPTIONS
     threads: int = 1
+    equal_time: EqualTime | None = None
 
     def check(self) -> None:
         """Raises RosaError for a value whose type is right but not its meaning; names the key."""

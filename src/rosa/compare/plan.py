@@ -37,16 +37,19 @@ def plan(grid: Grid, resolve: ResolveRecipe) -> list[Job]:
     }
     _check_folders(groups)
     jobs = []
-    if grid.tune is not None:
+    tune = grid.tune if grid.equal_time is None else None
+    if tune is not None:
         for group, entry in groups.items():
-            recipe = _recipe(grid, group, entry, resolve, grid.tune.recipe)
-            jobs += tuning_jobs(grid.tune, group, recipe, grid.threads)
+            recipe = _recipe(grid, group, entry, resolve, tune.recipe)
+            jobs += tuning_jobs(tune, group, recipe, grid.threads)
     recipes = {group: _recipe(grid, group, entry, resolve) for group, entry in groups.items()}
+    if grid.equal_time is not None:
+        recipes = {g: grid.equal_time.apply(g, recipe) for g, recipe in recipes.items()}
     for seed, (group, recipe) in product(grid.seeds, recipes.items()):
         id = f"runs/{group.path}/seed-{seed}"
         recipe = replace(recipe, output_dir=str(Path(recipe.output_dir) / id), seed=seed)
         tasks = tuple(grid.training_sets[group.train_set].tasks)
-        is_tuned = grid.tune is not None
+        is_tuned = tune is not None
         jobs.append(Job(id, group, recipe, tasks, grid.evaluate, is_tuned, grid.threads))
     for job in jobs:
         try:
