@@ -19,6 +19,7 @@ from rosa.inspect import capture, inspect_model
 from rosa.inspect import strength as maths
 from rosa.inspect.adapter_effect import PERCENTILES, LogHistogram, norm_scales
 from rosa.inspect.capture import query_key_recorders, run_recorded
+from rosa.inspect.summary import summary_table, to_json, verdict
 from rosa.rope import HookPoint, RopeLayout
 from rosa.rope import layout_of as known_layout
 from tests.support.adapters import adapted, randomize
@@ -265,6 +266,27 @@ def test_r_low_may_be_given() -> None:
     assert len(found.effects[0].dimensions) == 16
     found = inspect_model(loaded(tiny_model("llama-gqa")), TEXTS, r_low=0.5)
     assert found.dimension_shares() == [0.5, 0.5]
+
+
+def test_local_and_global_layers_are_told_apart() -> None:
+    model = tiny_model("gemma3")
+    found = inspect_model(loaded(model), TEXTS)
+    local = [layer.self_attn.is_sliding for layer in model.model.layers]
+    assert found.attention == ["sliding" if is_local else "full" for is_local in local]
+    assert {*local} == {True, False}
+    assert [layer["attention"] for layer in to_json(found)["layers"]] == found.attention
+    assert list(summary_table(found).columns[1].cells) == found.attention
+    whole, full, sliding = verdict(found).splitlines()
+    assert "averaged over layers" in whole
+    for line, kind in ((full, "full"), (sliding, "sliding")):
+        where = found.positions(kind)
+        assert line.endswith(f"in the {len(where)} layers of {kind} attention.")
+        shares = found.energy_shares("query")
+        mean = np.mean([shares[at] for at in where])
+        assert f"hold {100 * mean:.1f}".removesuffix(".0") in line
+    alike = inspect_model(loaded(tiny_model("llama-gqa")), TEXTS)
+    assert len(verdict(alike).splitlines()) == 1
+    assert [c.header for c in summary_table(alike).columns][:2] == ["layer", "of dimensions"]
 
 
 def test_an_architecture_without_rotation_raises() -> None:

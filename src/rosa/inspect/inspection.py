@@ -33,6 +33,7 @@ class Inspection:
     base_states: list[LayerStates] | None = None  # without it; None for a base model
     effects: list[LayerEffect] = field(default_factory=list)  # of RoAE, in adapted layers alone
     norm_changes: list[dict[str, float]] = field(default_factory=list)  # relative, by norm
+    attention: list[str] = field(default_factory=list)  # "full" or "sliding", if the model says it
 
     @property
     def layers(self) -> list[int]:
@@ -56,6 +57,10 @@ class Inspection:
         states = (self.base_states or []) if base else self.states
         pairs = zip(states, self.low, strict=True)
         return [energy_share(getattr(layer, kind), low) for layer, low in pairs]
+
+    def positions(self, attention: str) -> list[int]:
+        """The positions in the lists of the layers with this kind of attention."""
+        return [at for at, kind in enumerate(self.attention) if kind == attention]
 
     def dimension_shares(self) -> list[float]:
         """For each layer the share of the dimensions that are low-frequency."""
@@ -111,6 +116,7 @@ def inspect_model(
     states, effects = _measure(network, texts, batch_size)
     method = getattr(peft_type, "value", peft_type)
     found = Inspection(model.name, model.base, method, texts, r_low, low, states, effects=effects)
+    found = replace(found, attention=_attention_kinds(network, found.layers))
     if not model.adapter:
         return found
     after = norm_scales(network)
@@ -119,6 +125,14 @@ def inspect_model(
         pairs = zip(norm_scales(network), after, strict=True)
         changes = [{name: relative_change(b[name], a[name]) for name in b} for b, a in pairs]
     return replace(found, base_states=base_states, norm_changes=changes)
+
+
+def _attention_kinds(model: Any, layers: list[int]) -> list[str]:
+    """Whether the layers see all tokens or a window, by the configuration's `layer_types`."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None)
+    if not kinds or max(layers) >= len(kinds):
+        return []
+    return [kinds[i].removesuffix("_attention") for i in layers]
 
 
 def _measure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ def _layer(inspection: Inspection, at: int) -> dict[str, Any]:
     states = inspection.states[at]
     record: dict[str, Any] = {
         "layer": states.index,
+        **({"attention": inspection.attention[at]} if inspection.attention else {}),
         "head_dim": states.layout.head_dim,
         "rotary_dim": states.layout.rotary_dim,
         "pairing": states.layout.pairing,
@@ -97,12 +99,15 @@ def summary_table(inspection: Inspection) -> Table:
     from rich.table import Table
 
     table = Table(title="low-frequency dimensions: their share in %", title_justify="left")
-    headings = ["layer", "of dimensions", "of queries' energy", "of keys' energy"]
+    several = len(set(inspection.attention)) > 1
+    headings = ["layer", *(["attention"] if several else []), "of dimensions"]
+    headings += ["of queries' energy", "of keys' energy"]
     if inspection.effects:
         headings += ["RMS of α·S, queries", "keys"]
     for heading in headings:
         table.add_column(heading, justify="right")
-    columns = [[_percent(share) for share in inspection.dimension_shares()]]
+    columns = [inspection.attention] if several else []
+    columns.append([_percent(share) for share in inspection.dimension_shares()])
     for kind in QUERY_AND_KEY:
         cells = [_percent(share) for share in inspection.energy_shares(kind)]
         if inspection.base_states is not None:
@@ -118,11 +123,23 @@ def summary_table(inspection: Inspection) -> Table:
 
 
 def verdict(inspection: Inspection) -> str:
-    """One sentence: whether low frequencies hold more energy than their number, over all layers."""
-    expected = inspection.dimension_shares()
+    """Whether low frequencies hold more energy than their number, over all layers; and a sentence
+    for each kind of attention where layers differ in it."""
+    sentences = [_verdict(inspection, range(len(inspection.layers)), "averaged over layers")]
+    kinds = sorted(set(inspection.attention))
+    for kind in kinds if len(kinds) > 1 else []:
+        where = inspection.positions(kind)
+        words = f"in the {len(where)} layers of {kind} attention"
+        sentences.append(_verdict(inspection, where, words))
+    return "\n".join(sentences)
+
+
+def _verdict(inspection: Inspection, layers: Sequence[int], where: str) -> str:
+    expected = [inspection.dimension_shares()[at] for at in layers]
     parts = []
     for kind, name in zip(QUERY_AND_KEY, ("queries", "keys"), strict=True):
-        shares = inspection.energy_shares(kind)
+        all_shares = inspection.energy_shares(kind)
+        shares = [all_shares[at] for at in layers]
         above = sum(share > even for share, even in zip(shares, expected, strict=True))
         parts.append(
             f"{_percent(float(np.mean(shares)))} % of the {name}' energy "
@@ -130,7 +147,7 @@ def verdict(inspection: Inspection) -> str:
         )
     return (
         f"The low-frequency dimensions, {_percent(float(np.mean(expected)))} % of all, hold "
-        f"{' and '.join(parts)}, averaged over layers."
+        f"{' and '.join(parts)}, {where}."
     )
 
 
