@@ -282,6 +282,10 @@ def test_what_begins_to_train_later_raises_without_scores_too() -> None:
         ({"policy": "randm"}, r"dls\.policy must be one of scores, .*did you mean 'random'"),
         ({"policy": None}, r"dls\.policy must be one of"),
         ({"policy": "random", "p_exploit": 0.5}, r"p_exploit=0\.5 has no effect with .*'random'"),
+        (
+            {"policy": "cyclic", "score": "relative"},
+            r"score='relative' has no effect .* scores nothing",
+        ),
         ({"policy": "upper", "layers": [1]}, r"dls\.layers is a choice of its own"),
     ],
 )

@@ -79,6 +79,11 @@ class DlsConfig:
                 f"dls.p_exploit={self.p_exploit} has no effect with dls.policy={self.policy!r}, "
                 "which does not choose between exploiting and exploring: leave it out"
             )
+        if self.score != "gradient" and not self.needs_scores:
+            raise RosaError(
+                f"dls.score={self.score!r} has no effect with dls.policy={self.policy!r}, which "
+                "scores nothing: leave it out"
+            )
 
     @property
     def needs_scores(self) -> bool:
