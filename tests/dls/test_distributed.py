@@ -43,7 +43,7 @@ def fast(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("slow")
-    for method in ("full", "rosa"):
+    for method in ("full", "rosa", "rosa_relative"):
         train(method, last=SAVED, save_to=folder / f"one {method}")
     return {"folder": folder, **run(folder, SLOW)}
 

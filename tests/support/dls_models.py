@@ -141,6 +141,12 @@ def rosa() -> nn.Module:
     return get_peft_model(tiny_llama(), RosaConfig(r=4, r_low=0.5, alpha=1.0))
 
 
+def rosa_relative() -> nn.Module:
+    torch.manual_seed(0)
+    config = RosaConfig(r=4, r_low=0.5, alpha=1.0, norm_parametrization="relative")
+    return get_peft_model(tiny_llama(), config)
+
+
 MODELS = pytest.mark.parametrize("make", [full, lora, lora_and_norms, rosa])
 
 

@@ -291,6 +291,8 @@ FAST = [
 SLOW = [
     scenario(resumes_from_one_process, "full"),
     scenario(resumes_from_one_process, "rosa"),
+    scenario(resumes_from_one_process, "rosa_relative"),
+    *(scenario(trains, engine, "rosa_relative") for engine in ("ddp", "fsdp2")),
     *(scenario(trains, "ddp", method) for method in ("lora", "lora_and_norms", "rosa")),
     *(scenario(trains, "ddp-unused", method) for method in ("full", "lora_and_norms", "rosa")),
     *(scenario(trains, "fsdp2", method) for method in ("full", "lora", "lora_and_norms")),
