@@ -49,10 +49,11 @@ def rewritten(name: str, c: float) -> nn.Module:
 @pytest.mark.parametrize("name", ["llama-gqa", "qwen3", "gemma3"])
 def test_relative_scores_do_not_depend_on_how_a_function_is_written(name: str) -> None:
     model, again = tiny_model(name, dtype=torch.float64), rewritten(name, 8.0)
-    assert torch.allclose(model(TOKENS).logits, again(TOKENS).logits)
-    assert scores(again, "relative") == pytest.approx(scores(model, "relative"), rel=1e-6)
+    rel = 1e-4 if name == "gemma3" else 1e-6  # Gemma's norms compute in float32
+    assert torch.allclose(model(TOKENS).logits, again(TOKENS).logits, atol=rel)
+    assert scores(again, "relative") == pytest.approx(scores(model, "relative"), rel=rel)
     eighth = [score / 8 for score in scores(model, "gradient")]
-    assert scores(again, "gradient") == pytest.approx(eighth, rel=1e-6)
+    assert scores(again, "gradient") == pytest.approx(eighth, rel=rel)
 
 
 def test_llama_s_and_gemma_s_form_of_one_norm_score_equal() -> None:
@@ -80,7 +81,8 @@ def test_a_relative_norm_scores_as_the_norm_that_it_is(name: str, score: str) ->
             if parameter.requires_grad:
                 saved = key.replace(".default", "").replace(".modules_to_save", "")
                 parameter.copy_(state[saved])
-    assert scores(model, score) == pytest.approx(scores(plain, score), rel=1e-6)
+    rel = 1e-4 if name == "gemma3" else 1e-6
+    assert scores(model, score) == pytest.approx(scores(plain, score), rel=rel)
 
 
 def test_the_paper_s_score_of_absolute_norms_has_no_factors() -> None:
