@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 
 from rosa import RosaConfig
+from rosa.data.length_grouping import LengthGroupedSampler
 from rosa.errors import RosaError
 from rosa.models.loading import load_base_model, load_tokenizer
+from rosa.train.callbacks import MetricsWriter
 from rosa.train.loss import score_supervised_positions
 from rosa.train.recipe import Recipe
 from rosa.train.run import load_tokenized_rows, train
@@ -182,6 +184,50 @@ def test_validation_loss_is_that_of_all_response_tokens_for_any_batch_size(tmp_p
             total += from_all_logits(model, inputs).item()
             tokens += int((inputs["labels"][:, 1:] != -100).sum())
     assert losses == pytest.approx([total / tokens] * 3, rel=1e-5)
+
+
+def test_a_step_s_loss_and_gradients_are_the_mean_over_its_tokens(tmp_path: Path) -> None:
+    """With rows of like length together, and micro-batches of 1 to 60 response tokens."""
+    rows = [
+        {"prompt": "Ann visits Rome. " * (1 + i % 4), "completion": "Ann " * (30 if i % 3 else 1)}
+        for i in range(24)
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    recipe = Recipe(
+        model="rosa-tiny", data=str(tmp_path / "rows.json"), output_dir=str(tmp_path / "run"),
+        method="lora", validation=0, learning_rate=1e-12, max_grad_norm=0.0, batch_size=2,
+        gradient_accumulation=4, epochs=1, log_steps=1, precision="float32", report_to=[],
+    )  # fmt: skip
+    gradients_of_run: list[dict[str, torch.Tensor]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            MetricsWriter,
+            "on_pre_optimizer_step",
+            lambda self, args, state, control, model, **kwargs: gradients_of_run.append(
+                {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+            ),
+            raising=False,
+        )
+        train(recipe)
+    found, tokenizer = logged(tmp_path / "run"), load_tokenizer("rosa-tiny")
+    training, _ = load_tokenized_rows(recipe, tokenizer)
+    order = list(LengthGroupedSampler([len(r["input_ids"]) for r in training.rows], 8, recipe.seed))
+    model = PeftModel.from_pretrained(
+        load_base_model("rosa-tiny", device="cpu"), tmp_path / "run", is_trainable=True
+    )
+    assert len(found) == len(gradients_of_run) == 3
+    for step, (loss, gradient) in enumerate(zip(found, gradients_of_run, strict=True)):
+        total, tokens = torch.zeros((), dtype=torch.float64), 0
+        for i in order[8 * step : 8 * step + 8]:
+            inputs = {k: torch.tensor(v)[None] for k, v in training.rows[i].items()}
+            total = total + from_all_logits(model, inputs)
+            tokens += int((inputs["labels"][:, 1:] != -100).sum())
+        (total / tokens).backward()
+        assert loss == pytest.approx(total.item() / tokens, rel=1e-5)
+        for name, wanted in gradients(model).items():
+            if "lora_B" in name:  # B starts at zero, and so does the gradient of A
+                scale = wanted.abs().max().item()
+                torch.testing.assert_close(gradient[name], wanted, rtol=1e-4, atol=1e-5 * scale)
 
 
 def test_a_model_that_does_not_call_its_head_raises() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rosa.data.row_files import read_text, text_field
+from rosa.data.row_files import SUFFIXES, read_text, text_field
 from rosa.data.sources import load_training_rows, toy_tasks
 from rosa.data.splits import sample
 from rosa.data.tokenization import KNOWN_FORMS, LocatedRow, encode_prompts, tokenize_rows
@@ -50,14 +50,14 @@ def read_texts(data: str | None = None) -> TextSource:
     """The content of `data`, which needs no model.
 
     Args:
-        data: a plain text file, a JSON or JSONL file, a toy task, or a hub id (its train split).
+        data: a plain text file, a file of rows (JSON, CSV, Parquet), a toy task, or a hub id.
             None takes the toy tasks that come with the package.
 
     Raises:
         RosaError: a file that is missing, unreadable or damaged (with its row), or a hub id that
             cannot be loaded.
     """
-    if data is not None and data not in toy_tasks() and not data.endswith((".json", ".jsonl")):
+    if data is not None and data not in toy_tasks() and not data.lower().endswith(SUFFIXES):
         path = Path(data).expanduser()
         if path.is_file() or data.endswith(PLAIN_TEXT):
             return TextSource(data, [read_text(path)])
