@@ -80,6 +80,11 @@ def train_words(tmp_path: Path, model: Path, rows: object = None, **options: obj
     return ["train", recipe_file(tmp_path), *words]
 
 
+def test_a_run_that_has_not_finished(tmp_path: Path, complaint: Complaint) -> None:
+    said = complaint("evaluate", Path(recipe_file(tmp_path)).parent, "--tasks", "tiny-sums")
+    assert f"rosa train {tmp_path / 'recipe.yaml'} --resume" in said
+
+
 def test_a_model_without_rope(tmp_path: Path, complaint: Complaint) -> None:
     model = tmp_path / "gpt2"
     config = GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=1, n_head=2)

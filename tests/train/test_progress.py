@@ -63,7 +63,7 @@ def test_on_a_narrow_terminal_the_bar_and_the_end_of_the_note_go_first(
     last = [line for line in re.split(r"[\r\n]", stream.getvalue()) if "120/400" in line][-1]
     text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", last)
     assert text.startswith("training")
-    assert re.search(r"120/400 +\d+ (ms|s|min|h) left +loss 1.2346", text)
+    assert re.search(r"120/400 +[\d.]+ (ms|s|min|h) left +loss 1.2346", text)
 
 
 def test_without_a_terminal_a_log_is_one_unwrapped_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,12 +101,14 @@ def test_between_logs_there_is_a_line_every_thirty_seconds(monkeypatch: pytest.M
 
 
 def test_what_is_being_done_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    progress, args, state, control, _ = report(monkeypatch, terminal=True)
+    progress, args, state, control, stream = report(monkeypatch, terminal=True)
     named = lambda: progress._bar.tasks[0].description  # noqa: E731
     with progress:
         control.should_evaluate = control.should_save = True
         progress.on_step_end(args, state, control)
         assert named() == "validating"
+        progress.on_log(args, state, control, logs={"eval_loss": 0.5})
+        assert "step 0/400  validation loss 0.5000" in stream.getvalue()
         progress.on_evaluate(args, state, control)
         assert named() == "saving"
         progress.on_step_begin(args, state, control)

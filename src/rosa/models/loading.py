@@ -272,6 +272,11 @@ def _check_folder(name: str, path: str) -> list[Path]:
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise RosaError(f"{folder} is an adapter, not a base model; give its base model here")
+        if (folder / "recipe.yaml").is_file():
+            raise RosaError(
+                f"{folder} holds a run without an adapter, so it has not finished; continue it "
+                f"with rosa train {folder / 'recipe.yaml'} --resume"
+            )
         raise RosaError(f"{folder} has no config.json; it is not a Hugging Face model folder")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:

@@ -105,7 +105,7 @@ class ProgressReport(TrainerCallback):
         self._latest.update(logs)
         self._bar.update(self._task, note=self._describe())
         if "eval_loss" in logs:
-            self._print(state, f"validation loss {logs['eval_loss']:.4f}")
+            self._print(state, f"validation loss {logs['eval_loss']:.4f}", above_bar=True)
         elif "loss" in logs:
             self._print(state, self._values(state))
 
@@ -113,8 +113,8 @@ class ProgressReport(TrainerCallback):
         if self._due():
             self._print(state, doing + self._values(state))
 
-    def _print(self, state: Any, text: str) -> None:
-        if not self._console.is_terminal:
+    def _print(self, state: Any, text: str, *, above_bar: bool = False) -> None:
+        if above_bar or not self._console.is_terminal:
             self._due.restart()
             line = f"step {state.global_step}/{state.max_steps}  {text}".rstrip()
             self._console.print(line, soft_wrap=True, highlight=False)
