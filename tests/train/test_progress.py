@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import LlamaConfig
 
 from rosa.train import callbacks
-from rosa.train.callbacks import ProgressReport
+from rosa.train.callbacks import ProgressReport, StopOnSignal
 from rosa.train.costs import CostMeter
 
 LOGS = {
@@ -113,3 +113,15 @@ def test_what_is_being_done_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         assert named() == "saving"
         progress.on_step_begin(args, state, control)
         assert named() == "training"
+
+
+def test_a_stop_requested_during_validation_does_not_wait_for_another_step() -> None:
+    stopper = StopOnSignal()
+    state = SimpleNamespace(global_step=6, max_steps=60)
+    control = SimpleNamespace(should_save=False, should_training_stop=False)
+    stopper.on_step_end(None, state, control)
+    assert not control.should_training_stop
+    stopper.requested = True
+    stopper.on_evaluate(None, state, control)
+    assert control.should_save
+    assert control.should_training_stop

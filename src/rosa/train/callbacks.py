@@ -32,6 +32,8 @@ class StopOnSignal(TrainerCallback):
             control.should_training_stop = True
         return control
 
+    on_evaluate = on_step_end  # requested during validation: not after another step
+
 
 class MetricsWriter(TrainerCallback):
     """Appends every log of the Trainer to `metrics.jsonl`, with the speed since the last one."""
