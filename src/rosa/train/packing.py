@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from peft import PromptLearningConfig
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.import_utils import is_causal_conv1d_available
 from trl import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -48,10 +49,11 @@ def check_method_packs(recipe: Recipe) -> None:
             resolve_name(recipe.model), trust_remote_code=recipe.trust_remote_code
         )
     model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    if getattr(model_class, "_is_stateful", False):
+    if getattr(model_class, "_is_stateful", False) and not is_causal_conv1d_available():
         raise RosaError(
             f"packing: {recipe.model} ({config.model_type}) has layers with a recurrent state, "
-            "which would pass from one row to the next; use packing: false"
+            "which would pass from one row to the next without the package causal-conv1d; install "
+            "it, or use packing: false"
         )
 
 
