@@ -34,6 +34,10 @@ def test_import_rosa_loads_neither_torch_nor_peft() -> None:
     assert loaded == "[]"
 
 
+def test_what_the_tuners_share_can_be_imported_first() -> None:
+    assert run("from rosa.attention.load import read_shapes; print(read_shapes.__name__)")
+
+
 @pytest.mark.slow  # as it did here, where other tests load adapters
 def test_a_saved_adapter_is_known_where_peft_came_first(tmp_path: Path) -> None:
     RosaConfig(r=4).save_pretrained(str(tmp_path))
