@@ -58,9 +58,9 @@ CONFIGS = {
 }
 KEYS = {"rosa": {"r": 16}, "lora": {"r": 4}, "dora": {"r": 4}, "bone": {"r": 4}, "ln_tuning": {}}
 KEYS |= {"adalora": {"init_r": 4, "target_r": 2}, "rosa_lr64": {"r": 8}, "vera": {"r": 8}}
-KEYS |= {"roae_only": {"r": 24, "r_low": 0.5}}
+KEYS |= {"dypam": {"r": 16, "feature_dim": 8}, "roae_only": {"r": 24, "r_low": 0.5}}
 QUICK = (("llama", False), ("gemma2", True))  # model, half precision
-CLOSE = ("rosa", "lora", "rosa_lr64", "roae_only")
+CLOSE = ("rosa", "lora", "rosa_lr64", "roae_only", "dypam")
 
 
 def adapted(name, method, dtype=torch.float32):

@@ -15,7 +15,7 @@ from rosa.train.recipe import Recipe
 NINE = {"lora", "dora", "adalora", "boft", "vera", "c3a", "bone", "ln_tuning", "rosa"}
 VARIANTS = {
     *("rosa_lr128", "rosa_lr64", "roae_only", "rosa_low_0.5"),
-    *("lora_qk", "norms_only", "full_layers", "rosa_relative"),
+    *("lora_qk", "norms_only", "full_layers", "rosa_relative", "dypam"),
 }
 WITH_DLS = {"rosa", "rosa_low_0.5", "rosa_lr128", "rosa_lr64", "norms_only"}
 

@@ -38,7 +38,8 @@ TRAINED = {
     "prompt_tuning": {"num_virtual_tokens": 4},
     "prefix_tuning": {},
 }
-STUDIED_TOO = {"boft": {"boft_block_size": 4}}  # the study's own, which loads in its own way
+# Of the study: BOFT loads in its own way.
+STUDIED_TOO = {"boft": {"boft_block_size": 4}, "dypam": {"r": 4, "feature_dim": 4}}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def recipe_file(tmp_path: Path, model_folder: Path) -> str:
 
 
 # One each that scales, that has vectors, that rotates, that is a prompt, and BOFT.
-BY_DEFAULT = ("ia3", "vblora", "oft", "prompt_tuning", "boft")
+BY_DEFAULT = ("ia3", "vblora", "oft", "prompt_tuning", "boft", "dypam")
 EACH_METHOD = [
     pytest.param(*item, id=item[0], marks=[] if item[0] in BY_DEFAULT else pytest.mark.slow)
     for item in (TRAINED | STUDIED_TOO).items()

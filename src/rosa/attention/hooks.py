@@ -65,7 +65,7 @@ class Modulation(NamedTuple):
                 variant=self.variant,
             )
         for low, source, activate in self.signals:
-            signal = signal_of(source, activate).unflatten(-1, (low.point.heads, -1))
+            signal = signal_of(source, activate).flatten(2).unflatten(-1, (low.point.heads, -1))
             z = split_heads(output, low.point, low.head_dim)
             if rotation is None:
                 z = modulate_pre_rotation(z, signal, self.alpha, low.pairs)

@@ -37,7 +37,7 @@ NO_MERGE = (
 class AttentionLayer(KeepRequiresGradMixin, nn.Module, BaseTunerLayer):
     """An attention module with adapters, each with its own weights; one is active at a time.
 
-    A method's subclass gives `update_layer`, which adds an adapter, and `_modulations`.
+    A method's subclass gives `update_layer`, which adds an adapter, `_modulations` and `signals`.
     """
 
     method = ""  # its name in error messages
@@ -71,14 +71,11 @@ class AttentionLayer(KeepRequiresGradMixin, nn.Module, BaseTunerLayer):
             getattr(self, name)[adapter_name] = module
         return tuple(modules)
 
-    def _finish_adapter(self, adapter_name: str, config: Any, pairs: int | Sequence[int]) -> None:
-        """The end of `update_layer`: the adapter modulates these pairs of a head, or that many of
-        the slowest."""
+    def _finish_adapter(self, adapter_name: str, config: Any, pairs: Sequence[int]) -> None:
+        """The end of `update_layer`: the adapter modulates these pairs of each head."""
         layout = self.layout
         self.alpha[adapter_name] = config.alpha
-        dimensions = (
-            layout.last_pairs(pairs) if isinstance(pairs, int) else layout.dimensions(pairs)
-        )
+        dimensions = layout.dimensions(pairs)
         self.low_pairs[adapter_name] = (
             LowPairs(layout.query, layout.head_dim, dimensions),
             LowPairs(layout.key, layout.head_dim, dimensions),
@@ -94,6 +91,10 @@ class AttentionLayer(KeepRequiresGradMixin, nn.Module, BaseTunerLayer):
         self, name: str, base: nn.Module, arguments: Mapping[str, Any]
     ) -> tuple[Modulation, ...]:
         """What an adapter does to the output of each hooked module in a call."""
+        raise NotImplementedError
+
+    def signals(self, adapter_name: str, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """S (b, l, heads, dimensions) of queries and keys: α·S is how far each changes."""
         raise NotImplementedError
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
@@ -131,13 +132,12 @@ class AttentionLayer(KeepRequiresGradMixin, nn.Module, BaseTunerLayer):
 
     def _by_output(
         self,
-        name: str,
         signals: tuple[PairSignal, PairSignal],
+        alpha: float,
         rotation: CosSin | PairRotation | None,
         variant: Variant,
     ) -> tuple[Modulation, ...]:
         """The modulation of each hooked output, from the signals of queries and of keys."""
-        alpha = self.alpha[name]
         if len(self._hooked) == 1:
             return (Modulation(signals, alpha, rotation, variant),)
         return tuple(Modulation((signal,), alpha, rotation, variant) for signal in signals)

@@ -17,6 +17,8 @@ longest row, each layer keeps
     feed-forward  e·3·f: gate, its activation, up
     RoSA          e·(d + r + h·d_low) for its input, A's output and P, e·(h + k)·d_low for the
                   low-frequency slices of q and k, and e·k·d_low for S_k, where k < h
+    DyPAM         e·(d + r + h·d_e) for its input, A's output and m, e·k·d_e for the mean of m,
+                  where k < h, and e·s·(h + k)·3/2 for the factors of the pairs and for q and k
     other         e x KEPT x the inputs of the linear layers that the method adapts, and LoRA's
                   rank at each. In float32 layers share an input; in half precision each keeps its
                   own copy.
@@ -217,6 +219,11 @@ def _adapter_bytes(shape: DecoderShape, adapter: AdapterSpec, batch: MicroBatch)
         queries, keys = low_frequency_width(shape, adapter)
         signal = shape.hidden + rank + queries + (keys if shape.kv_heads != shape.heads else 0)
         return e * (signal + queries + keys)
+    if adapter.peft_config == "DypamConfig":
+        rank, features = arguments.get("r", 128), arguments.get("feature_dim", 64)
+        grouped = shape.kv_heads if shape.kv_heads != shape.heads else 0
+        m = shape.hidden + rank + (shape.heads + grouped) * features
+        return e * (m + 1.5 * (shape.query_width + shape.key_width))
     d, q, f = shape.hidden, shape.query_width, shape.intermediate
     # The tensor that each linear layer reads, and its elements.
     inputs = {"q_proj": ("x", d), "k_proj": ("x", d), "v_proj": ("x", d), "o_proj": ("o", q)}

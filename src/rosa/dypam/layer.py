@@ -72,33 +72,42 @@ class DypamLayer(AttentionLayer):
             nn.init.zeros_(scores.bias)
             modules[f"head_{side}"] = HeadBias(point.heads, pairs)
         self._add_modules(adapter_name, modules)
-        self._finish_adapter(adapter_name, config, pairs)
+        self._finish_adapter(adapter_name, config, range(pairs))
 
     def _modulations(
         self, name: str, base: nn.Module, arguments: Mapping[str, Any]
     ) -> tuple[Modulation, ...]:
         check_cos_sin(self.layout, base, arguments)
         hidden_states = arguments["hidden_states"]
-        for_queries, for_keys = self.signals(name, hidden_states)
-        pairs_of_queries, pairs_of_keys = self.low_pairs[name]
-        signals = (
-            PairSignal(pairs_of_queries, for_queries.flatten(-2), False),
-            PairSignal(pairs_of_keys, for_keys.flatten(-2), False),
+        for_queries, for_keys = (
+            PairSignal(pairs, tanh.unsqueeze(-2).expand(*tanh.shape[:-1], 2, -1), False)
+            for pairs, tanh in zip(
+                self.low_pairs[name], self._tanh(name, hidden_states), strict=True
+            )
         )
-        return self._by_output(name, signals, None, select_variant(hidden_states))
+        variant = select_variant(hidden_states)
+        return self._by_output((for_queries, for_keys), self.alpha[name] / 2, None, variant)
 
     def signals(self, adapter_name: str, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        """T (b, l, heads, 2n) of queries and of keys, for input (b, l, d): the pairs twice."""
+        """T (b, l, heads, 2n) of queries and of keys, for input (b, l, d): for each dimension."""
+        queries, keys = (torch.cat([t, t], -1) / 2 for t in self._tanh(adapter_name, hidden_states))
+        return queries, keys
+
+    def _tanh(self, adapter_name: str, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """tanh(g/2) = 2·T (b, l, heads, n), the one tensor that the backward pass needs of g."""
         names = [f"{self.prefix}{name}" for name in ("A", "B")]
         down, up = self._adapter_modules(adapter_name, names)
         m = up(down(self._in_adapter_dtype(adapter_name, names, hidden_states)))
         queries, keys = self.layout.query.heads, self.layout.key.heads
         m = m.unflatten(-1, (queries, -1))
         of_keys = m if keys == queries else m.unflatten(-2, (keys, -1)).mean(-2)
-        return self._scores(adapter_name, "q", m), self._scores(adapter_name, "k", of_keys)
+        return (
+            torch.tanh(self._scores(adapter_name, "q", m) / 2),
+            torch.tanh(self._scores(adapter_name, "k", of_keys) / 2),
+        )
 
     def _scores(self, adapter_name: str, side: str, m: Tensor) -> Tensor:
+        """g (b, l, heads, n) of features (b, l, heads, d_e)."""
         names = [f"{self.prefix}E_{side}", f"{self.prefix}head_{side}"]
         scores, head_bias = self._adapter_modules(adapter_name, names)
-        t = torch.sigmoid(head_bias(scores(m))) - 0.5
-        return torch.cat([t, t], dim=-1)
+        return head_bias(scores(m))

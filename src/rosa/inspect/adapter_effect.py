@@ -1,4 +1,4 @@
-"""What an adapter does: the distribution of RoAE's α·S, by head, and how the norms change.
+"""What an adapter does: the distribution of the signal α·S, by head, and how the norms change.
 
 α·S is the relative change of a modulated dimension: 0.1 makes it 10 % stronger.
 """
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from rosa.attention.layer import AttentionLayer
 from rosa.inspect.capture import forward_arguments
 from rosa.inspect.strength import Array, dimensions_of, sum_of_squares
-from rosa.roae.layer import RosaLayer
 from rosa.rope import layout_of
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -72,11 +72,11 @@ class LogHistogram:
 
 
 class SignalRecorder:
-    """Recomputes the signal of one RoSA layer from its input, and keeps its statistics."""
+    """Recomputes the signal of an adapted attention module, and keeps its statistics."""
 
     real_tokens: Tensor
 
-    def __init__(self, layer: RosaLayer, adapter: str) -> None:
+    def __init__(self, layer: AttentionLayer, adapter: str) -> None:
         self.layer = layer
         self.adapter = adapter
         self.sums = [np.zeros(tap.heads) for tap in (layer.layout.query, layer.layout.key)]
@@ -113,13 +113,13 @@ class SignalRecorder:
 
 
 def signal_recorders(model: nn.Module) -> list[SignalRecorder]:
-    """A recorder for each layer in which a RoSA adapter is active."""
+    """A recorder for each layer in which a RoSA or DyPAM adapter is active."""
     return [
         SignalRecorder(layer, name)
         for layer in model.modules()
-        if isinstance(layer, RosaLayer) and not layer.disable_adapters
+        if isinstance(layer, AttentionLayer) and not layer.disable_adapters
         for name in layer.active_adapters
-        if name in layer.projection
+        if name in layer.low_pairs
     ]
 
 

@@ -106,7 +106,7 @@ def _model_title(inspection: Inspection) -> str:
     name = short_name(inspection.model)
     if inspection.method is None:
         return name
-    method = "RoSA" if inspection.method == "ROSA" else inspection.method
+    method = {"ROSA": "RoSA", "DYPAM": "DyPAM"}.get(inspection.method, inspection.method)
     return f"{name} ({method} adapter on {short_name(inspection.base)})"
 
 

@@ -129,7 +129,7 @@ class RosaLayer(AttentionLayer):
             rotation = pair_rotation(*cos_sin, for_queries.pairs, alpha, hidden_states.dtype)
         s_q, s_k = self._sources(name, hidden_states, variant)
         signals = PairSignal(for_queries, *s_q), PairSignal(for_keys, *s_k)
-        return self._by_output(name, signals, rotation, variant)
+        return self._by_output(signals, alpha, rotation, variant)
 
     def _sources(
         self, name: str, hidden_states: Tensor, variant: Variant
