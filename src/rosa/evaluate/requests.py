@@ -91,8 +91,8 @@ def unparsable_note(task: Task, records: Sequence[Mapping[str, Any]]) -> str | N
     others = " or ".join(f"--prompt {name}" for name in PROMPT_TITLES if name != task.prompt)
     return (
         f"{task.title}: no answer is found in {share}, such as {shown}. The likely cause: the "
-        f"model was not trained with this prompt, {PROMPT_TITLES[task.prompt]}. Try {others}, or "
-        "fine-tune the model on such questions."
+        f"model was not trained with this prompt, {PROMPT_TITLES[task.prompt]}, or too "
+        f"briefly. Try {others}, or fine-tune the model on such questions."
     )
 
 

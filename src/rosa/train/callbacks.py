@@ -111,6 +111,11 @@ class ProgressReport(TrainerCallback):
         elif "loss" in logs:
             self._print(state, self._values(state))
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.update(
+            self._task, description="stopped" if state.global_step < state.max_steps else "trained"
+        )
+
     def _report_if_due(self, state: Any, doing: str = "") -> None:
         if self._due():
             self._print(state, doing + self._values(state))
