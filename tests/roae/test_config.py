@@ -64,7 +64,7 @@ def test_round_trip_through_the_file(tmp_path: Path) -> None:
     assert saved["peft_type"] == "ROSA"
     assert saved["dls"] == {
         "k_ratio": 0.25, "interval": 7, "p_exploit": 0.6, "warmup": 12, "seed": 3,
-        "layers": None, "policy": "scores",
+        "layers": None, "policy": "scores", "score": "gradient",
     }  # fmt: skip
     assert saved["layers_to_transform"] == [1, 2]
     for loaded in (PeftConfig.from_pretrained(tmp_path), RosaConfig.from_pretrained(tmp_path)):
