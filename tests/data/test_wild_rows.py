@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 import rosa
 from rosa.data.prompts import Question, end_of_turn, read_question, render
-from rosa.data.tokenization import tokenize_rows
+from rosa.data.tokenization import check_row, tokenize_rows
 from rosa.errors import RosaError
 from rosa.reproduce.dry_run import token_counts
 
@@ -131,3 +131,62 @@ def test_tools_reach_the_template_or_are_an_error(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ 'tools: ' + tools | tojson if tools else '' }}" + TURNS
     (found,) = tokenize_rows([("f", 1, row)], tokenizer, max_length=512).rows
     assert '"add"' in tokenizer.decode(found["input_ids"])
+
+
+CALLS = (
+    "{% for m in messages %}{{ m['role'] + ': ' }}{% if m.content %}{{ m.content }}{% endif %}"
+    "{% if 'tool_calls' in m %}{% for call in m['tool_calls'] %}{{ call['function'] | tojson }}"
+    "{% endfor %}{% endif %}{{ '<|close|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+
+
+@pytest.mark.parametrize("content", [{"content": None}, {"content": ""}, {}])
+def test_a_turn_that_only_calls_a_tool_is_learned(content: Any, tokenizer: Any) -> None:
+    tokenizer.chat_template = CALLS
+    caller = {"role": "assistant", **content, "tool_calls": [CALL]}
+    answer = {"role": "tool", "content": "2", "tool_calls": None}
+    (first,) = learned(tokenizer, {"messages": [CHAT[0], caller]})
+    assert "add" in first
+    assert "None" not in first
+    (both,) = learned(tokenizer, {"messages": [CHAT[0], caller, answer, CHAT[1]]})
+    assert both == first + "Good day<|close|>"
+
+
+def test_a_template_that_drops_a_tool_call_is_an_error(tokenizer: Any) -> None:
+    caller = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    with pytest.raises(RosaError, match="row 1: the chat template leaves out"):
+        learned(tokenizer, {"messages": [CHAT[0], caller]})
+
+
+@pytest.mark.parametrize(
+    ("turn", "complaint"),
+    [
+        ({"role": "assistant", "content": None}, "the assistant's `content` must be text"),
+        ({"role": "assistant", "content": None, "tool_calls": []}, "`content` must be text"),
+        ({"role": "user", "content": 5}, "the user's `content` must be text, found 5"),
+        ({"role": "assistant", "tool_calls": [{"type": "function"}]}, "`tool_calls` needs"),
+        ({"role": "assistant", "tool_calls": "add"}, "`tool_calls` needs"),
+    ],
+)
+def test_a_turn_without_text_is_an_error(turn: Any, complaint: str, tokenizer: Any) -> None:
+    with pytest.raises(RosaError, match=f"row 1: .*{complaint}"):
+        learned(tokenizer, {"messages": [CHAT[0], turn, *CHAT]})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "a", "answer": "b"},
+        {"instruction": "a", "output": " "},
+        {"messages": [CHAT[0]]},
+        {"prompt": "a", "completion": 5},
+    ],
+)
+def test_a_bad_row_is_found_without_a_tokenizer(row: Any, tokenizer: Any) -> None:
+    with pytest.raises(RosaError) as early:
+        check_row(row, "rows.json", 1)
+    with pytest.raises(RosaError) as late:
+        learned(tokenizer, row)
+    assert str(early.value) == str(late.value)

@@ -26,7 +26,7 @@ def build_parser() -> Parser:
 
 def run(args: Any) -> int:
     """Converts, and prints what was written; raises `RosaError` on bad input."""
-    file, out = Path(args.file).expanduser(), Path(args.out).expanduser()
+    file, out = Path(args.file), Path(args.out)
     model = convert_gguf(file, out, args.dtype)
     config = model.config
     sys.stdout.write(

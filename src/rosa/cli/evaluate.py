@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rosa.cli.parser import Parser
+from rosa.common.files import check_writable
 from rosa.errors import RosaError
 from rosa.evaluate.answer_filters import PUBLISHED
 from rosa.evaluate.options import EvaluationOptions
-from rosa.models.loading import adapter_base, default_folder, find_adapter_config, load
+from rosa.models.loading import (
+    adapter_base,
+    check_model_files,
+    default_folder,
+    find_adapter_config,
+    load,
+)
 from rosa.models.quantization import Quantization
 
 if TYPE_CHECKING:
@@ -103,7 +110,7 @@ def run(args: Any) -> None:
     options = EvaluationOptions(
         **{f.name: getattr(args, f.name) for f in fields(EvaluationOptions)}
     )
-    out = Path(args.out or results_folder(args.model, options)).expanduser()
+    out = Path(args.out or results_folder(args.model, options))
     given = args.base_results
     if given is not None:
         check_base_results(given, base_of(args.model))
@@ -189,6 +196,9 @@ def evaluate_with_lm_eval(args: Any, console: Console) -> None:
         raise RosaError("--harness lm-eval needs --tasks with names of its tasks (arc_easy, ...)")
     if args.prompt not in (None, "chat"):
         raise RosaError("--harness lm-eval has its own prompts; only --prompt chat can be used")
+    check_model_files(args.model)
+    out = Path(args.out or default_folder(args.model, "lm-eval", "lm-eval"))
+    check_writable(out)
     tasks = lm_eval.find_tasks(task_names(args), args.task_dir)
     loaded = load(args.model, **{key: getattr(args, key) for key in LOADING})
     results = lm_eval.run_lm_eval(
@@ -199,7 +209,6 @@ def evaluate_with_lm_eval(args: Any, console: Console) -> None:
         num_fewshot=args.num_fewshot,
         chat=args.prompt == "chat",
     )
-    out = Path(args.out or default_folder(args.model, "lm-eval", "lm-eval"))
     file = lm_eval.write_lm_eval_results(results, out, identity(loaded))
     print_table(lm_eval.results_table(results), console)
     console.print(f"results are in {file}")

@@ -50,11 +50,11 @@ def run(args: Any) -> None:
     _check(args)
     from rosa.inspect import TextSource, read_texts, tokenize_texts
 
-    given = None if args.text is None else TextSource("the given text", [args.text])
-    source = given or read_texts(args.data)
     check_model_files(args.model)
     out = Path(args.out) if args.out else default_folder(args.model, "inspect", "inspect")
     check_writable(out)
+    given = None if args.text is None else TextSource("the given text", [args.text])
+    source = given or read_texts(args.data)
     # Imports PyTorch: after everything that can be checked without it.
     from rosa.inspect.inspection import check_layer, inspect_model
     from rosa.inspect.summary import summary_table, verdict, write_json

@@ -6,8 +6,10 @@ A command module has two functions: `build_parser()` returns a `rosa.cli.parser.
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import io
+import locale
 import logging
 import os
 import sys
@@ -44,7 +46,9 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `rosa`; returns the exit code: 0, 1 unexpected, 2 bad input, 130 Ctrl-C."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        _restart_in_utf8()
+        argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(usage() + "\n")
         return 0
@@ -96,6 +100,17 @@ def _run(command: str, rest: list[str]) -> int:
 
         check_environment()
     return module.run(args) or 0
+
+
+def _restart_in_utf8() -> None:
+    """Restarts this process in Python's UTF-8 mode if the locale is ASCII (LC_ALL=C, PYTHONUTF8=0).
+
+    PyTorch and TRL read files of their own in the locale's encoding, which fails there.
+    """
+    is_ascii = codecs.lookup(locale.getpreferredencoding(False)).name == "ascii"
+    if is_ascii and os.name == "posix" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _warn(message: Warning | str, *_where: Any, **_more: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -39,9 +40,22 @@ class Parser(jsonargparse.ArgumentParser):
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
         check_options(args or [], [*self.option_names, "help"])
         try:
-            return super().parse_args(args, *rest, **kwargs)
+            parsed = super().parse_args(args, *rest, **kwargs)
         except argparse.ArgumentError as error:
             raise RosaError(_sentence(str(error))) from None
+        return _expand_user(parsed)
+
+
+def _expand_user(value: Any) -> Any:
+    """`value`, where every text in it that begins with `~/` is in the home folder."""
+    if isinstance(value, str) and value.startswith("~/"):
+        return os.path.expanduser(value)
+    if isinstance(value, list):
+        return [_expand_user(each) for each in value]
+    if isinstance(value, (dict, jsonargparse.Namespace)):
+        for key, each in list((value if isinstance(value, dict) else vars(value)).items()):
+            value[key] = _expand_user(each)
+    return value
 
 
 def check_options(words: Iterable[str], known: Collection[str]) -> None:

@@ -31,10 +31,10 @@ def run(args: Any) -> None:
     """Reads the history, writes the plot and prints its summary."""
     from rosa.train.plots import draw_layers, read_history, summarize
 
-    place = Path(args.run).expanduser()
+    place = Path(args.run)
     records = read_history(place)
     folder = place if place.is_dir() else place.parent
-    out = folder / "layers.png" if args.out is None else Path(args.out).expanduser()
+    out = folder / "layers.png" if args.out is None else Path(args.out)
     if out.suffix not in FORMATS or out.is_dir():
         raise RosaError(f"--out {out}: give a file that ends in {', '.join(FORMATS)}")
     check_writable(out.parent)

@@ -24,9 +24,12 @@ def run(args: tuple[Recipe, dict[str, bool]]) -> int:
     from rich.console import Console
 
     from rosa.common.distributed import is_main_process, stop_with_launcher
+    from rosa.train.checks import check_run
     from rosa.train.recipe import dump_recipe
 
     recipe, flags = args
+    if is_main_process() and not flags["dry_run"]:
+        check_run(recipe, resume=flags["resume"])
     # Only the main process prints.
     console = Console(markup=False, highlight=False, soft_wrap=True, quiet=not is_main_process())
     console.print(dump_recipe(recipe), end="")

@@ -24,9 +24,11 @@ from rosa.compare.progress import StudyProgress
 from rosa.compare.results import GRID, StudyResults
 from rosa.compare.schedule import Schedule
 from rosa.compare.training_files import check_training_files
+from rosa.data.sources import is_local, load_located_rows
 from rosa.errors import RosaError
 from rosa.evaluate.forgetting import load_text
 from rosa.evaluate.requests import build_requests
+from rosa.models.loading import check_model_files
 from rosa.train.run_folder import first_difference
 
 if TYPE_CHECKING:
@@ -60,13 +62,16 @@ def compare(
         RosaError: a mistake in the grid, or a folder that holds something else.
     """
     jobs = plan(grid, resolve)
+    folder = Path(grid.output_dir)
+    check_output_dir(folder)
+    for model in grid.models:  # fails before anything is trained
+        check_model_files(model)
     check_training_files(grid.training_sets)
-    for train_set in grid.training_sets.values():  # fails before anything is trained
+    for train_set in grid.training_sets.values():
+        load_located_rows([source for source in train_set.sources if is_local(source)])
         build_requests(train_set.tasks, grid.evaluate)
     if grid.evaluate.forgetting is not None:
         load_text(grid.models[0], grid.evaluate.forgetting)
-    folder = Path(grid.output_dir)
-    check_output_dir(folder)
     with lock_folder(folder):
         save_grid(folder, grid)
         schedule = Schedule(folder, jobs)

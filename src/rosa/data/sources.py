@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rosa.assets import ASSETS
 from rosa.data.row_files import SUFFIXES, read_rows
+from rosa.data.tokenization import LocatedRow, check_row
 from rosa.errors import RosaError, errors_as
 
 TOY_DATA = ASSETS / "tiny-data"
@@ -35,6 +36,26 @@ def check_columns(columns: Mapping[str, str]) -> None:
         )
 
 
+def is_local(source: str) -> bool:
+    """Whether a `data:` entry comes with the package or is a path; else it is a hub id."""
+    looks_local = source.lower().endswith(SUFFIXES) or source.startswith((".", "/", "~"))
+    return looks_local or source in toy_tasks() or Path(source).exists()
+
+
+def load_located_rows(
+    sources: Sequence[str], columns: Mapping[str, str] | None = None
+) -> list[LocatedRow]:
+    """The rows of all `data:` entries, each with its source and number (from 1), checked.
+
+    Raises:
+        RosaError: as `load_training_rows` and `check_row`.
+    """
+    rows = [(s, n, row) for s in sources for n, row in enumerate(load_training_rows(s, columns), 1)]
+    for source, number, row in rows:
+        check_row(row, source, number)
+    return rows
+
+
 def load_training_rows(
     source: str, columns: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
@@ -58,8 +79,7 @@ def load_training_rows(
 def _load(source: str) -> list[dict[str, Any]]:
     if source in toy_tasks():
         return read_rows(TOY_DATA / source / "train.json")
-    looks_local = source.lower().endswith(SUFFIXES) or source.startswith((".", "/", "~"))
-    if looks_local or Path(source).exists():
+    if is_local(source):
         return read_rows(Path(source).expanduser())
     from datasets import load_dataset
 

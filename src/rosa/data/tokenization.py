@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -135,6 +136,14 @@ def _encode(rows: Iterable[LocatedRow], tokenizer: PreTrainedTokenizerBase) -> I
                 yield _pair_labels(ids, own, tokenizer)
 
 
+def check_row(row: dict[str, Any], source: str, number: int) -> None:
+    """Raises RosaError for a row that cannot be tokenized, whatever the tokenizer."""
+    if "messages" in row:
+        _read_messages(row["messages"], f"{source}, row {number}")
+    else:
+        _read_pair(row, source, number)
+
+
 def _pair_texts(
     row: dict[str, Any], source: str, number: int, tokenizer: PreTrainedTokenizerBase
 ) -> list[str]:
@@ -144,6 +153,12 @@ def _pair_texts(
             "the model's tokenizer has no end-of-text token (eos_token), so nothing would "
             "teach the model where a response ends; set one in its tokenizer_config.json"
         )
+    prompt, response = _read_pair(row, source, number)
+    return [prompt, prompt + response]
+
+
+def _read_pair(row: dict[str, Any], source: str, number: int) -> tuple[str, str]:
+    """The prompt and the response."""
     if "instruction" in row:
         prompt = render("alpaca", read_question(row, source, number))
         response = text_field(row, "output", source, number)
@@ -157,7 +172,7 @@ def _pair_texts(
         raise RosaError(
             f"{source}, row {number}: the response is empty; remove the row or fill it in"
         )
-    return [prompt, prompt + response]
+    return prompt, response
 
 
 def _pair_labels(
@@ -201,16 +216,30 @@ def _chat_texts(
         ]
 
     def hold_replies(found: list[str]) -> bool:
-        replies = (messages[i]["content"].split("</think>")[-1].strip() for i in turns)
-        return all(reply in text for reply, text in zip(replies, found[2::2], strict=True))
+        replies = (_reply_parts(messages[i]) for i in turns)
+        pairs = zip(replies, found[2::2], strict=True)
+        return all(part in text for reply, text in pairs for part in reply)
 
-    for as_parts in (False, True):  # templates of multimodal models read content in parts
-        if hold_replies(found := texts(as_parts)):
+    if hold_replies(found := texts(as_parts=False)):
+        return found
+    with suppress(RosaError):  # templates of multimodal models read content in parts
+        if hold_replies(found := texts(as_parts=True)):
             return found
     raise RosaError(
-        f"{where}: the chat template leaves out or changes an assistant's text, so there is no "
-        "reply to learn; use a tokenizer with another chat_template"
+        f"{where}: the chat template leaves out or changes an assistant's text or tool calls, so "
+        "there is no reply to learn; use a tokenizer with another chat_template"
     )
+
+
+def _reply_parts(message: dict[str, Any]) -> list[str]:
+    """Texts of an assistant's turn that its template must write."""
+    return [message["content"].split("</think>")[-1].strip(), *_called(message)]
+
+
+def _called(message: dict[str, Any]) -> list[Any]:
+    """Names of the functions that a turn calls, in OpenAI's form or without its `function`."""
+    calls = message.get("tool_calls") or ()
+    return [call.get("function", call)["name"] for call in calls]
 
 
 def _chat_labels(encoded: list[list[int]]) -> Iterator[Encoded]:
@@ -246,22 +275,36 @@ def _read_messages(messages: Any, where: str) -> list[dict[str, Any]]:
     read = [_read_message(message, where) for message in messages]
     if read and read[0]["role"] == "assistant":
         raise RosaError(f"{where}: the first turn is the assistant's; add the turn it replies to")
-    if not any(m["role"] == "assistant" and m["content"].strip() for m in read):
+    replies = [m for m in read if m["role"] == "assistant"]
+    if not any(m["content"].strip() or m.get("tool_calls") for m in replies):
         raise RosaError(f"{where}: no assistant turn has text, so there is nothing to learn")
     return read
 
 
 def _read_message(message: Any, where: str) -> dict[str, Any]:
-    content = message.get("content") if isinstance(message, dict) else None
+    if not (isinstance(message, dict) and isinstance(message.get("role"), str)):
+        raise RosaError(f"{where}: `messages` must be a list of {{role, content}} texts")
+    # A column of messages has every key in every turn, null where there is none.
+    message = {key: value for key, value in message.items() if value is not None}
+    content = message.get("content")
+    try:
+        named = all(isinstance(name, str) for name in _called(message))
+    except (AttributeError, KeyError, TypeError):
+        named = False
+    if not named:
+        raise RosaError(f"{where}: each of `tool_calls` needs a function with a `name`")
+    if content is None and message.get("tool_calls"):
+        content = ""  # templates write null and "" alike, except for those that write "None"
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
         texts = [text for text in parts if isinstance(text, str)]
         if len(texts) < len(parts):
             raise RosaError(f"{where}: content in parts must be text; images are not supported")
         content = "".join(texts)
-    if not (isinstance(content, str) and isinstance(message.get("role"), str)):
-        raise RosaError(f"{where}: `messages` must be a list of {{role, content}} texts")
+    if not isinstance(content, str):
+        raise RosaError(
+            f"{where}: the {message['role']}'s `content` must be text, found {content!r:.60}; only "
+            "a turn with `tool_calls` may lack it"
+        )
     check_text(content, f"{where}: a message")
-    # A column of messages has every key in every turn, null where there is none.
-    given = {key: value for key, value in message.items() if value is not None}
-    return {**given, "content": content}
+    return {**message, "content": content}

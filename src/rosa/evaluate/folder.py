@@ -15,7 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rosa.common.files import LOCK_FILE, atomic_write, lock_folder, translate_disk_errors
+from rosa.common.files import (
+    LOCK_FILE,
+    atomic_write,
+    check_writable,
+    lock_folder,
+    translate_disk_errors,
+)
 from rosa.errors import RosaError
 from rosa.evaluate.forgetting import Forgetting
 from rosa.evaluate.results import Results
@@ -36,6 +42,14 @@ class EvaluationFolder:
         hint = "free some space, then rerun the same command to resume"
         with lock_folder(self.path), translate_disk_errors(self.path, lambda: hint):
             yield
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raises RosaError if the folder cannot be written or holds a run of other settings."""
+        before = self._read_run()
+        if before:
+            known = {key: value for key, value in before.items() if key in settings}
+            self._compare(known, settings)
+        check_writable(self.path)
 
     def claim(self, run: Mapping[str, Any], tasks: Mapping[str, str]) -> None:
         """Make the folder this run's, or add tasks to it; `tasks` maps names to fingerprints.

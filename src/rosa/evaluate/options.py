@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rosa.data.prompts import PROMPTS
 from rosa.errors import RosaError
@@ -56,6 +56,17 @@ class EvaluationOptions:
                 raise RosaError(f"unknown {key} {getattr(self, key)!r}; choose from {names}")
         if self.fewshot_data is not None and not self.num_fewshot:
             raise RosaError("fewshot_data is only used with num_fewshot; set num_fewshot too")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of the options the answers in a folder depend on."""
+        return {
+            "protocol": self.protocol,
+            "num_beams": self.num_beams,
+            "limit": self.limit,
+            "seed": self.seed,
+            "full_responses": not self.may_cut_responses,
+        }
 
     @property
     def may_cut_responses(self) -> bool:

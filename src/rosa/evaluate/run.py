@@ -37,7 +37,13 @@ from rosa.evaluate.requests import (
 from rosa.evaluate.results import Results, TaskScore
 from rosa.evaluate.tasks import Task
 from rosa.models import identity
-from rosa.models.loading import adapter_base, check_exists, find_adapter_config, load, quiet
+from rosa.models.loading import (
+    adapter_base,
+    check_model_files,
+    find_adapter_config,
+    load,
+    quiet,
+)
 
 
 def run_evaluation(
@@ -52,7 +58,7 @@ def run_evaluation(
 ) -> Results | None:
     """`rosa evaluate` in Python: load a model, measure forgetting, score it on tasks.
 
-    Options, tasks and data are checked before the model is loaded.
+    Options, files, folder, tasks and data are checked, in this order, before the model is loaded.
 
     Args:
         model: hub id or folder of a model or adapter, or `rosa-tiny`.
@@ -62,9 +68,11 @@ def run_evaluation(
         options, out, progress: as for `evaluate`.
     """
     options.check()
-    check_exists(str(model))
     if not (tasks or options.forgetting):
         raise RosaError("there is nothing to evaluate; give tasks, or a text for forgetting")
+    check_model_files(str(model))
+    if out is not None:
+        EvaluationFolder(Path(out)).check(options.settings if tasks else {})
     requests = build_requests(tasks, options) if tasks else []
     text = None
     if options.forgetting is not None:
@@ -132,10 +140,7 @@ def evaluate(
         "protocol": options.protocol,
         **(run or {}),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "num_beams": options.num_beams,
-        "limit": options.limit,
-        "seed": options.seed,
-        "full_responses": not options.may_cut_responses,
+        **options.settings,
         **prompt_settings(requests),
     }
     folder = EvaluationFolder(Path(out)) if out is not None else None

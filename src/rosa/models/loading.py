@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BUILT_IN = ("rosa-tiny",)
+_NOT_FOUND = "there is no folder {0!r}, and no model of that name can be had from the hub"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def load_base_model(
             read_shapes(file)
     where = pick_device(device)
     compute_dtype = pick_dtype(dtype, where)
-    origin = "" if Path(path).is_dir() else " (no folder of that name, so from the hub)"
+    origin = "" if Path(path).is_dir() else " from the hub (there is no folder of that name)"
     with errors_as(f"cannot load the model {name!r}{origin}"), quiet():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -183,7 +184,7 @@ def find_adapter_config(name: str) -> Path | None:
     from transformers.utils.peft_utils import find_adapter_config_file
 
     check_exists(name)
-    with errors_as(f"cannot look up {name!r}"):
+    with errors_as(_NOT_FOUND.format(name)):
         found = find_adapter_config_file(name)
     return Path(found) if found else None
 
@@ -251,16 +252,19 @@ def _looks_local(path: str) -> bool:
 
 
 def check_model_files(name: str) -> None:
-    """Raises RosaError, before PyTorch is imported, where a local model or adapter lacks files.
+    """Raises RosaError, before PyTorch is imported, where a model or adapter lacks files.
 
-    A hub id is not looked up.
+    Of a base model on the hub, its `config.json` is looked up.
     """
-    path = resolve_name(name)
-    check_exists(name)
-    if Path(path).is_dir():
-        config_file = find_adapter_config(name)
-        base = adapter_base(name, config_file) if config_file else name
-        _check_folder(base, resolve_name(base))
+    config_file = find_adapter_config(name)
+    base = adapter_base(name, config_file) if config_file else name
+    path = resolve_name(base)
+    _check_folder(base, path)
+    if not Path(path).is_dir():
+        from transformers.utils import cached_file
+
+        with errors_as(_NOT_FOUND.format(base)):
+            cached_file(base, "config.json")
 
 
 def _check_folder(name: str, path: str) -> list[Path]:

@@ -23,7 +23,7 @@ from rosa.common.distributed import (
 )
 from rosa.common.files import lock_folder, translate_disk_errors
 from rosa.data.prompts import end_of_turn
-from rosa.data.sources import load_training_rows
+from rosa.data.sources import load_located_rows
 from rosa.data.splits import hold_out, sample
 from rosa.data.token_cache import tokenize_rows_cached
 from rosa.data.tokenization import TokenizedRows, fingerprint_of
@@ -196,11 +196,7 @@ def _write_outputs(
 
 def load_tokenized_rows(recipe: Recipe, tokenizer: Any) -> tuple[TokenizedRows, TokenizedRows]:
     """Training and validation rows of every source, sampled, split and tokenized."""
-    rows = [
-        (source, number, row)
-        for source in recipe.data_sources
-        for number, row in enumerate(load_training_rows(source, recipe.columns), 1)
-    ]
+    rows = load_located_rows(recipe.data_sources, recipe.columns)
     rows = sample(rows, recipe.limit, recipe.seed)
     train_set, validation_set = (
         tokenize_rows_cached(
