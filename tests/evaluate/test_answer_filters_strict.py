@@ -181,3 +181,26 @@ def test_fractions_keep_their_digits(answer: str, number: str) -> None:
 
 def test_a_fraction_of_endless_digits_is_read() -> None:
     assert STRICT["last_number"].parse(f"{'1' * 400}/3", []) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [
+        ("1 1/2", "1.5"),
+        ("-2 3/4", "-2.75"),
+        ("$1 1/2", "1.5"),
+        (r"1\frac{1}{2}", "1.5"),
+        (r"\boxed{3 \dfrac14}", "3.25"),
+        (r"\frac12", "0.5"),
+        (r"\tfrac 3 4", "0.75"),
+        (r"\frac{-1}{2}", "-0.5"),
+        (r"\frac{ 1 }{ -4 }", "-0.25"),
+        (r"\frac{-1}{-2}", "0.5"),
+        (r"-\frac{1}{2}", "-0.5"),
+        ("5 10/12/2020", "5"),  # a date
+        ("20 16/4", "20"),  # two numbers
+        ("3 - 1/2", "3"),
+    ],
+)
+def test_mixed_numbers_and_latex_fractions(answer: str, number: str) -> None:
+    assert STRICT["last_number"].parse(f"The answer is {answer}.", []) == number

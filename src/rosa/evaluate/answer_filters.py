@@ -23,6 +23,8 @@ _STATEMENT = (
 )
 _OPENING = r"""[\s*_:=$`"'(\[{]*"""  # marks between a statement and its answer
 _ARTICLE = r"A +(?!(?:or|and|is)\b)[a-z]"  # "A train", but not "A or B"
+# LaTeX's \frac{1}{2}, \dfrac{-1}{2} or \frac12, with the whole part of a mixed number.
+_LATEX_FRACTION = r"(?:(\d+)\s*)?\\[dt]?frac\s*(\{\s*-?\d+\s*\}|\d)\s*(\{\s*-?\d+\s*\}|\d)"
 _SENTENCE = 200  # characters of a statement that count, where no full stop comes before
 
 
@@ -128,17 +130,34 @@ def stated_number(response: str, labels: Sequence[str] = ()) -> str | None:
 def _written_numbers(text: str) -> list[str]:
     r"""Every number in `text`, without commas and currency signs, fractions as decimals.
 
-    >>> _written_numbers(r"\boxed{1{,}234}, 1,\!234, \frac{1}{2}, 3/4 and 5")
-    ['1234', '1234', '0.5', '0.75', '5']
+    >>> _written_numbers(r"\boxed{1{,}234}, 1,\!234, \frac{1}{2}, \frac12, 3/4, 1 1/2 and 5")
+    ['1234', '1234', '0.5', '0.5', '0.75', '1.5', '5']
     """
     text = text.replace("{,}", ",").replace(r"\!", "")
-    text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
-    fraction = r"(?<![\d/.,])(\d+)/([1-9]\d*)(?![\d/]|[.,]\d)"  # no part of a date
-    text = re.sub(fraction, lambda match: _decimal(float(match[1]) / float(match[2])), text)
+    text = re.sub(_LATEX_FRACTION, _plain_fraction, text)
+    # A mixed number's whole part is one word before; no fraction is part of a date.
+    fraction = r"(?<![\d/.,])(?:(\d+)[ ~]+)?(?<![\d/.,])(\d+)/([1-9]\d*)(?![\d/]|[.,]\d)"
+    text = re.sub(fraction, _as_decimal, text)
     minus = r"(?<![\w)\]}.])[-−][$€£]?"
     digits = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+"
     found = re.findall(rf"({minus})?(?<![A-Za-z_])({digits})", text)
     return [("-" if sign else "") + number.replace(",", "") for sign, number in found]
+
+
+def _plain_fraction(match: re.Match[str]) -> str:
+    """A fraction of LaTeX as "1/2", after a space where it is part of a mixed number."""
+    whole, *parts = match.groups()
+    top, bottom = (part.strip("{} ") for part in parts)
+    sign = "-" if top.startswith("-") != bottom.startswith("-") else ""
+    return f"{f'{whole} ' if whole else ''}{sign}{top.lstrip('-')}/{bottom.lstrip('-')}"
+
+
+def _as_decimal(match: re.Match[str]) -> str:
+    whole, top, bottom = match.groups()
+    value = float(top) / float(bottom)
+    if whole and value >= 1:  # two numbers, no mixed one
+        return f"{whole} {_decimal(value)}"
+    return _decimal(float(whole or 0) + value)
 
 
 def _decimal(value: float) -> str:
