@@ -1,4 +1,4 @@
-"""Of several mistakes the first is told, in one sentence, before PyTorch is imported."""
+"""Of several mistakes the first is told, in one sentence, before anything heavy is loaded."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 ROW = {"instruction": "question", "output": "answer1"}
 CALL = (
     "import sys; from rosa.cli.main import main; code = main(sys.argv[1:]); "
-    "sys.exit(code if 'torch' not in sys.modules else 99)"
+    "print('torch' in sys.modules); sys.exit(code)"
 )
+NEED_PEFT = ("train", "compare", "params")  # for the keys of a recipe's method
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def said_by(place: Path, *words: str) -> str:
-    """What a command says that ends with exit code 2, alone and without PyTorch."""
+    """The one line of a command that ends with exit code 2; it has not imported PyTorch."""
     environment = {**os.environ, "HOME": str(place), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", CALL, *words],
@@ -44,7 +45,7 @@ def said_by(place: Path, *words: str) -> str:
         check=False,
     )
     assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
+    assert done.stdout == f"{words[0] in NEED_PEFT}\n"
     assert len(done.stderr.splitlines()) == 1
     return done.stderr
 

@@ -17,6 +17,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from rosa.attention.peft_compat import PEFT_PREFIX, embedding_names
 from rosa.attention.registration import DYPAM, ROSA
 from rosa.errors import RosaError
 from rosa.rope import detect_unknown
@@ -63,6 +64,12 @@ def check_adapter(model: nn.Module, folder: str | Path) -> None:
     for key in sorted(found.keys() | expected.keys()):
         if found.get(key) != expected.get(key):
             base = config.base_model_name_or_path or "the one it was trained on"
+            rows = saved_vocabulary(model, folder)
+            if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+                raise RosaError(
+                    f"the adapter {folder} was trained with added tokens: call "
+                    f"resize_token_embeddings({rows}) on the base model ({base}) first"
+                )
             raise RosaError(
                 f"the adapter {folder} does not fit this model: {key} is "
                 f"{found.get(key, 'not in the file')} where the model needs "
@@ -102,6 +109,17 @@ def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
             return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise RosaError(f"{file} is damaged and cannot be read ({error}); copy it again") from error
+
+
+def saved_vocabulary(model: nn.Module, folder: str | Path) -> int | None:
+    """Rows of the embeddings that an adapter brings along; None if it brings none.
+
+    `model` is the base model, whose embeddings may have fewer.
+    """
+    shapes = read_shapes(Path(folder) / SAFETENSORS_WEIGHTS_NAME)
+    names = [f"{PEFT_PREFIX}{name}" for name in embedding_names(model)]
+    keys = {f"{name}{kind}weight" for name in names for kind in ("", "base_layer.")}
+    return max((shapes[key][0] for key in keys & shapes.keys()), default=None)
 
 
 def _read_config(folder: Path) -> PeftConfig:

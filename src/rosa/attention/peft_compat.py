@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rosa.errors import RosaError, did_you_mean
 
 HALF = (torch.float16, torch.bfloat16)
-_PEFT_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 # PEFT itself adds these for the heads of classifiers and of question answering; one of them fits.
 _HEADS = ("classifier", "score", "qa_outputs")
 
@@ -41,6 +41,22 @@ def check_base_model(model: nn.Module, adapter_name: str, own: type[PeftConfig])
             f"the model already has an adapter '{adapter_name}', of {config.peft_type.value}: give "
             "one of the two another name, get_peft_model(model, config, adapter_name=...)"
         )
+    if offloaded := offloaded_modules(model):
+        raise RosaError(
+            f"{len(offloaded)} modules of the model are offloaded to the CPU or to disk, the first "
+            f"is {offloaded[0]}: adapters of attention modules and copies of norms need weights in "
+            "place; load the model without offloading (device_map={'': device}), or quantized"
+        )
+
+
+def offloaded_modules(model: nn.Module) -> list[str]:
+    """Names of the modules whose weights Accelerate brings in for each forward pass."""
+
+    def offloads(hook: Any) -> bool:
+        return getattr(hook, "offload", False) or any(map(offloads, getattr(hook, "hooks", ())))
+
+    hooked = {n: m for n, m in model.named_modules() if offloads(getattr(m, "_hf_hook", None))}
+    return [name for name, module in hooked.items() if list(module.parameters(recurse=False))]
 
 
 def check_single_active(method: str, names: Sequence[str]) -> None:
@@ -113,10 +129,10 @@ def drop_unexpected_keys(
         state: by the model's own names, with PEFT's prefix or without it.
     """
     names = set(model.state_dict())
-    embeddings = _embedding_names(model)
+    embeddings = embedding_names(model)
     unexpected, kept = [], dict(state)
     for key in state:
-        forms = (key, key.removeprefix(_PEFT_PREFIX), _PEFT_PREFIX + key)
+        forms = (key, key.removeprefix(PEFT_PREFIX), PEFT_PREFIX + key)
         name = next((form for form in forms if form in names), None)
         if (name and f".{adapter_name}." in name) or any(f.startswith(embeddings) for f in forms):
             continue
@@ -134,7 +150,7 @@ def drop_unexpected_keys(
     return kept
 
 
-def _embedding_names(model: nn.Module) -> tuple[str, ...]:
+def embedding_names(model: nn.Module) -> tuple[str, ...]:
     """Names of the input and output embeddings, each with a dot at its end."""
     getters = (getattr(model, f"get_{kind}_embeddings", None) for kind in ("input", "output"))
     embeddings = [getter() for getter in getters if getter is not None]

@@ -24,12 +24,13 @@ from rosa.compare.progress import StudyProgress
 from rosa.compare.results import GRID, StudyResults
 from rosa.compare.schedule import Schedule
 from rosa.compare.training_files import check_training_files
+from rosa.compare.tuning import LearningRateSearch
 from rosa.data.sources import is_local, load_located_rows
 from rosa.errors import RosaError
 from rosa.evaluate.forgetting import load_text
 from rosa.evaluate.requests import build_requests
 from rosa.models.loading import check_model_files
-from rosa.train.run_folder import first_difference
+from rosa.train.run_folder import field_defaults, first_difference
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -149,6 +150,8 @@ def save_grid(folder: Path, grid: Grid) -> None:
             before["evaluate"] = {**asdict(STUDY_OPTIONS), **before["evaluate"]}
             for options in (before["evaluate"], now["evaluate"]):
                 options["num_fewshot"] = options["num_fewshot"] or None
+        if isinstance(before.get("tune"), dict):
+            before["tune"] = {**field_defaults(LearningRateSearch), **before["tune"]}
         shared = {key: value for key, value in now.items() if key not in GROWING}
         if key := first_difference(before, shared):
             raise RosaError(

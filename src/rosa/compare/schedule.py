@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from rosa.compare.executors import Executor
 from rosa.compare.job import ENDED, FINISHED, Job, RunGroup, by_group, read_status
 from rosa.compare.tuning import choose_learning_rate, learning_rates_in_use
 from rosa.errors import RosaError
-from rosa.train.run_folder import RunFolder, first_difference
+from rosa.train.run_folder import RunFolder, recipe_difference
 
 POLL_SECONDS = 0.5
 
@@ -112,10 +112,10 @@ def check_same_recipe(folder: RunFolder, job: Job) -> None:
     """Raises RosaError if a finished run had another recipe, learning rates of tuning aside."""
     if not folder.recipe.is_file():
         return  # reading its results reports what is missing
-    expected = asdict(job.recipe)
+    before, recipe = folder.read_recipe(), job.recipe
     if job.is_tuned:
-        del expected["learning_rate"]
-    if key := first_difference(folder.read_recipe(), expected):
+        recipe = replace(recipe, learning_rate=before.get("learning_rate", recipe.learning_rate))
+    if key := recipe_difference(before, recipe):
         raise RosaError(
             f"the finished run {folder.path} had another {key}; give the method another name, or "
             f"delete that folder and status/{job.id}.json to run it again"

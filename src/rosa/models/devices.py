@@ -39,7 +39,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     import torch
 
     if dtype == "auto":
-        dtype = "bf16" if computes_in_bf16(device) else "float32"
+        dtype = auto_precision(device)
     if dtype not in DTYPES:
         raise RosaError(f"unknown dtype {dtype!r}; choose from {', '.join(('auto', *DTYPES))}")
     return getattr(torch, DTYPES[dtype])
@@ -62,3 +62,15 @@ def computes_in_bf16(device: torch.device) -> bool:
     if device.type == "mps":
         return torch.backends.mps.is_macos_or_newer(14, 0)
     return False
+
+
+def auto_precision(device: torch.device) -> str:
+    """What `precision: auto` is on a device, as a recipe's `precision`."""
+    return "bf16" if computes_in_bf16(device) else "float32"
+
+
+def legacy_auto_precision() -> str:
+    """What it was in runs older than bfloat16 on CPUs: bf16 on CUDA, also by emulation."""
+    import torch
+
+    return "bf16" if pick_device().type == "cuda" and torch.cuda.is_bf16_supported() else "float32"

@@ -164,12 +164,11 @@ def load(
         quantization=quantization,
         trust_remote_code=trust_remote_code,
     )
-    tokenizer_source = base
+    own = config_file is not None and (config_file.parent / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(name if own else base, trust_remote_code=trust_remote_code)
     if config_file:
+        fit_embeddings(model, tokenizer, name)
         model = load_adapter(model, name)
-        if (config_file.parent / "tokenizer_config.json").is_file():
-            tokenizer_source = name
-    tokenizer = load_tokenizer(tokenizer_source, trust_remote_code=trust_remote_code)
     check_vocabulary(model, tokenizer, name)
     adapter = name if config_file else None
     return Loaded(model.eval(), tokenizer, name, base, adapter, quantization)
@@ -221,6 +220,30 @@ def load_adapter(model: PreTrainedModel, name: str, *, is_trainable: bool = Fals
 
     with errors_as(f"cannot attach the adapter {name!r}"), quiet():
         return load_adapter_checked(model, _adapter_folder(name), is_trainable=is_trainable)
+
+
+def fit_embeddings(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
+    """Resizes a base model whose adapter was trained with added tokens.
+
+    To the embeddings that the adapter brings along; without any, to its tokenizer where that has
+    more tokens, as PEFT's `AutoPeftModel` does. Warns then: the new rows are not trained.
+    """
+    from rosa.attention.load import saved_vocabulary
+
+    rows = model.get_input_embeddings().weight.shape[0]
+    saved = saved_vocabulary(model, _adapter_folder(name))
+    wanted = saved or max(rows, len(tokenizer))
+    if wanted == rows:
+        return
+    with quiet():
+        model.resize_token_embeddings(wanted, mean_resizing=False)
+    if not saved:
+        warnings.warn(
+            f"the tokenizer of {name!r} has {wanted - rows} more tokens than its base model, and "
+            "the adapter has no embeddings for them: they are random; save it with "
+            "save_embedding_layers=True, or with the embeddings in modules_to_save",
+            stacklevel=2,
+        )
 
 
 def _adapter_folder(name: str) -> Path:

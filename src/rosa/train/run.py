@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from rosa.data.tokenization import TokenizedRows, fingerprint_of
 from rosa.errors import RosaError, one_line
 from rosa.methods.peft_methods import ATTACH_ERRORS, set_default_targets
 from rosa.methods.registry import method_config
-from rosa.models.devices import pick_device
+from rosa.models.devices import auto_precision, pick_device
 from rosa.models.loading import check_vocabulary, load_base_model, load_tokenizer
 from rosa.train.callbacks import MetricsWriter, ProgressReport, StopOnSignal
 from rosa.train.costs import CostMeter, Costs, run_costs, write_costs
@@ -45,6 +45,7 @@ from rosa.train.trainer import (
     build_trainer,
     check_selection,
     stop_on_signals,
+    warmup_steps,
 )
 
 Log = Callable[[str], None]
@@ -97,6 +98,8 @@ def train(recipe: Recipe, *, resume: bool = False, log: Log = print) -> TrainRes
     run_on_main_process(lambda: folder.check(recipe, resume))
     if resume:
         recipe = folder.as_started(recipe)
+    if recipe.precision == "auto":  # recorded, so that a resumed run keeps it on any device
+        recipe = replace(recipe, precision=auto_precision(pick_device()))
     # Everything that may be wrong is read before anything is written.
     if recipe.packing:
         check_method_packs(recipe)
@@ -110,6 +113,7 @@ def train(recipe: Recipe, *, resume: bool = False, log: Log = print) -> TrainRes
         log(f"packed into {len(train_set.rows)} sequences of at most {recipe.max_length} tokens")
     set_seed(recipe.seed)
     total_steps = planned_steps(recipe, len(train_set.rows))
+    warn_of_long_warmup(recipe, total_steps)
     model = build_model(recipe, total_steps)
     check_vocabulary(model, tokenizer, recipe.model)
     log(describe_parameters(model))
@@ -241,6 +245,17 @@ def planned_steps(recipe: Recipe, rows: int) -> int:
     micro_steps = math.ceil(rows / recipe.batch_size)
     per_epoch = max(1, math.ceil(micro_steps / recipe.gradient_accumulation))
     return math.ceil(recipe.epochs * per_epoch)
+
+
+def warn_of_long_warmup(recipe: Recipe, total_steps: int) -> None:
+    """Warns where the learning rate never reaches its peak."""
+    steps = warmup_steps(recipe, total_steps)
+    if steps >= total_steps and recipe.schedule != "constant":  # which has no warm-up
+        warnings.warn(
+            f"warmup lasts {steps} steps and the run {total_steps}, so the learning rate never "
+            f"reaches {recipe.learning_rate:g}; lower warmup or train longer",
+            stacklevel=2,
+        )
 
 
 def build_model(recipe: Recipe, total_steps: int) -> Any:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ import yaml
 
 from rosa.common.files import LOCK_FILE, PARTIAL_SUFFIX, atomic_write, check_writable, fsync_tree
 from rosa.dls.choice import HISTORY_FILE
+from rosa.dls.config import DlsConfig
 from rosa.errors import RosaError
+from rosa.methods.registry import load_method
+from rosa.models.devices import legacy_auto_precision
 from rosa.train.recipe import LEGACY_DEFAULTS, Recipe, dump_recipe
 from rosa.train.sharded_checkpoint import MOMENTS, SHARDS, is_sharded
 
@@ -164,7 +167,7 @@ class RunFolder:
             )
         if self.finished:
             raise RosaError(f"--resume: the run in '{self.path}' is already finished")
-        if key := first_difference(self.read_recipe(), asdict(recipe)):
+        if key := recipe_difference(self.read_recipe(), recipe):
             raise RosaError(
                 f"--resume: the run in '{self.path}' was started with another {key}; use its own "
                 f"recipe ({self.recipe}) or another folder"
@@ -177,22 +180,58 @@ class RunFolder:
             RosaError: it cannot be read.
         """
         try:
-            return dict(yaml.safe_load(self.recipe.read_text(encoding="utf-8")))
+            known = dict(yaml.safe_load(self.recipe.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, yaml.YAMLError):
             raise RosaError(
                 f"{self.recipe} is damaged; put the run's recipe back there, or delete "
                 f"{self.path} to start again"
             ) from None
+        if known.get("precision") == "auto" and not known.keys() >= LEGACY_DEFAULTS.keys():
+            known["precision"] = legacy_auto_precision()
+        return known
 
     def as_started(self, recipe: Recipe) -> Recipe:
-        """`recipe`, where keys that are newer than the run have the value that it trained with."""
+        """`recipe` as the run was started: its values of keys that are newer, and its dtype."""
         known = self.read_recipe()
-        return replace(recipe, **{k: v for k, v in LEGACY_DEFAULTS.items() if k not in known})
+        fixed = {key: value for key, value in LEGACY_DEFAULTS.items() if key not in known}
+        if recipe.precision == "auto":
+            fixed["precision"] = known.get("precision", "auto")
+        return replace(recipe, **fixed)
 
 
 def step_of(checkpoint: Path) -> int:
     """The optimizer step in the name of a checkpoint."""
     return int(checkpoint.name.split("-")[-1])
+
+
+def recipe_difference(before: dict[str, Any], recipe: Recipe) -> str | None:
+    """`first_difference` of two recipes of one run.
+
+    A key of `dls` or `adapter` that one of them lacks has its default, and `precision: auto` is
+    the precision that the run was started with.
+    """
+    now = asdict(recipe)
+    if recipe.precision == "auto":
+        now["precision"] = before.get("precision")
+    defaults: dict[str, Any] = {"dls": field_defaults(DlsConfig)}
+    if before.get("adapter") != now["adapter"]:  # importing its class imports PEFT
+        method = load_method(recipe.method)
+        defaults["adapter"] = {**field_defaults(method.config_class), **method.kwargs}
+    for key, default in defaults.items():
+        if before.get(key) and now[key]:
+            before, now = ({**each, key: {**default, **each[key]}} for each in (before, now))
+    return first_difference(before, now)
+
+
+def field_defaults(cls: type) -> dict[str, Any]:
+    """The default of each field of a dataclass that has one."""
+    found = {}
+    for field in fields(cls):
+        if field.default_factory is not MISSING:
+            found[field.name] = field.default_factory()
+        elif field.default is not MISSING:
+            found[field.name] = field.default
+    return found
 
 
 def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:

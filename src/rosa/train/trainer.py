@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -342,7 +343,7 @@ def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) ->
         gradient_accumulation_steps=share.gradient_accumulation,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=recipe.schedule,
-        warmup_steps=recipe.warmup,
+        warmup_steps=warmup_steps(recipe, total_steps),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         bf16=computing == torch.bfloat16,
@@ -367,6 +368,16 @@ def trainer_arguments(recipe: Recipe, total_steps: int, has_validation: bool) ->
     if arguments.n_gpu > 1:  # not DataParallel over every GPU in sight, with more rows per step
         arguments._n_gpu = 1
     return arguments
+
+
+def warmup_steps(recipe: Recipe, total_steps: int) -> int:
+    """Steps of warm-up, which as a share leaves a step at the full rate.
+
+    Of one step in all, warm-up would be the whole run, at a learning rate of 0.
+    """
+    if recipe.warmup >= 1:
+        return int(recipe.warmup)
+    return min(math.ceil(recipe.warmup * total_steps), total_steps - 1)
 
 
 @contextmanager
