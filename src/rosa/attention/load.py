@@ -17,7 +17,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from rosa.attention.peft_compat import PEFT_PREFIX, embedding_names
+from rosa.attention.peft_compat import PEFT_PREFIX, check_not_offloaded, embedding_names
 from rosa.attention.registration import DYPAM, ROSA
 from rosa.errors import RosaError
 from rosa.rope import detect_unknown
@@ -56,6 +56,7 @@ def check_adapter(model: nn.Module, folder: str | Path) -> None:
     if config.peft_type == PeftType.ADALORA:
         return  # pruned to ranks that only PEFT's own loading knows how to fit
     if config.peft_type in (ROSA, DYPAM):
+        check_not_offloaded(model)
         detect_unknown(model)  # while it has weights to run with
     try:
         expected = _expected_shapes(model, config, found)

@@ -41,22 +41,25 @@ def check_base_model(model: nn.Module, adapter_name: str, own: type[PeftConfig])
             f"the model already has an adapter '{adapter_name}', of {config.peft_type.value}: give "
             "one of the two another name, get_peft_model(model, config, adapter_name=...)"
         )
-    if offloaded := offloaded_modules(model):
-        raise RosaError(
-            f"{len(offloaded)} modules of the model are offloaded to the CPU or to disk, the first "
-            f"is {offloaded[0]}: adapters of attention modules and copies of norms need weights in "
-            "place; load the model without offloading (device_map={'': device}), or quantized"
-        )
+    check_not_offloaded(model)
 
 
-def offloaded_modules(model: nn.Module) -> list[str]:
-    """Names of the modules whose weights Accelerate brings in for each forward pass."""
+def check_not_offloaded(model: nn.Module) -> None:
+    """Raises RosaError for modules whose weights Accelerate brings in for each forward pass."""
 
     def offloads(hook: Any) -> bool:
         return getattr(hook, "offload", False) or any(map(offloads, getattr(hook, "hooks", ())))
 
     hooked = {n: m for n, m in model.named_modules() if offloads(getattr(m, "_hf_hook", None))}
-    return [name for name, module in hooked.items() if list(module.parameters(recurse=False))]
+    offloaded = [
+        n for n, m in hooked.items() if next(m.parameters(recurse=False), None) is not None
+    ]
+    if offloaded:
+        raise RosaError(
+            f"{len(offloaded)} modules of the model are offloaded to the CPU or to disk, the first "
+            f"is {offloaded[0]}: adapters of attention modules and copies of norms need weights in "
+            "place; load the model without offloading (device_map={'': device}), or quantized"
+        )
 
 
 def check_single_active(method: str, names: Sequence[str]) -> None:

@@ -34,7 +34,16 @@ class LayerParameters:
         self._outside = {p for module in others for p in module.parameters(recurse=False)}
         self._owners: dict[nn.Parameter, set[int]] = defaultdict(set)  # layers by parameter
         for index, layer in enumerate(layers):
-            for parameter in layer.parameters():
+            for name, parameter in layer.named_parameters():
+                needs_gradient = parameter.requires_grad or any(
+                    parameter is p for p in scored[index]
+                )
+                if parameter.is_meta and needs_gradient:
+                    raise RosaError(
+                        f"{name} of layer {index} is offloaded, so it gets no gradient and DLS "
+                        "cannot score it; load the model without offloading (device_map={'': "
+                        "device})"
+                    )
                 if parameter.requires_grad and parameter not in self._outside:
                     self._owners[parameter].add(index)
         self.only_scored = [p for layer in scored for p in layer if not p.requires_grad]
