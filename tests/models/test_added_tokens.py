@@ -26,7 +26,6 @@ CONFIGS = {
         modules_to_save=["embed_tokens", "lm_head"],
         task_type="CAUSAL_LM",
     ),
-    "lora_on_head": LoraConfig(target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"),
 }
 TEXT = torch.tensor([[5, len(WORDS), 7, len(WORDS) + 1]])
 
@@ -75,11 +74,26 @@ def test_it_is_evaluated_and_inspected(base: Path, tmp_path: Path) -> None:
     assert main(["inspect", str(adapter), "--limit", "2"]) == 0
 
 
-def test_embeddings_that_the_adapter_lacks_are_told(base: Path, tmp_path: Path) -> None:
-    save_adapter(base, tmp_path / "adapter", "rosa", save_embedding_layers=False)
-    with pytest.warns(UserWarning, match="2 more tokens than its base model"):
-        loaded = load(str(tmp_path / "adapter"), device="cpu")
-    assert loaded.model.get_input_embeddings().weight.shape[0] == len(WORDS) + 2
+@pytest.mark.parametrize(
+    ("config", "saving"),
+    [
+        (CONFIGS["rosa"], {"save_embedding_layers": False}),
+        # PEFT saves the head alone then.
+        (LoraConfig(target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"), {}),
+    ],
+)
+def test_embeddings_that_the_adapter_lacks_are_told(
+    config: Any, saving: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CONFIGS, "lacking", config)
+    save_adapter(base, tmp_path / "adapter", "lacking", **saving)
+    found = []
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="2 more tokens than its base model has"):
+            found.append(load(str(tmp_path / "adapter"), device="cpu").model)
+    weights = [model.get_input_embeddings().weight for model in found]
+    assert weights[0].shape[0] == len(WORDS) + 2
+    assert torch.equal(*weights)
 
 
 def test_embeddings_with_spare_rows_are_not_cut(base: Path, tmp_path: Path) -> None:

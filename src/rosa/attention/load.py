@@ -10,6 +10,7 @@ import copy
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model, get_peft_model_state_dict
@@ -65,8 +66,9 @@ def check_adapter(model: nn.Module, folder: str | Path) -> None:
     for key in sorted(found.keys() | expected.keys()):
         if found.get(key) != expected.get(key):
             base = config.base_model_name_or_path or "the one it was trained on"
-            rows = saved_vocabulary(model, folder)
-            if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+            rows, _ = saved_vocabulary(model, folder)
+            embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+            if rows is not None and rows != embeddings.weight.shape[0]:
                 raise RosaError(
                     f"the adapter {folder} was trained with added tokens: call "
                     f"resize_token_embeddings({rows}) on the base model ({base}) first"
@@ -112,15 +114,21 @@ def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         raise RosaError(f"{file} is damaged and cannot be read ({error}); copy it again") from error
 
 
-def saved_vocabulary(model: nn.Module, folder: str | Path) -> int | None:
-    """Rows of the embeddings that an adapter brings along; None if it brings none.
+def saved_vocabulary(model: nn.Module, folder: str | Path) -> tuple[int | None, bool]:
+    """Rows of the embeddings that an adapter brings along, and whether it brings all of them.
 
-    `model` is the base model, whose embeddings may have fewer.
+    `model` is the base model, whose embeddings may have fewer rows; the number is None without any.
     """
     shapes = read_shapes(Path(folder) / SAFETENSORS_WEIGHTS_NAME)
-    names = [f"{PEFT_PREFIX}{name}" for name in embedding_names(model)]
-    keys = {f"{name}{kind}weight" for name in names for kind in ("", "base_layer.")}
-    return max((shapes[key][0] for key in keys & shapes.keys()), default=None)
+    rows, saved, needed = [], set(), set()
+    for name in embedding_names(model):
+        weight = id(model.get_parameter(f"{name}weight"))  # the same of tied embeddings
+        needed.add(weight)
+        keys = (f"{PEFT_PREFIX}{name}{kind}weight" for kind in ("", "base_layer."))
+        for key in filter(shapes.__contains__, keys):
+            rows.append(shapes[key][0])
+            saved.add(weight)
+    return max(rows, default=None), saved == needed
 
 
 def _read_config(folder: Path) -> PeftConfig:

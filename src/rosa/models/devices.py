@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rosa.errors import RosaError
 
@@ -64,7 +64,7 @@ def computes_in_bf16(device: torch.device) -> bool:
     return False
 
 
-def auto_precision(device: torch.device) -> str:
+def auto_precision(device: torch.device) -> Literal["bf16", "float32"]:
     """What `precision: auto` is on a device, as a recipe's `precision`."""
     return "bf16" if computes_in_bf16(device) else "float32"
 

@@ -222,26 +222,29 @@ def load_adapter(model: PreTrainedModel, name: str, *, is_trainable: bool = Fals
         return load_adapter_checked(model, _adapter_folder(name), is_trainable=is_trainable)
 
 
-def fit_embeddings(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
+def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
     """Resizes a base model whose adapter was trained with added tokens.
 
-    To the embeddings that the adapter brings along; without any, to its tokenizer where that has
-    more tokens, as PEFT's `AutoPeftModel` does. Warns then: the new rows are not trained.
+    To the rows of the embeddings that the adapter brings along; without any, to its tokenizer's
+    size where that is larger, as PEFT's `AutoPeftModel` does. Warns of rows that are not saved.
     """
+    import torch
+
     from rosa.attention.load import saved_vocabulary
 
     rows = model.get_input_embeddings().weight.shape[0]
-    saved = saved_vocabulary(model, _adapter_folder(name))
+    saved, all_saved = saved_vocabulary(model, _adapter_folder(name))
     wanted = saved or max(rows, len(tokenizer))
     if wanted == rows:
         return
-    with quiet():
-        model.resize_token_embeddings(wanted, mean_resizing=False)
-    if not saved:
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(0)  # the same new rows in each evaluation
+        model.resize_token_embeddings(wanted, mean_resizing=not all_saved)
+    if not all_saved:
         warnings.warn(
-            f"the tokenizer of {name!r} has {wanted - rows} more tokens than its base model, and "
-            "the adapter has no embeddings for them: they are random; save it with "
-            "save_embedding_layers=True, or with the embeddings in modules_to_save",
+            f"the adapter {name!r} was trained with {wanted - rows} more tokens than its base "
+            "model has, and lacks embeddings for them, so theirs are random; train and save it "
+            'with modules_to_save=["embed_tokens", "lm_head"]',
             stacklevel=2,
         )
 
