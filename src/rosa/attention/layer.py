@@ -72,7 +72,7 @@ class AttentionLayer(KeepRequiresGradMixin, nn.Module, BaseTunerLayer):
         return tuple(modules)
 
     def _finish_adapter(self, adapter_name: str, config: Any, pairs: Sequence[int]) -> None:
-        """The end of `update_layer`: the adapter modulates these pairs of each head."""
+        """The end of `update_layer`: the adapter modulates these pairs of a head."""
         layout = self.layout
         self.alpha[adapter_name] = config.alpha
         dimensions = layout.dimensions(pairs)
