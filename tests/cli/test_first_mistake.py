@@ -82,3 +82,21 @@ def said_by(place: Path, *words: str) -> str:
 )
 def test_the_first_mistake_is_told(place: Path, words: str, first: str) -> None:
     assert first.format(home=place) in said_by(place, *words.split())
+
+
+def test_an_ascii_locale(place: Path) -> None:
+    """PyTorch and TRL read files of their own in the locale's encoding."""
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    row = {"instruction": "Größe — 大きさ?", "output": "groß"}
+    (place / "größe.json").write_text(json.dumps([row] * 4, ensure_ascii=False), encoding="utf-8")
+    words = ["train", "recipe.yaml", "--data", "größe.json", "--max_steps", "1", "--dls", "null"]
+    done = subprocess.run(
+        [sys.executable, "-m", "rosa", *words],
+        cwd=place,
+        env={**os.environ, **ascii_only},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "größe.json" in done.stdout.decode()
+    assert "größe.json" in (place / "out" / "recipe.yaml").read_text(encoding="utf-8")
