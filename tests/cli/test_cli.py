@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
 import rosa
 from rosa.cli import main as cli
+from rosa.cli.parser import snake_case_flags
+from rosa.cli.recipe_parser import RecipeParser
+from rosa.cli.train import FLAGS
 from rosa.errors import RosaError
 
 
@@ -37,6 +42,33 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"])
     assert f"usage: rosa {command}" in capsys.readouterr().out
+
+
+def test_flags_may_have_dashes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: m\ndata: d\noutput_dir: o\n")
+    values = ["--output_dir=a-b--c", "--model", "x-y/p-q"]
+    dashed, snake = (
+        RecipeParser("rosa train", FLAGS).parse_args([str(recipe), *values, *flags])
+        for flags in (
+            ["--max-steps", "7", "--learning-rate=1e-5", "--dls.k-ratio=0.3", "--adapter.r-low=1"],
+            ["--max_steps", "7", "--learning_rate=1e-5", "--dls.k_ratio=0.3", "--adapter.r_low=1"],
+        )
+    )
+    assert dashed == snake
+    assert (dashed[0].max_steps, dashed[0].output_dir, dashed[0].model) == (7, "a-b--c", "x-y/p-q")
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["train", "--help"])
+    assert "--max-steps" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", set(cli.COMMANDS) - {"train", "compare"})
+def test_every_command_takes_dashes(command: str) -> None:
+    parser = importlib.import_module(f"rosa.cli.{command}").build_parser()
+    for name in parser.option_names:
+        assert snake_case_flags([f"--{name.replace('_', '-')}=a-b"]) == [f"--{name}=a-b"]
+    with pytest.raises(RosaError, match="did you mean"):
+        parser.parse_args([f"--{parser.option_names[0]}-x".replace("_", "-")])
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def check_adapter(model: nn.Module, folder: str | Path) -> None:
     and the few methods that cannot be set up on such a copy are left to PEFT's own loading.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config = read_adapter_config(folder)
     found = read_shapes(folder / SAFETENSORS_WEIGHTS_NAME)
     if config.peft_type == PeftType.ADALORA:
         return  # pruned to ranks that only PEFT's own loading knows how to fit
@@ -131,7 +131,8 @@ def saved_vocabulary(model: nn.Module, folder: str | Path) -> tuple[int | None, 
     return max(rows, default=None), saved == needed
 
 
-def _read_config(folder: Path) -> PeftConfig:
+def read_adapter_config(folder: Path) -> PeftConfig:
+    """The adapter's configuration; raises RosaError for a file that is missing or is none."""
     file = folder / CONFIG_NAME
     if not file.is_file():
         raise RosaError(f"there is no {CONFIG_NAME} in {folder}; is it an adapter's folder?")

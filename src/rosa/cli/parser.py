@@ -38,7 +38,8 @@ class Parser(jsonargparse.ArgumentParser):
         return added
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
-        check_options(args or [], [*self.option_names, "help"])
+        args = snake_case_flags(args or [])
+        check_options(args, [*self.option_names, "help"])
         try:
             parsed = super().parse_args(args, *rest, **kwargs)
         except argparse.ArgumentError as error:
@@ -56,6 +57,14 @@ def _expand_user(value: Any) -> Any:
         for key, each in list((value if isinstance(value, dict) else vars(value)).items()):
             value[key] = _expand_user(each)
     return value
+
+
+def snake_case_flags(words: Iterable[str]) -> list[str]:
+    """`--max-steps` as `--max_steps` and `--max-steps=5` as `--max_steps=5`; values unchanged."""
+    return [
+        re.sub(r"^--[^=]*", lambda flag: "--" + flag[0][2:].replace("-", "_"), word)
+        for word in words
+    ]
 
 
 def check_options(words: Iterable[str], known: Collection[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from enum import Enum
@@ -11,11 +12,12 @@ from typing import Any
 
 import yaml
 
-from rosa.cli.parser import Parser, check_keys, check_options
+from rosa.cli.parser import Parser, check_keys, check_options, snake_case_flags
 from rosa.data.sources import FORMS
 from rosa.dls.config import DlsConfig
 from rosa.errors import RosaError, one_line
 from rosa.methods.registry import load_method
+from rosa.train.adapter_from import is_local_adapter, method_of
 from rosa.train.recipe import DEFAULT_METHOD, Recipe
 
 _NESTED_KEYS = [f"dls.{field.name}" for field in fields(DlsConfig)]
@@ -47,7 +49,7 @@ class RecipeParser:
             RosaError: no recipe file, bad YAML, an unknown key (the nearest is named), a value of
                 the wrong type, or a missing key.
         """
-        path, options = self._split_path(argv)
+        path, options = self._split_path(snake_case_flags(argv))
         if path is None and not {"-h", "--help"} & set(options):
             raise RosaError(f"give a recipe: {self._prog} RECIPE.yaml [--key value]")
         return self.resolve(read_yaml_file(path, "recipe") if path else {}, str(path), options)
@@ -61,7 +63,7 @@ class RecipeParser:
         _reject_null(given, Recipe, where)
         _reject_null(given.get("dls") or {}, DlsConfig, f"{where}: dls")
         self._check_keys(given, where, options)
-        method = _option(options, "method") or given.get("method")
+        given, method, continued = _from_adapter(given, options)
         flags = tuple(self._flags.items())
         if method is None and {"-h", "--help"} & set(options):
             _parser(self._prog, flags, None).parse_args(["--help"])
@@ -75,7 +77,7 @@ class RecipeParser:
         switches = {name: bool(namespace.pop(name)) for name in self._flags}
         words = [word.removeprefix("--adapter.") for word in options if "--adapter." in word]
         explicit = {word.split("=")[0] for word in words} | set(given.get("adapter", {}))
-        return _recipe(namespace, explicit), switches
+        return _recipe(namespace, explicit, continued), switches
 
     def _check_keys(self, given: dict[str, Any], where: str, options: list[str]) -> None:
         """Raises RosaError for an unknown key, before PEFT and PyTorch are imported."""
@@ -128,8 +130,30 @@ def _parser(prog: str, flags: tuple[tuple[str, str], ...], method_name: str | No
     return parser
 
 
-def _recipe(namespace: Any, explicit: set[str]) -> Recipe:
-    """The parsed keys as a recipe; `explicit` are the adapter's keys that were given."""
+def _from_adapter(
+    given: dict[str, Any], options: list[str]
+) -> tuple[dict[str, Any], str | None, bool]:
+    """`given` with the base model and method of the adapter that the run continues.
+
+    Also the recipe's method, and whether there is such an adapter.
+    """
+    names = ("adapter_from", "model", "method")
+    source, model, method = (_option(options, name) or given.get(name) for name in names)
+    if source is None and model and is_local_adapter(os.path.expanduser(str(model))):
+        source = model
+    if source is None:
+        return given, method, False
+    if method is None:
+        method = method_of(os.path.expanduser(str(source)))
+    found = {"adapter_from": source, "model": model or source, "method": method}
+    return {**given, **found}, method, True
+
+
+def _recipe(namespace: Any, explicit: set[str], continued: bool) -> Recipe:
+    """The parsed keys as a recipe; `explicit` are the adapter's keys that were given.
+
+    A run that continues an adapter has no others: they are the adapter's own.
+    """
     namespace.pop("config", None)
     values = namespace.as_dict()
     if values["dls"] is not None:
@@ -139,7 +163,8 @@ def _recipe(namespace: Any, explicit: set[str]) -> Recipe:
     values["adapter"] = {
         key: value.value if isinstance(value, Enum) else value
         for key, value in values["adapter"].items()
-        if key in explicit or not (value is None or isinstance(value, dict) or key in scheduled)
+        if key in explicit
+        or not (continued or value is None or isinstance(value, dict) or key in scheduled)
     }
     return Recipe(**values)
 

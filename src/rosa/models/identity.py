@@ -40,12 +40,24 @@ def weights_fingerprint(folder: str) -> str | None:
 
 
 def trained_on(name: str) -> list[str]:
-    """The training data that the recipe next to a local adapter names; empty if there is none."""
-    recipe = Path(name) / "recipe.yaml"
-    if not recipe.is_file():
-        return []
+    """The data that a local adapter was trained on, by the recipe next to it; empty without one.
+
+    That of the adapter which its run continued (`adapter_from`) comes first.
+    """
+    found: list[str] = []
+    seen: list[str] = []
+    while name and name not in seen:
+        seen.append(name)
+        recipe = recipe_beside(name)
+        data = recipe.get("data") or []
+        found = [str(d) for d in (data if isinstance(data, list) else [data])] + found
+        name = str(recipe.get("adapter_from") or "")
+    return found
+
+
+def recipe_beside(name: str) -> dict[str, Any]:
+    """The recipe in an adapter's folder; empty if there is none, or another file of that name."""
     try:
-        data = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data", [])
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
-        return []  # another file of that name must not stop an evaluation
-    return [str(d) for d in (data if isinstance(data, list) else [data])]
+        return dict(yaml.safe_load((Path(name) / "recipe.yaml").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        return {}

@@ -164,14 +164,20 @@ def load(
         quantization=quantization,
         trust_remote_code=trust_remote_code,
     )
-    own = config_file is not None and (config_file.parent / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(name if own else base, trust_remote_code=trust_remote_code)
+    source = tokenizer_source(name, base)
+    tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
     if config_file:
         fit_embeddings(model, tokenizer, name)
         model = load_adapter(model, name)
     check_vocabulary(model, tokenizer, name)
     adapter = name if config_file else None
     return Loaded(model.eval(), tokenizer, name, base, adapter, quantization)
+
+
+def tokenizer_source(adapter: str, base: str) -> str:
+    """The adapter, where a tokenizer was saved with it, else its base model."""
+    file = find_adapter_config(adapter)
+    return adapter if file and (file.parent / "tokenizer_config.json").is_file() else base
 
 
 def find_adapter_config(name: str) -> Path | None:
@@ -190,10 +196,7 @@ def find_adapter_config(name: str) -> Path | None:
 
 def adapter_base(name: str, config_file: Path) -> str:
     """The base model that an adapter's configuration names, as a loadable name."""
-    try:
-        base = json.loads(config_file.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError) as error:
-        raise RosaError(f"cannot read {config_file}: {one_line(error)}") from error
+    base = read_adapter_json(config_file).get("base_model_name_or_path")
     if not base:
         raise RosaError(f"{config_file} names no base_model_name_or_path; add the base model there")
     base = resolve_name(base, relative_to=Path(name)) if base not in BUILT_IN else base
@@ -205,6 +208,14 @@ def adapter_base(name: str, config_file: Path) -> str:
             f"base_model_name_or_path in {config_file}"
         )
     return base
+
+
+def read_adapter_json(config_file: Path) -> dict[str, Any]:
+    """The content of an `adapter_config.json`, read without PEFT."""
+    try:
+        return dict(json.loads(config_file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise RosaError(f"cannot read {config_file}: {one_line(error)}") from error
 
 
 def default_folder(name: str, inside: str, outside: str) -> Path:
@@ -219,7 +230,7 @@ def load_adapter(model: PreTrainedModel, name: str, *, is_trainable: bool = Fals
     from rosa.roae import load_adapter_checked
 
     with errors_as(f"cannot attach the adapter {name!r}"), quiet():
-        return load_adapter_checked(model, _adapter_folder(name), is_trainable=is_trainable)
+        return load_adapter_checked(model, adapter_folder(name), is_trainable=is_trainable)
 
 
 def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
@@ -233,7 +244,7 @@ def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
     from rosa.attention.load import saved_vocabulary
 
     rows = model.get_input_embeddings().weight.shape[0]
-    saved, all_saved = saved_vocabulary(model, _adapter_folder(name))
+    saved, all_saved = saved_vocabulary(model, adapter_folder(name))
     wanted = saved or max(rows, len(tokenizer))
     if wanted == rows:
         return
@@ -249,7 +260,7 @@ def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
         )
 
 
-def _adapter_folder(name: str) -> Path:
+def adapter_folder(name: str) -> Path:
     """The local folder of an adapter; one on the hub is downloaded, safetensors only."""
     if Path(name).is_dir():
         return Path(name)

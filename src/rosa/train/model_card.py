@@ -15,7 +15,7 @@ tags: [{tags}]
 
 # {method} adapter of {model}
 
-Trained on {data} with `rosa train`: {steps} optimizer steps, last training loss {loss}{best}.
+{trained} {data} with `rosa train`: {steps} optimizer steps, last training loss {loss}{best}.
 
 ```python
 import rosa  # registers RoSA with PEFT
@@ -42,12 +42,14 @@ def write_model_card(
 ) -> None:
     """README.md in the run's folder, in the format of the Hugging Face Hub."""
     best = min((entry["eval_loss"] for entry in log if "eval_loss" in entry), default=None)
+    source = recipe.adapter_from
     text = _TEMPLATE.format(
         model=recipe.model,
         # The hub accepts ids alone here, and would take a path for somebody's id.
         base=f"base_model: {recipe.model}\n" if is_hub_id(recipe.model) else "",
         method=recipe.method,
         tags=", ".join(dict.fromkeys(["rosa-peft", recipe.method])),
+        trained=f"The adapter {source}, trained further on" if source else "Trained on",
         data=", ".join(recipe.data_sources),
         steps=steps,
         loss="unknown" if loss is None else f"{loss:.4f}",

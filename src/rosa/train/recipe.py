@@ -20,6 +20,7 @@ from rosa.dls.config import DlsConfig
 from rosa.errors import RosaError
 from rosa.methods.registry import load_method
 from rosa.models.quantization import Quantization, check_quantization
+from rosa.train.adapter_from import base_of, is_local_adapter
 
 DEFAULT_METHOD = "rosa"
 # What runs did before a key existed; a run's own recipe.yaml lacks the keys that are newer.
@@ -44,7 +45,8 @@ class Recipe:
     comes from a later paper by the same authors.
 
     Args:
-        model: hub id, local folder, or the built-in `rosa-tiny`.
+        model: hub id, local folder, or the built-in `rosa-tiny`; an adapter's folder here is
+            `adapter_from`.
         data: training rows: a JSON, JSONL, CSV, TSV or Parquet file, a built-in toy task, or a hub
             id; or a list.
         columns: which columns of the data hold the fields of a row where they have other names,
@@ -52,6 +54,8 @@ class Recipe:
         output_dir: the run's folder; must not hold another run.
         method: a name from docs/reference/methods.md, or a PEFT method such as `ia3`.
         adapter: the method's own keys, those of its PEFT config.
+        adapter_from: folder or hub id of a finished adapter, RoSA's or PEFT's, to train further
+            on this data; its base model and method are used.
         dls: dynamic layer selection; `null` trains every layer at every step. By default, `rosa`
             and some of its variants have it and other methods don't.
         max_length: longest row in tokens, prompt and response together.
@@ -96,6 +100,7 @@ class Recipe:
     method: str = DEFAULT_METHOD
     columns: dict[str, str] = field(default_factory=dict)
     adapter: dict[str, Any] = field(default_factory=dict)
+    adapter_from: str | None = None
     dls: DlsConfig | None = USE_METHOD_DEFAULT
     max_length: int = 512
     overlong: Literal["truncate", "drop"] = "truncate"
@@ -131,6 +136,12 @@ class Recipe:
         self.model, self.output_dir = map(os.path.expanduser, (self.model, self.output_dir))
         expanded = [os.path.expanduser(source) for source in self.data_sources]
         self.data = expanded[0] if isinstance(self.data, str) else expanded
+        if self.adapter_from is None and is_local_adapter(self.model):
+            self.adapter_from = self.model
+        if self.adapter_from is not None:
+            self.adapter_from = os.path.expanduser(self.adapter_from)
+            if self.model == self.adapter_from:
+                self.model = base_of(self.adapter_from)
         if isinstance(self.dls, UseMethodDefault):
             self.dls = DlsConfig() if method.dls else None
         if isinstance(self.norm_learning_rate, UseMethodDefault):

@@ -31,7 +31,13 @@ from rosa.errors import RosaError, one_line
 from rosa.methods.peft_methods import ATTACH_ERRORS, set_default_targets
 from rosa.methods.registry import method_config
 from rosa.models.devices import auto_precision, pick_device
-from rosa.models.loading import check_vocabulary, load_base_model, load_tokenizer
+from rosa.models.loading import (
+    check_vocabulary,
+    load_base_model,
+    load_tokenizer,
+    tokenizer_source,
+)
+from rosa.train.adapter_from import check_adapter_from, load_weights, trainable_config
 from rosa.train.callbacks import MetricsWriter, ProgressReport, StopOnSignal
 from rosa.train.costs import CostMeter, Costs, run_costs, write_costs
 from rosa.train.model_card import write_model_card
@@ -103,7 +109,10 @@ def train(recipe: Recipe, *, resume: bool = False, log: Log = print) -> TrainRes
     # Everything that may be wrong is read before anything is written.
     if recipe.packing:
         check_method_packs(recipe)
-    tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    if recipe.adapter_from:
+        check_adapter_from(recipe.adapter_from, recipe.model, recipe.method, recipe.adapter)
+    source = tokenizer_source(recipe.adapter_from or recipe.model, recipe.model)
+    tokenizer = load_tokenizer(source, trust_remote_code=recipe.trust_remote_code)
     train_set, validation_set = load_tokenized_rows(recipe, tokenizer)
     log(f"training rows: {train_set.report()}")
     if validation_set.rows:
@@ -111,6 +120,8 @@ def train(recipe: Recipe, *, resume: bool = False, log: Log = print) -> TrainRes
     if recipe.packing:
         train_set.rows = pack_rows(train_set.rows, recipe.max_length, recipe.seed)
         log(f"packed into {len(train_set.rows)} sequences of at most {recipe.max_length} tokens")
+    if recipe.adapter_from:
+        log(f"training the adapter {recipe.adapter_from} further")
     set_seed(recipe.seed)
     total_steps = planned_steps(recipe, len(train_set.rows))
     warn_of_long_warmup(recipe, total_steps)
@@ -267,12 +278,15 @@ def build_model(recipe: Recipe, total_steps: int) -> Any:
         attn_implementation=recipe.attn_implementation,
         trust_remote_code=recipe.trust_remote_code,
     )
-    config = method_config(recipe.method, recipe.adapter, total_steps=total_steps)
+    if recipe.adapter_from:
+        config = trainable_config(model, recipe.adapter_from)
+    else:
+        config = method_config(recipe.method, recipe.adapter, total_steps=total_steps)
+        set_default_targets(config, model.config.model_type)
     if hasattr(config, "dls"):
         config.dls = recipe.dls
-    set_default_targets(config, model.config.model_type)
     try:
-        adapted = get_peft_model(model, config)
+        adapted: Any = get_peft_model(model, config)
     except RosaError:
         raise
     except ATTACH_ERRORS as error:
@@ -282,6 +296,8 @@ def build_model(recipe: Recipe, total_steps: int) -> Any:
     for parameter in adapted.parameters():  # PEFT leaves norms and modules_to_save as they are
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
             parameter.data = parameter.data.float()  # else a step of 1e-3 on a norm is lost
+    if recipe.adapter_from:
+        load_weights(adapted, recipe.adapter_from)
     base = Path(str(model.name_or_path))
     if base.is_dir():  # a relative path would be another folder elsewhere
         config.base_model_name_or_path = str(base.resolve())
