@@ -20,6 +20,7 @@ from rosa.budget.parameters import (
     rank_arguments,
 )
 from rosa.cli import main as cli
+from rosa.errors import RosaError
 from rosa.methods.registry import load_method, method_names
 
 # Trainable parameters per method; VeRA has none here, as its rank is unknown.
@@ -271,16 +272,29 @@ def test_r_low_too_small_for_the_head(capsys):
     assert "r_low" in said
 
 
-def test_hub_id_that_cannot_be_had_names_the_builtin_shape(capsys, monkeypatch):
+@pytest.fixture
+def offline(monkeypatch):
     from transformers import PretrainedConfig
 
-    def offline(model):
+    def fail(model):
         raise OSError(f"no connection for {model}\nmore lines")
 
-    monkeypatch.setattr(PretrainedConfig, "get_config_dict", offline)
-    said = complaint(capsys, "Qwen/Qwen2.5-7B", "--methods", "lora")
-    assert "no connection" in said
-    assert "'Qwen2.5-7B' without the owner is built in" in said
+    monkeypatch.setattr(PretrainedConfig, "get_config_dict", fail)
+
+
+@pytest.mark.parametrize(
+    ("hub_id", "name"), [("Qwen/Qwen2.5-7B", "Qwen2.5-7B"), ("google/gemma-2-9b", "Gemma2-9B")]
+)
+def test_a_builtin_configuration_is_found_under_its_hub_id_when_offline(offline, hub_id, name):
+    with pytest.warns(UserWarning, match=f"no connection.*built-in configuration {name} is used"):
+        config = load_model_config(hub_id)
+    assert config.to_dict() == load_model_config(name).to_dict()
+
+
+@pytest.mark.parametrize("hub_id", ["someone/Qwen2.5-7B", "Qwen/Qwen1-9B"])
+def test_another_hub_id_offline_raises(offline, hub_id):
+    with pytest.raises(RosaError, match="no connection"):
+        load_model_config(hub_id)
 
 
 def test_only_the_config_of_a_hub_id_is_fetched(capsys, monkeypatch):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _CONFIGS = ASSETS / "models"  # config.json of the models that are built in without weights
+_OWNERS = ("Qwen", "meta-llama", "google")  # who publish those models on the hub
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TOTAL_STEPS = 1_000  # AdaLoRA requires a value; the count does not depend on it
 
@@ -68,6 +69,21 @@ def builtin_models() -> list[str]:
 def model_label(model: str) -> str:
     """A built-in name in its own spelling ("qwen2.5-7b": "Qwen2.5-7B"), else `model` as it is."""
     return next((name for name in builtin_models() if name.lower() == model.lower()), model)
+
+
+def matching_builtin(model: str) -> str:
+    """The built-in configuration of a hub id: `google/gemma-2-9b` is `Gemma2-9B`; else the id.
+
+    A folder is itself.
+    """
+    if Path(model).is_dir():
+        return model
+    names = {_letters(name): name for name in builtin_models()}
+    return names.get(_letters(model.split("/")[-1].removesuffix("-hf")), model)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]", "", name.lower())
 
 
 def load_model_config(model: str) -> PretrainedConfig:
@@ -197,7 +213,17 @@ def _config_values(model: str) -> dict[str, Any]:
         raise RosaError(f"the folder '{folder}' {why}")
     from transformers import PretrainedConfig
 
-    short = model_label(model.split("/")[-1])
-    hint = f" ('{short}' without the owner is built in)" if short in builtin_models() else ""
-    with errors_as(f"cannot read config.json of '{model}'{hint}"):
-        return PretrainedConfig.get_config_dict(str(folder) if folder.is_dir() else model)[0]
+    source = str(folder) if folder.is_dir() else model
+    with errors_as(f"cannot read config.json of '{model}'"):
+        try:
+            return PretrainedConfig.get_config_dict(source)[0]
+        except OSError as error:
+            built_in = matching_builtin(model)
+            if built_in == model or model.split("/")[0] not in _OWNERS:
+                raise
+            warnings.warn(
+                f"config.json of '{model}' cannot be read from the hub ({one_line(error)[:80]}); "
+                f"the built-in configuration {built_in} is used",
+                stacklevel=2,
+            )
+            return json.loads((_CONFIGS / f"{built_in}.json").read_text("utf-8"))

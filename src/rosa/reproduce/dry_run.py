@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rosa.budget.activation_memory import DecoderShape
 from rosa.budget.memory import AdaptedModel, evaluation_memory, recipe_memory
-from rosa.budget.parameters import ParameterCount, base_parameters, builtin_models
+from rosa.budget.parameters import ParameterCount, base_parameters, matching_builtin
 from rosa.budget.time import Device, Workload, evaluation_seconds, training_seconds
 from rosa.common.formatting import format_bytes, format_duration
 from rosa.compare.budgets import cached_count, cached_model_config
@@ -107,21 +106,6 @@ def estimate(job: Job, work: Workload, device: Device) -> RunEstimate:
 def base_size(model: str) -> int:
     """The number of parameters of a model without any adapter."""
     return base_parameters(cached_model_config(matching_builtin(model)))
-
-
-def matching_builtin(model: str) -> str:
-    """The built-in configuration of a hub id: `google/gemma-2-9b` is `Gemma2-9B`; else the id.
-
-    A folder is itself.
-    """
-    if Path(model).is_dir():
-        return model
-    names = {_letters(name): name for name in builtin_models()}
-    return names.get(_letters(model.split("/")[-1].removesuffix("-hf")), model)
-
-
-def _letters(name: str) -> str:
-    return re.sub(r"[^a-z0-9.]", "", name.lower())
 
 
 def workload(train_set: TrainingSet, known: dict[str, int] | None, limit: int | None) -> Workload:

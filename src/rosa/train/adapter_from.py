@@ -65,7 +65,7 @@ def check_adapter_from(name: str, model: str, method: str, arguments: dict[str, 
             f"adapter_from: {name} was trained on {base}, and model is {model}; leave model "
             "out, or use an adapter of this model"
         )
-    from rosa.roae.load import read_adapter_config
+    from rosa.attention.load import read_adapter_config
 
     config: Any = read_adapter_config(adapter_folder(name))
     kind = str(config.peft_type.value)
@@ -100,7 +100,7 @@ def _same_model(base: str, model: str) -> bool:
 
 def trainable_config(model: Any, name: str) -> PeftConfig:
     """The adapter's configuration, for training; raises RosaError if it does not fit `model`."""
-    from rosa.roae.load import check_adapter, read_adapter_config
+    from rosa.attention.load import check_adapter, read_adapter_config
 
     folder = adapter_folder(name)
     check_adapter(model, folder)
