@@ -6,10 +6,10 @@ import math
 
 from rosa.budget.activation_memory import DecoderShape
 from rosa.budget.memory import AdaptedModel
-from rosa.budget.parameters import load_model_config
+from rosa.budget.parameters import load_model_config, matching_builtin
 from rosa.budget.time import CPU_CORE, training_seconds
 from rosa.compare.grid import TrainingSet
-from rosa.reproduce.dry_run import base_size, matching_builtin, workload
+from rosa.reproduce.dry_run import base_size, workload
 from rosa.train.recipe import Recipe
 
 

@@ -22,7 +22,7 @@ from rosa.assets import ASSETS
 from rosa.errors import RosaError, did_you_mean, errors_as, one_line
 from rosa.methods.peft_methods import set_default_targets
 from rosa.methods.registry import Method, load_method, method_config
-from rosa.models.loading import BUILT_IN, resolve_name
+from rosa.models.loading import BUILT_IN, auto_class, resolve_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -170,10 +170,8 @@ def rank_arguments(method: str, rank: int | None) -> dict[str, Any]:
 
 
 def _empty_model(config: PretrainedConfig) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
     with errors_as(f"no causal language model can be built from this {config.model_type} config"):
-        return AutoModelForCausalLM.from_config(config)
+        return auto_class(config).from_config(config)
 
 
 @contextlib.contextmanager

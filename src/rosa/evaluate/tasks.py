@@ -117,6 +117,8 @@ def built_in_tasks() -> dict[str, Task]:
 def resolve_tasks(names: Iterable[str | Task]) -> list[Task]:
     """Tasks, each once, from names, groups (`commonsense`, `arithmetic`, `toy`, `all`) and YAMLs.
 
+    The hub id of a task's data set (`openai/gsm8k`) is a name too.
+
     `all` is the fifteen real benchmarks, without the toy tasks.
     """
     found: dict[str, Task] = {}
@@ -133,7 +135,12 @@ def _expand(name: str) -> list[Task]:
     if name.endswith((".yaml", ".yml")):
         return [read_task(Path(name))]
     tasks = built_in_tasks().values()
-    found = [t for t in tasks if name in (t.name, t.suite) or (name == "all" and t.suite != "toy")]
+    found = [
+        task
+        for task in tasks
+        if name in (task.name, task.suite, task.hub and task.hub.path)
+        or (name == "all" and task.suite != "toy")
+    ]
     if not found:
         known = [*built_in_tasks(), *dict.fromkeys(t.suite for t in tasks), "all"]
         hint = did_you_mean(name, known)

@@ -21,7 +21,7 @@ from rosa.models.quantization import keep_gradients, loading_options
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 BUILT_IN = ("rosa-tiny",)
 _NOT_FOUND = "there is no folder {0!r}, and no model of that name can be had from the hub"
@@ -77,13 +77,15 @@ def load_base_model(
 ) -> PreTrainedModel:
     """The causal language model `name`: a hub id, a local folder or a built-in name.
 
+    A vision-language model is used by its text model, on text alone.
+
     `quantization` loads its linear layers in 4 bits ("nf4") or 8 ("int8"); `attn_implementation` is
     Transformers' name of an attention kernel.
 
     Raises RosaError if the folder has no `config.json`, the weights are missing, damaged or of
     other shapes than the configuration says, or the hub cannot be reached.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     path = resolve_name(name)
     weights = _check_folder(name, path)
@@ -96,7 +98,8 @@ def load_base_model(
     compute_dtype = pick_dtype(dtype, where)
     origin = "" if Path(path).is_dir() else " from the hub (there is no folder of that name)"
     with errors_as(f"cannot load the model {name!r}{origin}"), quiet():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        loaded: Any = auto_class(config).from_pretrained(
             path,
             dtype=compute_dtype,
             trust_remote_code=trust_remote_code,
@@ -121,6 +124,21 @@ def load_base_model(
         keep_gradients(model)
         return model
     return model.to(where)
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """The Auto class of causal language models, or of vision-language models where it is one."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    kind = type(config)
+    if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
