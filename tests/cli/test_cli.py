@@ -119,3 +119,39 @@ def test_help_and_import_load_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--epochs abc", "epochs: expected a float, got abc"),
+        ("--adapter_from nowhere/x", "there is no folder nowhere/x"),
+        ("--adapter.r 4 --seed x", "seed: expected an int, got x"),
+        ("--lerning_rate 1", "did you mean 'learning_rate'?"),
+    ],
+)
+def test_a_wrong_key_of_a_recipe_loads_no_heavy_library(
+    words: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "nowhere").mkdir()
+    (tmp_path / "r.yaml").write_text("model: rosa-tiny\ndata: tiny-sums\noutput_dir: o\n")
+    code = (
+        "import sys; from rosa.cli.main import main; code = main(sys.argv[1:]); "
+        "heavy = {'torch', 'peft', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules); "
+        "assert not heavy, heavy; sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, "train", "r.yaml", *words.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+
+
+def test_a_count_of_parameters_loads_no_trainer_and_no_data_library() -> None:
+    code = (
+        "import sys; from rosa.cli.main import main; "
+        "main(['params', 'rosa-tiny', '--methods', 'rosa']); "
+        "unused = ('trl', 'datasets', 'matplotlib', 'pandas', 'bitsandbytes', 'hqq', 'torchao'); "
+        "loaded = [name for name in unused if sys.modules.get(name)]; assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

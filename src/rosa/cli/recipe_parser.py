@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from enum import Enum
@@ -68,12 +69,13 @@ class RecipeParser:
         if method is None and {"-h", "--help"} & set(options):
             _parser(self._prog, flags, None).parse_args(["--help"])
         name = load_method(str(method or DEFAULT_METHOD)).name
+        if "peft" not in sys.modules:  # its import takes seconds, and only `adapter` needs it
+            others = {key: value for key, value in given.items() if key != "adapter"}
+            words = _without_adapter(options)
+            _parse(_parser(self._prog, flags, name, adapter=False), others, where, words)
         parser = _parser(self._prog, flags, name)
         check_keys(_flatten(given), parser.option_names, where)
-        try:
-            namespace = parser.parse_args(["--config", yaml.safe_dump(given), *options])
-        except RosaError as error:
-            raise RosaError(f"{error}" if options else f"{where}: {error}") from None
+        namespace = _parse(parser, given, where, options)
         switches = {name: bool(namespace.pop(name)) for name in self._flags}
         words = [word.removeprefix("--adapter.") for word in options if "--adapter." in word]
         explicit = {word.split("=")[0] for word in words} | set(given.get("adapter", {}))
@@ -98,11 +100,31 @@ class RecipeParser:
         return None, argv
 
 
+def _parse(parser: Parser, given: dict[str, Any], where: str, options: list[str]) -> Any:
+    try:
+        return parser.parse_args(["--config", yaml.safe_dump(given), *options])
+    except RosaError as error:
+        raise RosaError(f"{error}" if options else f"{where}: {error}") from None
+
+
+def _without_adapter(options: list[str]) -> list[str]:
+    """`options` without those of the adapter and their values."""
+    kept, skip = [], False
+    for word in options:
+        if word.startswith("--"):
+            skip = word.startswith("--adapter.")
+        if not skip:
+            kept.append(word)
+    return kept
+
+
 @cache
-def _parser(prog: str, flags: tuple[tuple[str, str], ...], method_name: str | None) -> Parser:
+def _parser(
+    prog: str, flags: tuple[tuple[str, str], ...], method_name: str | None, adapter: bool = True
+) -> Parser:
     """The parser of a method's recipes; cached, since a grid's plan needs it for every run.
 
-    Without a method, the one of `--help`, which needs no PEFT.
+    Without a method, the one of `--help`; it and one without `adapter` need no PEFT.
     """
     parser = Parser(
         nested_keys=_NESTED_KEYS,
@@ -117,16 +139,18 @@ def _parser(prog: str, flags: tuple[tuple[str, str], ...], method_name: str | No
     parser.add_class_arguments(Recipe, skip={"adapter"})
     if method_name is None:
         return parser
+    method = load_method(method_name)
+    parser.set_defaults({"dls": DlsConfig() if method.dls else None})
+    parser.set_defaults({"norm_learning_rate": method.norm_learning_rate})
+    if not adapter:
+        return parser
     from peft import PeftConfig
 
-    method = load_method(method_name)
     # PEFT's own fields (which base model, which task), and `dls`, a recipe key itself.
     skip = {field.name for field in fields(PeftConfig)} | {"dls"}
     skip &= {field.name for field in fields(method.config_class) if field.init}
     parser.add_class_arguments(method.config_class, "adapter", skip=skip, fail_untyped=False)
     parser.set_defaults({f"adapter.{key}": value for key, value in method.kwargs.items()})
-    parser.set_defaults({"dls": DlsConfig() if method.dls else None})
-    parser.set_defaults({"norm_learning_rate": method.norm_learning_rate})
     return parser
 
 

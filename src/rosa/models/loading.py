@@ -204,9 +204,9 @@ def find_adapter_config(name: str) -> Path | None:
     if name in BUILT_IN or Path(path).is_dir():
         file = Path(path) / "adapter_config.json"
         return file if file.is_file() else None
+    check_exists(name)
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    check_exists(name)
     with errors_as(_NOT_FOUND.format(name)):
         found = find_adapter_config_file(name)
     return Path(found) if found else None
