@@ -38,9 +38,9 @@ def test_every_way_to_call_it(args: tuple[str, ...], kwargs: dict[str, Any]) -> 
     named = {key: values[name] for key, name in kwargs.items()}
     gate = 5 if "gate" in (*args, *kwargs) else 1
     assert torch.equal(wrapper(*given, **named), values["x"] * 3 * gate)
-    wrapper.enable_adapters(False)
+    wrapper.enable_adapters_of_layer(False)
     assert torch.equal(wrapper(*given, **named), values["x"] * gate)
-    wrapper.enable_adapters(True)
+    wrapper.enable_adapters_of_layer(True)
     wrapper.set_adapter_of_layer([])
     assert torch.equal(wrapper(*given, **named), values["x"] * gate)
 

@@ -183,7 +183,7 @@ class AttentionLayer(KeepRequiresGradMixin, nn.Module, BaseTunerLayer):
         The latter moves them to its device too.
         """
         if not upcast:
-            super()._move_adapter_to_device_of_base_layer(adapter_name)
+            self._move(adapter_name, *self._base_device_and_dtype())
             return
         for parameter in self.adapter_parameters(adapter_name):
             if parameter.dtype in HALF:
@@ -193,18 +193,25 @@ class AttentionLayer(KeepRequiresGradMixin, nn.Module, BaseTunerLayer):
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
         """PEFT calls this on weights that it has just loaded: moves them, keeping their dtype."""
-        place = device or self._get_base_layer_device_and_dtype(self.base_layer)[0]
+        self._move(adapter_name, device or self._base_device_and_dtype()[0], None)
+
+    def _move(self, adapter_name: str, device: torch.device, dtype: torch.dtype | None) -> None:
         for name in self.adapter_layer_names:
             weights = getattr(self, name)
             if adapter_name in weights and not any(
                 p.is_meta for p in weights[adapter_name].parameters()
             ):
-                weights[adapter_name].to(place)
+                weights[adapter_name].to(device, dtype)
 
-    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> Any:
-        """PEFT places adapter weights by `base_layer.weight`; an attention module has none."""
-        weighted = (child for child in base_layer.modules() if hasattr(child, "weight"))
-        return super()._get_base_layer_device_and_dtype(next(weighted))
+    def _base_device_and_dtype(self) -> tuple[torch.device, torch.dtype | None]:
+        """Those of the attention module's first weight; a quantized one's is what it computes in.
+
+        PEFT's own asks for `base_layer.weight`, which an attention module does not have.
+        """
+        module: Any = next(each for each in self.base_layer.modules() if hasattr(each, "weight"))
+        dtype = getattr(module, "compute_dtype", module.weight.dtype)
+        floating = dtype is not None and dtype.is_floating_point
+        return module.weight.device, dtype if floating else None
 
     def __getattr__(self, name: str) -> Any:
         """What the wrapper lacks comes from the attention module: `layer.self_attn.q_proj`."""

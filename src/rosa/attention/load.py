@@ -63,7 +63,8 @@ def check_adapter(model: nn.Module, folder: str | Path) -> None:
         expected = _expected_shapes(model, config, found)
     except RuntimeError:  # BOFT, SHiRA, ...: they compute with weights where they are built
         return
-    for key in sorted(found.keys() | expected.keys()):
+    others = {key for key in found.keys() - expected.keys() if _without_name(key) in expected}
+    for key in sorted((found.keys() - others) | expected.keys()):
         if found.get(key) != expected.get(key):
             base = config.base_model_name_or_path or "the one it was trained on"
             rows, _ = saved_vocabulary(model, folder)
@@ -78,6 +79,15 @@ def check_adapter(model: nn.Module, folder: str | Path) -> None:
                 f"{found.get(key, 'not in the file')} where the model needs "
                 f"{expected.get(key, 'nothing')}; load it onto its base model ({base})"
             )
+
+
+def _without_name(key: str) -> str:
+    """The key of another adapter's tensor, without the name of that adapter.
+
+    PEFT before 0.21 writes the tensors of all adapters of a method into the file of each.
+    """
+    parent, _, parameter = key.rpartition(".")
+    return f"{parent.rpartition('.')[0]}.{parameter}"
 
 
 def trained_together(folder: str | Path) -> list[str]:

@@ -13,6 +13,8 @@ from torch import nn
 from rosa.attention.config import AttentionTunerConfig
 from rosa.attention.layer import NO_MERGE, AttentionLayer
 from rosa.attention.peft_compat import (
+    ADDED_ADAPTERS_ARE_CAST,
+    adapter_parameters,
     check_base_model,
     check_modules_to_save,
     check_not_trained_elsewhere,
@@ -137,6 +139,21 @@ class AttentionTuner(KeepPrecisionMixin, BaseTuner):
     ) -> None:
         """PEFT's places weights by `child.weight`; the layer has placed its own already."""
         setattr(parent, child_name, new_module)
+
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """PEFT's; an added adapter is float32 on a half-precision model in its older versions too."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if len(self.peft_config) > 1 and not ADDED_ADAPTERS_ARE_CAST:
+            self._cast_adapter_dtype(adapter_name)
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        """PEFT's, which before 0.21 freezes trained norms and the adapters of other methods too."""
+        adapters = [(p, p.requires_grad) for p in adapter_parameters(model)]
+        super()._mark_only_adapters_as_trainable(model)
+        for parameter, requires_grad in adapters:
+            parameter.requires_grad_(requires_grad)
 
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
         """PEFT's, for `adapter_names`: raises RosaError, all rows would get the active adapter."""

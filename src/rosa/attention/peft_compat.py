@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from operator import attrgetter
 from typing import Any
 
@@ -23,6 +24,8 @@ from rosa.errors import RosaError, did_you_mean
 
 HALF = (torch.float16, torch.bfloat16)
 PEFT_PREFIX = "base_model.model."
+# Before 0.19 PEFT casts only the first adapter of a half-precision model to float32.
+ADDED_ADAPTERS_ARE_CAST = "autocast_adapter_dtype" in signature(PeftModel.add_adapter).parameters
 # PEFT itself adds these for the heads of classifiers and of question answering; one of them fits.
 _HEADS = ("classifier", "score", "qa_outputs")
 
@@ -164,6 +167,14 @@ def embedding_names(model: nn.Module) -> tuple[str, ...]:
     )
 
 
+def adapter_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters of every adapter in the model, of any method, without those of its base."""
+    for module in model.modules():
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            for name in module.adapter_layer_names:
+                yield from attrgetter(name)(module).parameters()
+
+
 @contextmanager
 def others_unchanged(model: nn.Module, own: Collection[str]) -> Iterator[None]:
     """Keeps what other methods train in full as it is while one of `own` is activated.
@@ -171,14 +182,20 @@ def others_unchanged(model: nn.Module, own: Collection[str]) -> Iterator[None]:
     PEFT deactivates there every adapter but the one that it activates.
     """
     kept = [
-        (module, list(names), [(p, p.requires_grad) for p in module.parameters()])
+        (
+            module,
+            list(names),
+            module._disable_adapters,
+            [(p, p.requires_grad) for p in module.parameters()],
+        )
         for module in model.modules()
         if isinstance(module, AuxiliaryTrainingWrapper)
         and (names := [name for name in module.active_adapters if name not in own])
     ]
     yield
-    for module, names, parameters in kept:
+    for module, names, disabled, parameters in kept:
         module.set_adapter(names)
+        module._disable_adapters = disabled  # before 0.19 PEFT disables it too
         for parameter, requires_grad in parameters:
             parameter.requires_grad_(requires_grad)
 

@@ -100,7 +100,7 @@ class RosaLayer(AttentionLayer):
         """PEFT's, with the norms: Transformers' own `enable_adapters` passes those over."""
         super().enable_adapters(enabled)
         for norm in self.norms:
-            norm.enable_adapters(enabled)
+            norm.enable_adapters_of_layer(enabled)
 
     def requires_grad_(self, requires_grad: bool = True) -> RosaLayer:
         """PyTorch's, with the norms: Transformers freezes adapters loaded for inference with it."""

@@ -83,7 +83,12 @@ class RosaModel(AttentionTuner):
             layer: Any = getattr(parent, target_name)
             layer.norms = _train_norms(peft_config, adapter_name, parent, key)
 
-    def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """PEFT's, with a warning later on if `dls` is asked for and not attached."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        config: Any = self.peft_config[adapter_name]
         if config.dls is not None and not config.inference_mode:
             warn_unless_attached(model)
 

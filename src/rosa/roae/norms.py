@@ -68,10 +68,26 @@ class NormWrapper(KeepRequiresGradMixin, ModulesToSaveWrapper):
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """PEFT's, for any method's adapter: does nothing, a norm follows its attention module."""
 
+    def enable_adapters(self, enabled: bool) -> None:
+        """PEFT's, which some versions call for other methods' adapters too: does nothing either."""
+
     def set_adapter_of_layer(self, adapter_names: list[str], inference_mode: bool = False) -> None:
         """Activates its own of these adapters, as the attention module of the layer does."""
         own = [name for name in adapter_names if name in self.modules_to_save]
+        if not own:  # before 0.19 PEFT goes on training the one that was active
+            self.modules_to_save.requires_grad_(False)
         super().set_adapter(own, inference_mode=inference_mode)
+
+    def enable_adapters_of_layer(self, enabled: bool) -> None:
+        """Enables or disables its adapters, as the attention module of the layer does."""
+        base = [(p, p.requires_grad) for p in self.original_module.parameters()]
+        super().enable_adapters(enabled)
+        for parameter, requires_grad in base:  # before 0.19 PEFT lets them train while disabled
+            parameter.requires_grad_(requires_grad)
+
+    def _hasattr_wrapped(self, name: str, modules: Any) -> bool:
+        """PEFT's, which before 0.19 fails when no adapter is active."""
+        return bool(self.active_adapters) and super()._hasattr_wrapped(name, modules)
 
     def delete_adapter(self, adapter_name: str, new_active_adapters: list[str] | None) -> None:
         """PEFT's; the attention module has activated the next adapter already."""
