@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -398,6 +397,7 @@ def test_deepspeed_raises(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_in_trl_s_sft_trainer(tmp_path: Path) -> None:
+    from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     data = Dataset.from_list([{k: v.tolist() for k, v in row.items()} for row in rows()])

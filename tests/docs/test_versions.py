@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.support.version_matrix import (
     COMBINATIONS,
+    LIBRARY,
     PAGE,
     RESULTS,
     SHOWN,
     _architectures,
     _subject,
+    install,
     page,
+    run_library_tests,
     wanted,
 )
 
@@ -25,9 +29,18 @@ def test_a_combination_installs_everything_with_the_same_pytorch(combination: st
     needs = wanted(combination)
     assert needs[0].startswith("torch==")
     named = {need.partition("==")[0] for need in needs}
-    assert set(SHOWN) <= named
+    assert set(SHOWN) - named == ({"trl"} if combination == LIBRARY else set())
     exact = [need for need in needs if need.startswith(("transformers", "peft", "trl"))]
-    assert all("==" in need for need in exact) == (combination == "oldest")
+    assert all("==" in need for need in exact) == (combination in (LIBRARY, "oldest"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="reads pyproject.toml with tomllib")
+def test_the_library_works_with_the_oldest_versions_it_allows(tmp_path: Path) -> None:
+    """In a virtual environment of its own, without what the commands need."""
+    results = run_library_tests(install(LIBRARY, tmp_path / "environment"))
+    assert len(results) > 300
+    assert {test: problem for test, problem in results.items() if problem is not None} == {}
 
 
 def test_a_tests_parameters_name_its_model_type() -> None:

@@ -28,6 +28,7 @@ from tests.support.nightly import each_stage, over
 from tests.support.op_variants import each_variant_nightly
 from tests.support.reference import Reference, relative_error
 from tests.support.tiny_models import random_tokens, tiny_model
+from tests.support.versions import needs
 
 NEW = 12  # of prompts of 12 tokens: sliding windows are 8
 QUANTIZED: dict[str, dict[str, Any]] = {
@@ -83,6 +84,7 @@ def test_a_cache_equals_recomputation(name: str, stage: str, options: dict[str, 
     assert relative_error(out.logits, recomputed(model, out.sequences)) <= 1e-6
 
 
+@needs("transformers", "5.18")
 @each_variant_nightly
 @pytest.mark.parametrize("backend", QUANTIZED)
 @each_stage

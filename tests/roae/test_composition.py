@@ -31,6 +31,7 @@ from tests.support.op_variants import each_variant_nightly
 from tests.support.pages import ROOT
 from tests.support.reference import relative_error
 from tests.support.tiny_models import random_tokens, tiny_model
+from tests.support.versions import needs, transformers_loads_norms
 
 FFN = ["gate_proj", "up_proj", "down_proj"]
 OTHERS: dict[str, Callable[[], PeftConfig]] = {
@@ -116,6 +117,7 @@ def test_saved_and_loaded(other: str, model_name: str, tmp_path: Path) -> None:
     assert torch.equal(logits(to_train), logits(model))
 
 
+@transformers_loads_norms
 def test_by_transformers_own_means(tmp_path: Path) -> None:
     names = ["ffn", "attention"]
     model = tiny_model("llama-gqa")
@@ -198,6 +200,7 @@ def _without_rosa(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+@needs("peft", "0.21")
 def test_on_the_feed_forward_either_order_works(tmp_path: Path) -> None:
     """PEFT deactivates norms when LoRA's adapter is activated: they must stay RoSA's."""
     base = tiny_model("llama-gqa")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rosa.roae.norms import NormWrapper
+from tests.support.versions import needs
 
 
 class GatedNorm(nn.Module):
@@ -24,7 +25,7 @@ class GatedNorm(nn.Module):
     ("args", "kwargs"),
     [
         (("x",), {}),
-        ((), {"hidden_states": "x"}),
+        pytest.param((), {"hidden_states": "x"}, marks=needs("peft", "0.19")),
         (("x", "gate"), {}),
         (("x",), {"gate": "gate"}),
         (("x",), {"adapter_names": None}),

@@ -36,10 +36,12 @@ from tests.support.peft_models import (
     of,
     wrapped,
 )
+from tests.support.versions import needs, saves_one_adapter_per_file, transformers_loads_norms
 
 NAMES = ("default", "default_2", "a", "aa", "other_default", "efaul")
 
 
+@saves_one_adapter_per_file
 @each_kind
 @pytest.mark.filterwarnings("ignore:.*[Aa]dapter name.*prefix")  # "a" is in PEFT's "rosa_"
 def test_names_that_contain_one_another(kind: str, tmp_path: Path) -> None:
@@ -143,6 +145,7 @@ def test_adapters_of_different_layers_are_deleted(kind: str, first: int) -> None
     assert {layer_of(name) for name in trainable(model)} == {first}
 
 
+@needs("peft", "0.19")
 def test_unknown_and_taken_names() -> None:
     model = wrapped("llama")
     for act in (model.set_adapter, model.delete_adapter):
@@ -182,6 +185,7 @@ def test_the_status_of_the_model(kind: str) -> None:
     assert model.get_model_status() == status
 
 
+@needs("peft", "0.19")
 @each_kind
 def test_requires_grad_follows_set_adapter_and_inference_mode(kind: str, tmp_path: Path) -> None:
     model = wrapped(kind, inference_mode=True)
@@ -247,6 +251,7 @@ def test_the_reference_passes_of_preference_training_do_not_thaw_layers() -> Non
     assert {layer_of(name) for name in gradients(model)} == set(dls.selected)
 
 
+@transformers_loads_norms
 @each_kind
 @torch.no_grad()
 def test_transformers_switches_norms_with_the_rest(kind: str, tmp_path: Path) -> None:
@@ -271,6 +276,7 @@ def test_transformers_switches_norms_with_the_rest(kind: str, tmp_path: Path) ->
     assert len(state) == len(load_file(tmp_path / "two" / WEIGHTS))
 
 
+@needs("peft", "0.19")
 @each_kind
 def test_merging_raises_and_unloading_works(kind: str) -> None:
     model = wrapped(kind)
@@ -326,6 +332,7 @@ def test_adapters_are_not_combined(combine: Any, sentence: str) -> None:
     assert torch.equal(logits(model), expected)
 
 
+@transformers_loads_norms
 def test_what_peft_itself_keeps_to_some_methods(tmp_path: Path) -> None:
     """Its own sentences; the model stays as it was."""
     model = wrapped("llama")

@@ -28,6 +28,7 @@ from tests.support.peft_models import (
     of,
     wrapped,
 )
+from tests.support.versions import needs
 
 
 @each_kind
@@ -50,6 +51,7 @@ def test_half_precision_without_autocast(kind: str, dtype: torch.dtype, tmp_path
             assert torch.equal(logits(loaded), logits(model)), (options, name)
 
 
+@needs("peft", "0.19")
 @each_kind
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 def test_adapters_in_the_precision_of_the_base(

@@ -22,6 +22,7 @@ from tests.support.nightly import each_stage, over
 from tests.support.op_variants import each_variant_nightly
 from tests.support.reference import Reference, relative_error
 from tests.support.tiny_models import tiny_model
+from tests.support.versions import saves_one_adapter_per_file
 
 
 def two_layers(in_features: int, out_features: int, config: RosaConfig) -> dict[str, nn.Module]:
@@ -139,6 +140,7 @@ def test_saved_and_loaded_by_another_name(
     assert torch.equal(logits(checked), logits(model))
 
 
+@saves_one_adapter_per_file
 def test_adapters_of_every_projection_in_one_model(tmp_path: Path) -> None:
     model = get_peft_model(tiny_model("llama-gqa"), RosaConfig(**SMALL), "low_rank").eval()
     for name in list(SHAPES)[1:]:

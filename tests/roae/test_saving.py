@@ -7,23 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from peft import (
-    AutoPeftModelForCausalLM,
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-)
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers.integrations.peft import PeftAdapterMixin
 from transformers.models.llama import LlamaConfig, LlamaForCausalLM
 
 from rosa import RosaConfig
+from rosa.attention.transformers_compat import watch_load_adapter
 from rosa.errors import RosaError
-from rosa.roae import check_adapter, load_adapter_checked
+from rosa.roae import RosaLayer, check_adapter, load_adapter_checked
 from tests.support.adapters import SMALL, adapted, adapter_state, logits
 from tests.support.nightly import over
 from tests.support.op_variants import each_variant_nightly
 from tests.support.tiny_models import COMMON, GQA, KINDS, OTHERS, tiny_model
+from tests.support.versions import has, transformers_loads_norms
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -42,6 +40,27 @@ def test_round_trip_through_peft(name: str, low_cpu_mem_usage: bool, tmp_path: P
     assert not any(p.is_meta for p in loaded.parameters())
 
 
+def test_load_adapter_of_an_older_transformers_raises_where_it_loses_norms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PeftAdapterMixin, "load_adapter", PeftAdapterMixin.load_adapter)
+    monkeypatch.setattr("transformers.__version__", "5.17.0")
+    watch_load_adapter()
+    for name, config in {"norms": {}, "none": {"train_norms": False}}.items():
+        get_peft_model(tiny_model("llama-gqa"), RosaConfig(**config)).save_pretrained(
+            tmp_path / name
+        )
+    plain = tiny_model("llama-gqa")
+    with pytest.raises(RosaError, match=r"5\.17\.0 loses trained norms.*PeftModel\.from_pre"):
+        plain.load_adapter(str(tmp_path / "norms"))
+    assert not any(isinstance(module, RosaLayer) for module in plain.modules())
+    again = PeftModel.from_pretrained(tiny_model("llama-gqa"), tmp_path / "norms")
+    assert torch.equal(logits(again), logits(tiny_model("llama-gqa")))
+    if has("peft", "0.19"):  # Transformers' load_adapter asks for it
+        tiny_model("llama-gqa").load_adapter(str(tmp_path / "none"))
+
+
+@transformers_loads_norms
 @each_variant_nightly
 @over("name", KINDS, nightly=OTHERS)
 def test_round_trip_through_transformers(name: str, tmp_path: Path) -> None:

@@ -4,11 +4,12 @@
     python -m tests.support.version_matrix oldest         # one; the results of the others are kept
     python -m tests.support.version_matrix --render       # only writes the page again
 
-Each combination gets a virtual environment of its own: `oldest` has the lower bounds of
-pyproject.toml, `pinned` what constraints.txt names, `newest` what the registry has. PyTorch is the
-pinned one in all of them. Of each model type the tests run that compare with the measurement, with
-the independent implementation, with recomputation, and with the saved adapter. Writes
-docs/results/versions.json and, from it, docs/reference/versions.md.
+Each combination gets a virtual environment of its own: `library` has the lower bounds of what
+the library needs, `oldest` those of the extra `cli` too, `pinned` what constraints.txt names,
+`newest` what the registry has. PyTorch is the pinned one in all of them. Of each model type the
+tests run that compare with the measurement, with the independent implementation, with
+recomputation, and with the saved adapter; for `library`, those of adapter, layer selection, saving
+and loading. Writes docs/results/versions.json and, from it, docs/reference/versions.md.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from rosa.common.environment import describe_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "docs" / "results" / "versions.json", ROOT / "docs" / "reference/versions.md"
-COMBINATIONS = ("oldest", "pinned", "newest")
+LIBRARY = "library"
+COMBINATIONS = (LIBRARY, "oldest", "pinned", "newest")
 SHOWN = ("transformers", "peft", "trl", "accelerate", "torch")
 ARCHITECTURES = "tests/rope/test_architectures.py"
 CONTRACT = [
@@ -40,18 +42,25 @@ CONTRACT = [
 ]
 CORE = "(layout_is or logits_equal or cached_decoding or saved_adapter or cannot_be_adapted)"
 CORE += " and not reference and not triton"
+LIBRARY_TESTS = [
+    "tests/cli/test_without_extra.py::test_the_library_needs_nothing_of_it",
+    *(f"tests/roae/test_{what}.py" for what in ("reference", "tuner", "saving", "caches")),
+    *CONTRACT,
+    *(f"tests/dls/test_{what}.py" for what in ("selection", "loops", "state", "trainer")),
+]
 _TYPES = "import json; from transformers import CONFIG_MAPPING as C; print(json.dumps(list(C)))"
 
 
 # --- the environments -----------------------------------------------------------------------------
 
 
-def dependencies() -> list[Requirement]:
-    """What pyproject.toml says that the package needs."""
+def requirements(extra: str | None = None) -> dict[str, Requirement]:
+    """What the package, or an extra of it, needs by pyproject.toml."""
     import tomllib  # Python 3.11, which the pinned versions need as well
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [Requirement(line) for line in project["dependencies"]]
+    lines = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    return {need.name: need for need in map(Requirement, lines)}
 
 
 def wanted(combination: str) -> list[str]:
@@ -60,12 +69,13 @@ def wanted(combination: str) -> list[str]:
     pinned = dict(re.findall(r"^([\w-]+)==([^;\s]+)$", constraints, re.MULTILINE))
     tests = [f"{name}=={pinned[name]}" for name in ("pytest", "pytest-xdist")]
     needs = [f"torch=={pinned['torch']}", *tests]
-    for need in dependencies():
+    packages = requirements() | ({} if combination == LIBRARY else requirements("cli"))
+    for need in packages.values():
         if need.name == "torch":
             continue
         name = need.name + (f"[{','.join(need.extras)}]" if need.extras else "")
         (bound,) = (part.version for part in need.specifier if part.operator == ">=")
-        needs.append(f"{name}=={bound}" if combination == "oldest" else name)
+        needs.append(f"{name}=={bound}" if combination in (LIBRARY, "oldest") else name)
     if combination == "pinned":
         needs += ["-c", str(ROOT / "constraints.txt")]
     return needs
@@ -83,15 +93,17 @@ def install(combination: str, folder: Path) -> Path:
 # --- the tests ------------------------------------------------------------------------------------
 
 
-def examine(python: Path) -> dict[str, Any]:
+def examine(python: Path, combination: str) -> dict[str, Any]:
     """Versions, the state of each model type, and PEFT's contract, of one environment."""
+    if combination == LIBRARY:
+        return {
+            "versions": versions(python),
+            "types": {}, "problems": {}, "general": {},
+            "contract": _counted(run_library_tests(python)),
+        }  # fmt: skip
     types = json.loads(_output(python, "-c", _TYPES).splitlines()[-1])
-    names = json.dumps(SHOWN)
-    versions = (
-        f"import json, importlib.metadata as m; print(json.dumps(list(map(m.version, {names}))))"
-    )
     return {
-        "versions": dict(zip(SHOWN, json.loads(_output(python, "-c", versions)), strict=True)),
+        "versions": versions(python),
         **_architectures(
             _run(python, ARCHITECTURES, "-k", CORE, "-m", "slow or not slow"), set(types)
         ),
@@ -99,9 +111,17 @@ def examine(python: Path) -> dict[str, Any]:
     }
 
 
+def run_library_tests(python: Path) -> dict[str, str | None]:
+    """{test: None where it passed, else the first line of its problem} of what LIBRARY promises."""
+    return _run(python, *LIBRARY_TESTS)
+
+
 def versions(python: Path) -> dict[str, str]:
-    """Those of the packages that the table names."""
-    code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
+    """Those of the packages that the table names; a dash for one that is not installed."""
+    code = (
+        "import importlib.metadata as m, sys; have = {d.name: d.version for d in m.distributions()}"
+        "; print(*(have.get(name, '–') for name in sys.argv[1:]))"
+    )
     return dict(zip(SHOWN, _output(python, "-c", code, *SHOWN).split(), strict=True))
 
 
@@ -267,7 +287,7 @@ def main() -> None:
                 results.pop(name, None)
                 continue
             place = describe_environment()
-            found = examine(python)
+            found = examine(python, name)
             results[name] = {key: place[key] for key in ("machine", "python", "commit", "date")}
             results[name] |= found
             RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -23,6 +23,7 @@ from rosa.attention.peft_compat import (
     others_unchanged,
 )
 from rosa.attention.precision import KeepPrecisionMixin
+from rosa.attention.transformers_compat import check_load_adapter
 from rosa.errors import RosaError
 from rosa.rope import RopeLayout, detect_unknown, has_rope, layout_of
 
@@ -85,6 +86,7 @@ class AttentionTuner(KeepPrecisionMixin, BaseTuner):
         ]
         check_modules_to_save(self.model, config.modules_to_save, [*layouts, *own])
         in_full = self._trained_in_full(config, layouts)
+        check_load_adapter(in_full)
         check_not_trained_elsewhere(self.model, in_full, self._own_configs())
 
     def _trained_in_full(self, config: Any, adapted: Iterable[str]) -> list[str]:
@@ -143,7 +145,7 @@ class AttentionTuner(KeepPrecisionMixin, BaseTuner):
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
-        """PEFT's; an added adapter is float32 on a half-precision model in its older versions too."""
+        """PEFT's; makes an added adapter float32 on a half-precision model where PEFT does not."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         if len(self.peft_config) > 1 and not ADDED_ADAPTERS_ARE_CAST:
             self._cast_adapter_dtype(adapter_name)

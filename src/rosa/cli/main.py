@@ -7,7 +7,7 @@ A command module has two functions: `build_parser()` returns a `rosa.cli.parser.
 from __future__ import annotations
 
 import codecs
-import importlib
+import importlib.util
 import io
 import locale
 import logging
@@ -31,6 +31,11 @@ COMMANDS = {
     "params": "count the trainable parameters of each method, without loading weights",
     "convert": "turn a GGUF file into a Hugging Face model folder",
 }
+# What the extra "cli" brings, by the names that are imported.
+NEEDED = (
+    "datasets", "jinja2", "jsonargparse", "matplotlib", "numpy", "psutil", "rich", "scipy",
+    "tensorboard", "trl", "yaml",
+)  # fmt: skip
 EXIT_UNEXPECTED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -91,6 +96,11 @@ def _run(command: str, rest: list[str]) -> int:
             f"there is no such command{did_you_mean(command, COMMANDS)}; "
             f"the commands are {', '.join(COMMANDS)}"
         )
+    missing = [name for name in NEEDED if not _is_installed(name)]
+    if missing:
+        raise RosaError(
+            f"the commands need {', '.join(missing)}; run: pip install 'rosa-peft[cli]'"
+        )
     # It logs missing kernels, and the precision of its 8-bit layers.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     module = importlib.import_module(f"rosa.cli.{command}")
@@ -111,6 +121,12 @@ def _restart_in_utf8() -> None:
     if is_ascii and os.name == "posix" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _is_installed(name: str) -> bool:
+    if name in sys.modules:
+        return sys.modules[name] is not None
+    return importlib.util.find_spec(name) is not None
 
 
 def _warn(message: Warning | str, *_where: Any, **_more: Any) -> None:

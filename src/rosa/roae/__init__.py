@@ -5,12 +5,14 @@ from __future__ import annotations
 from peft.utils import register_peft_method
 
 from rosa.attention.load import check_adapter, load_adapter_checked
+from rosa.attention.transformers_compat import watch_load_adapter
 from rosa.roae.config import RosaConfig
 from rosa.roae.layer import RosaLayer
 from rosa.roae.model import RosaModel
 from rosa.roae.projection import register_projection
 
 register_peft_method(name="rosa", config_cls=RosaConfig, model_cls=RosaModel)
+watch_load_adapter()
 
 __all__ = [
     "RosaConfig",
