@@ -223,7 +223,7 @@ def test_modules_of_the_base_that_were_saved_along_are_checked_too(tmp_path: Pat
     assert any("embed_tokens" in key for key in load_file(tmp_path / WEIGHTS))
     loaded = load_adapter_checked(tiny_model("llama-gqa"), tmp_path)
     assert torch.equal(logits(loaded), logits(model))
-    with pytest.raises(RosaError, match=r"\.weight is \(128, 48\).*needs \(64, 48\)"):
+    with pytest.raises(RosaError, match=r"resize_token_embeddings\(128\)"):
         load_adapter_checked(other_llama(vocab_size=64), tmp_path)
 
 
