@@ -13,7 +13,7 @@ from pathlib import Path
 
 from docs.generators import methods, precision, readme, recipe, scale, tasks, tiny_study
 from docs.generators.blocks import DOCS, ROOT, filled
-from rosa import DlsConfig, RosaConfig
+from rosa import DlsConfig, DypamConfig, RosaConfig
 
 
 def pages() -> dict[Path, str]:
@@ -32,6 +32,7 @@ def pages() -> dict[Path, str]:
         DOCS / "reference/methods.md": {
             "paper-methods": methods.methods_table(["baseline", "ours"]),
             "variants": methods.methods_table(["variant"]),
+            "dypam-config": recipe.table(DypamConfig),
             "unsupported": methods.unsupported_table(),
         },
         DOCS / "reference/tasks.md": {"tasks": tasks.tasks_table()},
