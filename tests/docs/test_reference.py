@@ -21,8 +21,9 @@ def test_methods_training_commands_run(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text("{model: rosa-tiny, data: tiny-sums, output_dir: runs/any}")
     commands = [command for command in rosa_commands(METHODS) if command[0] == "train"]
-    assert len(run_quickly(commands)) == 2
-    assert (tmp_path / "runs" / "oft" / "adapter_config.json").is_file()
+    assert len(run_quickly(commands)) == 3
+    for method in ("oft", "dypam"):
+        assert (tmp_path / "runs" / method / "adapter_config.json").is_file()
 
 
 def test_methods_counting_commands_run(capsys: pytest.CaptureFixture[str]) -> None:
