@@ -189,7 +189,7 @@ def test_with_lora_on_the_feed_forward() -> None:
         (lambda m: m.merge_adapter(), "cannot be merged"),
         (lambda m: m.add_weighted_adapter(["default"], [1.0], "x"), "DyPAM adapters cannot"),
         (lambda m: m.base_model.set_adapter(["default", "b"]), "DyPAM runs one adapter at a time"),
-        (lambda m: get_peft_model(m.get_base_model(), RosaConfig(), "third"), "has a DyPAM adapter"),
+        (lambda m: get_peft_model(m.get_base_model(), RosaConfig(), "x"), "has a DyPAM adapter"),
     ],
 )
 def test_what_cannot_work_raises(act: Any, sentence: str) -> None:
