@@ -23,7 +23,8 @@ from rosa.train.callbacks import StopOnSignal
 from rosa.train.recipe import Recipe
 from rosa.train.run import TrainResult, train
 from rosa.train.run_folder import RunFolder
-from rosa.train.trainer import GuardedTrainer, stop_on_signals, trainer_arguments
+from rosa.train.signals import stop_on_signals
+from rosa.train.trainer import GuardedTrainer, trainer_arguments
 from tests.support.train_runs import (
     adapter,
     interrupted_at,

@@ -45,12 +45,12 @@ from rosa.train.packing import check_method_packs, check_rows_stay_apart, pack_r
 from rosa.train.plots import draw_layers, draw_loss, read_history
 from rosa.train.recipe import Recipe, check_recipe
 from rosa.train.run_folder import RunFolder, drop_lines_after, step_of
+from rosa.train.signals import stop_on_signals
 from rosa.train.trainer import (
     GuardedTrainer,
     PreparedRun,
     build_trainer,
     check_selection,
-    stop_on_signals,
     warmup_steps,
 )
 

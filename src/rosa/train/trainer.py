@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
-from rosa.common.distributed import is_main_process, split_step, world_size
+from rosa.common.distributed import split_step, world_size
 from rosa.common.parameter_groups import split_norms
 from rosa.data.length_grouping import LengthGroupedSampler, pass_epochs_to_sampler
 from rosa.data.tokenization import TokenizedRows
@@ -38,7 +33,6 @@ from rosa.train.adalora import (
     orthogonality_loss,
     save_estimates,
 )
-from rosa.train.callbacks import StopOnSignal
 from rosa.train.costs import CostMeter
 from rosa.train.loss import (
     adapted_head_allowed,
@@ -51,9 +45,6 @@ from rosa.train.run_folder import RunFolder
 from rosa.train.sharded_checkpoint import is_sharded, load_sharded_optimizer, load_sharded_weights
 
 CHECKPOINTS_PER_RUN = 10
-# Seconds in which a second signal is the same Ctrl-C: a launcher passes it on to processes that
-# the terminal has already signaled.
-DUPLICATE_SIGNAL_WINDOW = 2.0 if world_size() > 1 else 0.0
 STATE_FILE = "trainer_state.json"
 
 
@@ -378,33 +369,3 @@ def warmup_steps(recipe: Recipe, total_steps: int) -> int:
     if recipe.warmup >= 1:
         return int(recipe.warmup)
     return min(math.ceil(recipe.warmup * total_steps), total_steps - 1)
-
-
-@contextmanager
-def stop_on_signals(stopper: StopOnSignal) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM stops the run after its step, saved; the second at once."""
-    first = 0.0
-
-    def request(number: int, frame: Any) -> None:
-        nonlocal first
-        if stopper.requested and time.monotonic() - first > DUPLICATE_SIGNAL_WINDOW:
-            raise KeyboardInterrupt
-        if not stopper.requested:
-            stopper.requested, first = True, time.monotonic()
-            if is_main_process():
-                with suppress(OSError):  # of `2>&1 | tee`, Ctrl-C has ended tee too
-                    os.write(
-                        2, b"\nstopping after this step, with a checkpoint; again to stop now\n"
-                    )
-
-    signals = [signal.SIGINT, signal.SIGTERM]
-    try:
-        before = [signal.signal(s, request) for s in signals]
-    except ValueError:  # not in the main thread: leave the caller's handlers alone
-        yield
-        return
-    try:
-        yield
-    finally:
-        for s, handler in zip(signals, before, strict=True):
-            signal.signal(s, handler)
