@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: docs install demo demo-real demo-record demo-real-record tiny-study test lint format nightly versions bench smollm2 real clean
+.PHONY: docs install demo demo-real demo-record demo-real-record inspect-real tiny-study test lint format nightly versions bench smollm2 real clean
 
 install: .venv/installed
 
@@ -31,6 +31,14 @@ demo-real-record: smollm2
 	rm -rf runs/demo-real-record
 	$(BIN)/rosa demo --recipe recipes/smollm2_demo.yaml --output_dir runs/demo-real-record --limit 40
 	cp runs/demo-real-record/demo.json docs/results/demo_real.json
+	$(BIN)/python -m docs.generators
+
+# Where docs/notes/real_models.md says queries and keys are strong; needs both models in models/.
+inspect-real: install
+	$(BIN)/rosa inspect models/SmolLM2-135M-Instruct --data LICENSE --out runs/inspect-smollm2
+	$(BIN)/rosa inspect models/gemma-3-270m --data LICENSE --out runs/inspect-gemma3
+	cp runs/inspect-smollm2/inspect.json docs/results/inspect_smollm2.json
+	cp runs/inspect-gemma3/inspect.json docs/results/inspect_gemma3.json
 	$(BIN)/python -m docs.generators
 
 # Time and memory beside the frozen model and other methods; docs/notes/performance.md. Run it alone.

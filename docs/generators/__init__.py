@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from docs.generators import methods, precision, readme, recipe, scale, tasks, tiny_study
+from docs.generators import inspected, methods, precision, readme, recipe, scale, tasks, tiny_study
 from docs.generators.blocks import DOCS, ROOT, filled
 from rosa import DlsConfig, DypamConfig, RosaConfig
 
@@ -37,6 +37,7 @@ def pages() -> dict[Path, str]:
         },
         DOCS / "reference/tasks.md": {"tasks": tasks.tasks_table()},
         DOCS / "reference/adapter_format.md": {"config": recipe.table(RosaConfig)},
+        DOCS / "notes/real_models.md": {"strength": inspected.strength_table()},
         DOCS / "notes/tiny_study.md": {
             "scores": tiny_study.scores_table(),
             "questions": tiny_study.questions_table(),
