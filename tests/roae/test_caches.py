@@ -71,7 +71,11 @@ def recomputed(model: PeftModel, sequences: Tensor) -> Tensor:
 @each_variant_nightly
 @pytest.mark.parametrize(
     "options",
-    [{}, {"cache_implementation": "static"}, {"prefill_chunk_size": 5}],
+    [
+        {},
+        {"cache_implementation": "static"},
+        pytest.param({"prefill_chunk_size": 5}, marks=needs("transformers", "5.8")),
+    ],
     ids=["dynamic", "static", "chunked-prefill"],
 )
 @each_stage
@@ -173,6 +177,7 @@ def test_beams_are_reordered_with_their_cache(stage: str, cache: str) -> None:
     assert relative_error(out.sequences_scores, without.sequences_scores) <= 1e-6
 
 
+@needs("transformers", "5.8")
 @over("helper", ["adapted", "prompt"], nightly=["bare", "itself"])
 @each_stage
 @torch.no_grad()

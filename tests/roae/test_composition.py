@@ -351,6 +351,7 @@ class _StopAt(TrainerCallback):
         control.should_training_stop = state.global_step >= self.step
 
 
+@needs("transformers", "5.23")  # before, the Trainer loads only adapters in folders of their own
 def test_a_resumed_run_of_the_trainer_ends_as_one_that_was_not_stopped(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", 6)
     run(tmp_path / "cut", 3)

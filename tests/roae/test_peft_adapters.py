@@ -145,7 +145,7 @@ def test_adapters_of_different_layers_are_deleted(kind: str, first: int) -> None
     assert {layer_of(name) for name in trainable(model)} == {first}
 
 
-@needs("peft", "0.19")
+@needs("peft", "0.21")
 def test_unknown_and_taken_names() -> None:
     model = wrapped("llama")
     for act in (model.set_adapter, model.delete_adapter):
@@ -185,7 +185,7 @@ def test_the_status_of_the_model(kind: str) -> None:
     assert model.get_model_status() == status
 
 
-@needs("peft", "0.19")
+@needs("peft", "0.21")
 @each_kind
 def test_requires_grad_follows_set_adapter_and_inference_mode(kind: str, tmp_path: Path) -> None:
     model = wrapped(kind, inference_mode=True)

@@ -21,7 +21,7 @@ from tests.support.adapters import SMALL, adapted, adapter_state, logits
 from tests.support.nightly import over
 from tests.support.op_variants import each_variant_nightly
 from tests.support.tiny_models import COMMON, GQA, KINDS, OTHERS, tiny_model
-from tests.support.versions import has, transformers_loads_norms
+from tests.support.versions import needs, transformers_loads_norms
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -40,6 +40,7 @@ def test_round_trip_through_peft(name: str, low_cpu_mem_usage: bool, tmp_path: P
     assert not any(p.is_meta for p in loaded.parameters())
 
 
+@needs("peft", "0.19")  # which Transformers' own load_adapter asks for
 def test_load_adapter_of_an_older_transformers_raises_where_it_loses_norms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,8 +57,7 @@ def test_load_adapter_of_an_older_transformers_raises_where_it_loses_norms(
     assert not any(isinstance(module, RosaLayer) for module in plain.modules())
     again = PeftModel.from_pretrained(tiny_model("llama-gqa"), tmp_path / "norms")
     assert torch.equal(logits(again), logits(tiny_model("llama-gqa")))
-    if has("peft", "0.19"):  # Transformers' load_adapter asks for it
-        tiny_model("llama-gqa").load_adapter(str(tmp_path / "none"))
+    tiny_model("llama-gqa").load_adapter(str(tmp_path / "none"))
 
 
 @transformers_loads_norms

@@ -229,13 +229,16 @@ The lower bound of PyTorch is not tested: its oldest builds bring gigabytes of C
 
 What older versions lack:
 
+* Before Transformers 5.23 its Trainer, resuming from a checkpoint with adapters of several names,
+  loads only those that are not named `default`.
 * Before Transformers 5.18 its own `load_adapter` loses trained norms: an error says so, and to use
   `PeftModel.from_pretrained`.
 * Before PEFT 0.21 nothing is said of a tensor in the file that has no place in the adapter; it
   replaces a weight of the base model if it has that weight's name.
   `rosa.roae.load_adapter_checked` raises an error. Where a model has several RoSA adapters, the
   file of each holds the others' tensors too; they are not read. LoRA that is added to a model
-  after RoSA freezes it: add RoSA last.
+  after RoSA freezes it: add RoSA last. `load_adapter(..., is_trainable=True)` makes the active
+  adapter trainable too.
 * Before PEFT 0.19 `add_adapter` has no `autocast_adapter_dtype`; added adapters are float32 on a
   half-precision model.
 """

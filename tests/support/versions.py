@@ -8,15 +8,10 @@ import pytest
 from packaging.version import Version
 
 
-def has(package: str, at_least: str) -> bool:
-    return Version(version(package)) >= Version(at_least)
-
-
 def needs(package: str, at_least: str) -> pytest.MarkDecorator:
     """Skips a test with an older version of the package."""
-    return pytest.mark.skipif(
-        not has(package, at_least), reason=f"needs {package} {at_least} or later"
-    )
+    is_older = Version(version(package)) < Version(at_least)
+    return pytest.mark.skipif(is_older, reason=f"needs {package} {at_least} or later")
 
 
 saves_one_adapter_per_file = needs("peft", "0.21")  # before, all adapters' tensors go into each
