@@ -110,8 +110,10 @@ def assert_same_history(
     """Equal choices at equal steps, by scores that differ by rounding only."""
     assert len(found) == len(expected) > 0
     for one, other in zip(found, expected, strict=True):
-        assert one["scores"] == pytest.approx(other["scores"], rel=rel)
-        assert {**one, "scores": 0} == {**other, "scores": 0}
+        if None not in other["scores"]:  # those of a policy that needs none
+            assert one["scores"] == pytest.approx(other["scores"], rel=rel)
+            one, other = ({**record, "scores": 0} for record in (one, other))
+        assert one == other
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
