@@ -30,6 +30,7 @@ OF_TWO_PROCESSES = {
     "lora": "LoRA",
     "lora_and_norms": "LoRA and norms",
     "rosa": "RoSA",
+    "rosa_relative": "RoSA",  # another parametrization of its norms
 }
 HEAD = """# DLS: tested combinations
 
