@@ -21,6 +21,7 @@ from rosa.errors import RosaError, did_you_mean, one_line
 COMMANDS = {
     "demo": "fine-tune the embedded model with RoSA and score it before and after",
     "train": "fine-tune a model from a recipe",
+    "chat": "talk to a model or an adapter, in a terminal or a script",
     "evaluate": "score a model or an adapter on benchmarks",
     "compare": "train and score a grid of methods, models, data and seeds",
     "reproduce": "run a table or figure of the paper, at its scale or on the toy model",

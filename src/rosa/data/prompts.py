@@ -17,6 +17,9 @@ PROMPTS = ("alpaca", "plain", "chat")
 # Text that begins the next example: a model that invents one has ended its response.
 NEXT_EXAMPLE = {"alpaca": "Below is an instruction that describes a task", "plain": "\n\n"}
 
+# In the tokenizer_config.json of an adapter: the template of most rows that it was trained on.
+TEMPLATE_KEY = "prompt_template"
+
 _PROBE = "Zqx"  # text that no template has
 
 _WITHOUT_INPUT = (
@@ -87,8 +90,7 @@ def render(
     '1+1= 2\\n\\n2+3='
     """
     if style == "chat":
-        check_chat_template(tokenizer)
-        return chat_text(tokenizer, _as_read(tokenizer, chat_turns(question, shots)))
+        return chat_prompt(tokenizer, chat_turns(question, shots))
     ask = instruction_prompt if style == "alpaca" else str.__add__
     done = [_joined(ask(s.question.instruction, s.question.input), s.response) for s in shots]
     return "\n\n".join([*done, ask(question.instruction, question.input)])
@@ -110,6 +112,12 @@ def chat_turns(question: Question, shots: Sequence[Shot] = ()) -> list[dict[str,
 def _user_turn(question: Question) -> str:
     parts = (question.instruction.strip(), question.input.strip())
     return "\n\n".join(part for part in parts if part)
+
+
+def chat_prompt(tokenizer: Any, turns: Sequence[dict[str, Any]]) -> str:
+    """`turns`, whose content is text, in the chat template, up to where a reply begins."""
+    check_chat_template(tokenizer)
+    return chat_text(tokenizer, _as_read(tokenizer, turns))
 
 
 def chat_text(

@@ -136,6 +136,11 @@ def _encode(rows: Iterable[LocatedRow], tokenizer: PreTrainedTokenizerBase) -> I
                 yield _pair_labels(ids, own, tokenizer)
 
 
+def prompt_template(row: dict[str, Any]) -> str:
+    """The template, one of `rosa.data.prompts.PROMPTS`, of the prompt that is made from `row`."""
+    return "chat" if "messages" in row else "alpaca" if "instruction" in row else "plain"
+
+
 def check_row(row: dict[str, Any], source: str, number: int) -> None:
     """Raises RosaError for a row that cannot be tokenized, whatever the tokenizer."""
     if "messages" in row:

@@ -1,4 +1,4 @@
-"""Batched greedy (or beam) generation for evaluation, on Transformers' own `generate`."""
+"""Generation for evaluation (in batches) and chat, on Transformers' own `generate`."""
 
 from __future__ import annotations
 
@@ -42,15 +42,17 @@ def generate(
     until: str | None = None,
     stop_when: Callable[[str], bool] | None = None,
     stop_token: int | None = None,
+    temperature: float = 0.0,
+    streamer: Any = None,
 ) -> list[Response]:
-    """The responses to a batch of tokenized prompts, padded on the left, without sampling.
+    """The responses to a batch of tokenized prompts, padded on the left.
 
     A response ends before the text `until` and, in greedy decoding, with the token after which
     `stop_when` is true of its text. Of beams, the best is known only at the end. `stop_token` ends
-    a response as the model's own end tokens do.
+    a response as the model's own end tokens do. `streamer` is Transformers', for one prompt.
 
     Of a model's generation config only the end tokens count: the protocol is plain greedy or beam
-    search, the same for every model.
+    search, the same for every model, or sampling with a `temperature` above 0.
     """
     import torch
     from transformers import GenerationConfig
@@ -63,7 +65,8 @@ def generate(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
-        do_sample=False,
+        do_sample=temperature > 0,
+        temperature=temperature or None,
         use_cache=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=stops or None,
@@ -75,11 +78,13 @@ def generate(
                 attention_mask=batch["attention_mask"],
                 logits_processor=[NanLogitsCheck()],
                 stopping_criteria=[stopping] if until or stop_when else None,
+                streamer=streamer,
             )
     except torch.OutOfMemoryError as error:
-        raise RosaError(
-            f"out of memory with {len(prompts)} prompts of up to {start} tokens; lower --batch_size"
-        ) from error
+        one = len(prompts) == 1
+        size = f"a prompt of {start}" if one else f"{len(prompts)} prompts of up to {start}"
+        advice = "shorten it, or use --quantization nf4" if one else "lower --batch_size"
+        raise RosaError(f"out of memory with {size} tokens; {advice}") from error
     rows = enumerate(output[:, start:].tolist())
     return [_response(tokenizer, ids[: stopping.lengths.get(i)], stops, until) for i, ids in rows]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -22,11 +23,11 @@ from rosa.common.distributed import (
     world_size,
 )
 from rosa.common.files import lock_folder, translate_disk_errors
-from rosa.data.prompts import end_of_turn
+from rosa.data.prompts import TEMPLATE_KEY, end_of_turn
 from rosa.data.sources import load_located_rows
 from rosa.data.splits import hold_out, sample
 from rosa.data.token_cache import tokenize_rows_cached
-from rosa.data.tokenization import TokenizedRows, fingerprint_of
+from rosa.data.tokenization import TokenizedRows, fingerprint_of, prompt_template
 from rosa.errors import RosaError, one_line
 from rosa.methods.peft_methods import ATTACH_ERRORS, set_default_targets
 from rosa.methods.registry import method_config
@@ -227,9 +228,11 @@ def load_tokenized_rows(recipe: Recipe, tokenizer: Any) -> tuple[TokenizedRows, 
         raise RosaError(
             f"max_length {recipe.max_length} dropped all {train_set.dropped} rows; raise it"
         )
-    chats = ["messages" in row for _, _, row in rows]
-    if any(chats):
-        set_end_of_turn(tokenizer, chats_only=all(chats))
+    templates = Counter(prompt_template(row) for _, _, row in rows)
+    # Saved with the run's tokenizer, for `rosa chat`.
+    tokenizer.init_kwargs[TEMPLATE_KEY] = templates.most_common(1)[0][0]
+    if "chat" in templates:
+        set_end_of_turn(tokenizer, chats_only=len(templates) == 1)
     return train_set, validation_set
 
 

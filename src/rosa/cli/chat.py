@@ -1,0 +1,251 @@
+"""`rosa chat MODEL_OR_ADAPTER`: talk to a model or an adapter, in a terminal or a script."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from rosa.cli.parser import Parser
+from rosa.data.prompts import PROMPTS, TEMPLATE_KEY
+from rosa.errors import RosaError
+from rosa.models.loading import (
+    adapter_base,
+    check_model_files,
+    find_adapter_config,
+    load,
+    load_tokenizer,
+    tokenizer_source,
+)
+from rosa.models.quantization import Quantization
+
+if TYPE_CHECKING:
+    from rosa.evaluate.conversation import Conversation
+
+
+def build_parser() -> Parser:
+    """The options of `rosa chat`."""
+    parser = Parser(
+        prog="rosa chat",
+        description="Talk to a model or an adapter. A line is a turn; one that ends with a "
+        "backslash continues on the next. Ctrl-C ends a reply; twice, or Ctrl-D, it leaves.",
+    )
+    add = parser.add_argument
+    add("model", help="hub id or folder of a model or adapter, or 'rosa-tiny'")
+    add(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="a turn, instead of the lines of standard input; may be repeated",
+    )
+    add("--system", type=str | None, help="the system message, for models with a chat template")
+    add("--compare", action="store_true", help="the base model's reply beside the adapter's")
+    add(
+        "--template",
+        type=Literal["chat", "alpaca", "plain"] | None,
+        help="prompt around a turn; default: the one that the adapter was trained with, else the "
+        "model's chat template, if it has one",
+    )
+    add("--temperature", type=float, default=0.0, help="of sampling; 0 takes the likeliest token")
+    add("--max_new_tokens", type=int, default=512, help="length of a reply, at most")
+    add("--dtype", type=Literal["auto", "bf16", "float32"], default="auto")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add("--quantization", type=Quantization | None, help="4-bit (nf4) or 8-bit (int8) base model")
+    add("--trust_remote_code", action="store_true", help="run Python code of a hub model")
+    return parser
+
+
+def run(args: Any) -> None:
+    """Loads the model, and replies to `--prompt`, a terminal or the lines of standard input."""
+    _check(args)
+    from rosa.evaluate.conversation import Conversation, check_system
+
+    config_file = find_adapter_config(args.model)
+    base = adapter_base(args.model, config_file) if config_file else args.model
+    tokenizer = load_tokenizer(
+        tokenizer_source(args.model, base), trust_remote_code=args.trust_remote_code
+    )
+    template = choose_template(args, tokenizer, is_adapter=config_file is not None)
+    if args.system is not None:
+        check_system(tokenizer, template, args.system)
+    loaded = load(
+        args.model,
+        dtype=args.dtype,
+        device=args.device,
+        quantization=args.quantization,
+        trust_remote_code=args.trust_remote_code,
+    )
+    conversations = [
+        Conversation(
+            loaded.model,
+            loaded.tokenizer,
+            template,
+            args.system,
+            args.temperature,
+            args.max_new_tokens,
+            use_adapter=use_adapter,
+        )
+        for use_adapter in ([False, True] if args.compare else [True])
+    ]
+    if args.prompt is None and sys.stdin.isatty():
+        return talk(conversations)
+    for text in read_turns() if args.prompt is None else args.prompt:
+        take_turn(conversations, text)
+
+
+def _check(args: Any) -> None:
+    """Raises RosaError for what can be known to be wrong before a library is imported."""
+    if args.max_new_tokens < 1:
+        raise RosaError(f"--max_new_tokens must be at least 1, not {args.max_new_tokens}")
+    if args.temperature < 0:
+        raise RosaError(f"--temperature must be at least 0, not {args.temperature:g}")
+    if not all(text.strip() for text in args.prompt or ()):
+        raise RosaError("--prompt is empty; give the text of a turn")
+    check_model_files(args.model)
+    if args.compare and find_adapter_config(args.model) is None:
+        raise RosaError(f"--compare is for adapters, and '{args.model}' is a base model")
+
+
+def choose_template(args: Any, tokenizer: Any, *, is_adapter: bool) -> str:
+    """The template of prompts; prints a line where it is not the one that a user expects.
+
+    Raises RosaError where there is no chat template and `--template` asks for it.
+    """
+    has_chat = bool(getattr(tokenizer, "chat_template", None))
+    trained = tokenizer.init_kwargs.get(TEMPLATE_KEY) if is_adapter else None
+    template = args.template or trained or ("chat" if has_chat else "plain")
+    if template not in PROMPTS:
+        raise RosaError(
+            f"{args.model}: tokenizer_config.json names the unknown {TEMPLATE_KEY} {template!r}; "
+            f"choose from {', '.join(PROMPTS)} with --template"
+        )
+    if template == "chat" and not has_chat:
+        raise RosaError(
+            f"the tokenizer of {args.model} has no chat template; use an instruct model, or "
+            "--template alpaca or plain"
+        )
+    if args.template:
+        return template
+    if is_adapter and trained is None:
+        _note(
+            f"{args.model} does not record the prompt that it was trained with; --template sets it"
+        )
+    if trained == "alpaca":
+        _note(f"{args.model} was trained on instructions: each turn is one, without those before")
+    elif trained == "plain":
+        _note(f"{args.model} was trained on single prompts: each turn is one, as it is written")
+    elif not has_chat:
+        _note(f"{args.model} has no chat template: each turn is a text that the model continues")
+    return template
+
+
+def talk(conversations: list[Conversation]) -> None:
+    """The conversation in a terminal, until its end of file or the second Ctrl-C in a row."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (lines can be edited, and called back)
+    stopped = False
+    while True:
+        try:
+            text = read_turn("> ", "... ")
+        except KeyboardInterrupt:
+            sys.stdout.write("\n")
+            if stopped:
+                return
+            stopped = True
+            _note("Ctrl-C again leaves, and so does Ctrl-D")
+            continue
+        if text is None:
+            sys.stdout.write("\n")
+            return
+        if text.strip():
+            with ctrl_c_ends_reply() as stop:
+                take_turn(conversations, text, stop)
+            stopped = stop()
+            sys.stdout.write("\n")
+
+
+@contextlib.contextmanager
+def ctrl_c_ends_reply() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed; a second one, before the reply has ended, interrupts."""
+    pressed = threading.Event()
+
+    def on_signal(*_: Any) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def read_turns() -> Iterator[str]:
+    """The turns of standard input that are not blank."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    while (text := read_turn()) is not None:
+        if text.strip():
+            yield text
+
+
+def read_turn(first: str = "", more: str = "") -> str | None:
+    """A line of standard input, with the next ones where it ends with a backslash.
+
+    None at the end of file. `first` and `more` are shown before the lines.
+    """
+    lines: list[str] = []
+    try:
+        while not lines or lines[-1].endswith("\\"):
+            lines.append(input(more if lines else first))
+    except EOFError:
+        if not lines:
+            return None
+    return "\n".join([*(line[:-1] for line in lines[:-1]), lines[-1].removesuffix("\\")])
+
+
+def take_turn(
+    conversations: list[Conversation], text: str, stop: Callable[[], bool] = lambda: False
+) -> None:
+    """Prints the replies to the user's turn `text` as they are generated."""
+    text = text.encode(errors="replace").decode()  # arguments may hold bytes that are not UTF-8
+    if len(conversations) == 1:
+        conversations[0].reply(text, _write, stop)
+        return _write("\n")
+    names = ["adapter" if each.use_adapter else "base model" for each in conversations]
+    with side_by_side(names) as writers:
+        for conversation, write in zip(conversations, writers, strict=True):
+            conversation.reply(text, write, stop)
+
+
+@contextlib.contextmanager
+def side_by_side(names: list[str]) -> Iterator[list[Callable[[str], Any]]]:
+    """For each name a function that writes its text: in columns in a terminal, else in turn."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(markup=False, highlight=False)
+    texts = [Text() for _ in names]
+    table = Table(*names, expand=True)
+    table.add_row(*texts)
+    with Live(table, console=console) if console.is_terminal else contextlib.nullcontext():
+        yield [text.append for text in texts]
+    if not console.is_terminal:
+        for name, text in zip(names, texts, strict=True):
+            _write(f"{name}:\n{text.plain}\n")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
