@@ -17,6 +17,7 @@ QUICK = {
         *("--max_steps", "11", "--log_steps", "5", "--save_steps", "11"),
         *("--limit", "40", "--validation", "4", "--batch_size", "2"),
     ],
+    "chat": ["--max_new_tokens", "8"],
     "evaluate": ["--limit", "2"],
     "inspect": ["--limit", "2"],
 }

@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_its_commands_run(in_a_copy: Path) -> None:
-    assert run_quickly(rosa_commands(README)) == ["params", "train", "evaluate", "demo"]
+    assert run_quickly(rosa_commands(README)) == ["params", "train", "chat", "evaluate", "demo"]
     for picture in ("layers.png", "loss.png"):
         assert (in_a_copy / "runs" / "tiny" / picture).is_file()
 

@@ -129,7 +129,7 @@ class SettledTextStreamer:
 def check_system(tokenizer: Any, template: str, system: str) -> None:
     """Raises RosaError where prompts of `template` have no place for a system message."""
     if template != "chat":
-        raise RosaError(f"--system needs a chat template; the template {template} has no place")
+        raise RosaError(f"--system needs a chat template; {template} prompts have none")
     turns = [{"role": "system", "content": system}, {"role": "user", "content": "x"}]
     if system.strip() not in chat_prompt(tokenizer, turns):
         raise RosaError("the chat template leaves out the system message; leave out --system")
