@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
-from rosa.attention import hooks
+from rosa.attention import heads
 from rosa.ops import autograd
 from rosa.ops import modulation as plain
 from tests.dls import test_methods as test_dls_methods
@@ -44,7 +44,7 @@ def test_the_variant_that_is_asked_for_is_what_runs(
 
         monkeypatch.setattr(place, name, noted)
 
-    spy("reference", hooks, f"modulate_{stage}_rotation")
+    spy("reference", heads, f"modulate_{stage}_rotation")
     for name in ("modulate_pairs_", "modulate_pairs_backward"):
         spy("autograd", plain, name)
         if ops_variant == "triton":

@@ -19,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
 from rosa import RosaConfig
-from rosa.attention.hooks import _BY_THREAD, _PENDING
+from rosa.attention.pending import _BY_THREAD, _PENDING
 from tests.support.adapters import SMALL, randomize
 from tests.support.architectures import BY_NAME
 from tests.support.reference import relative_error

@@ -7,6 +7,7 @@ from typing import cast
 
 from torch import Tensor
 
+from rosa.ops import modulate_post_rotation, modulate_pre_rotation
 from rosa.rope import HookPoint, PairDimensions
 
 
@@ -52,6 +53,29 @@ class LowPairs:
             (of_b, of_l, of_group, of_head, self._apart * one, self._step * one),
             output.storage_offset() + self._first * one,
         )
+
+
+def modulate_heads(
+    output: Tensor,
+    low: LowPairs,
+    signal: Tensor,
+    alpha: float,
+    cos_sin: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """A hooked output with its queries or keys modulated, by the formulas of `rosa.ops.reference`.
+
+    Args:
+        signal: S, (b, l, ...) with h·2n elements for each token.
+        cos_sin: (b or 1, l, ρ) of the rotation that follows, for "post"; None for "pre".
+    """
+    signal = signal.flatten(2).unflatten(-1, (low.point.heads, -1))
+    z = split_heads(output, low.point, low.head_dim)
+    if cos_sin is None:
+        z = modulate_pre_rotation(z, signal, alpha, low.pairs)
+    else:
+        cos, sin = (tensor.unsqueeze(-2) for tensor in cos_sin)
+        z = modulate_post_rotation(z, signal, alpha, low.pairs, cos, sin)
+    return replace_heads(output, z, low.point)
 
 
 def split_heads(output: Tensor, point: HookPoint, head_dim: int) -> Tensor:

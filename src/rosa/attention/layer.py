@@ -5,7 +5,7 @@
                        k_proj ─ (k_norm) ─▶ modulate ─▶ rotation ─▶ cache ...
 
 The attention's own forward runs unchanged: the layer computes the signals from the module's input
-and hands them (`set_modulation`) to the forward hooks of the last modules before rotation. Nothing
+and hands them (`set_pending`) to the forward hooks of the last modules before rotation. Nothing
 outlives the call, so gradient checkpointing and exceptions leave no trace; the hook is a plain
 function that reads from its own module, so copies, pickles and replicas of a model are independent.
 """
@@ -21,8 +21,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from rosa.attention.heads import LowPairs
-from rosa.attention.hooks import Modulation, clear_modulation, hook, set_modulation, unhook
+from rosa.attention.hooks import Modulation, hook, unhook
 from rosa.attention.peft_compat import HALF, KeepRequiresGradMixin, check_single_active
+from rosa.attention.pending import clear_pending, set_pending
 from rosa.errors import RosaError
 from rosa.ops import PairRotation, PairSignal, Variant
 from rosa.rope import RopeLayout
@@ -117,10 +118,10 @@ class AttentionLayer(KeepRequiresGradMixin, nn.Module, BaseTunerLayer):
             arguments = dict(zip(self._parameters_of_forward, args, strict=False)) | kwargs
         hooked = self._hooked_modules(base)
         try:
-            set_modulation(hooked, self._modulations(name, base, arguments))
+            set_pending(hooked, self._modulations(name, base, arguments))
             return base(*args, **kwargs)
         finally:
-            clear_modulation(hooked)
+            clear_pending(hooked)
 
     def _active_own_adapter(self) -> str | None:
         """The adapter that modulates, if any."""

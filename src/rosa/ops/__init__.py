@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from rosa.ops.autograd import PairSignal, modulate
 from rosa.ops.modulation import signal_of
-from rosa.ops.reference import bounded_signal, modulate_post_rotation, modulate_pre_rotation
+from rosa.ops.reference import (
+    bounded_signal,
+    modulate_post_rotation,
+    modulate_pre_rotation,
+    signals_of,
+)
 from rosa.ops.relative_norm import NOT_RELATIVE, RelativeNorm, scale_offset
 from rosa.ops.rms_norm import trained_norm
 from rosa.ops.rotation import PairRotation, pair_rotation
@@ -32,6 +37,7 @@ __all__ = [
     "scale_offset",
     "select_variant",
     "signal_of",
+    "signals_of",
     "trained_norm",
     "use",
 ]

@@ -16,6 +16,8 @@ to float32 alone keeps c² + s² from being 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,15 @@ PairDimensions = tuple[slice, slice] | tuple[list[int], list[int]]
 def bounded_signal(signal: Tensor, bound: float | None) -> Tensor:
     """b·tanh(S/b), within (-b, b) and S to first order; S itself without a bound."""
     return signal if bound is None else bound * torch.tanh(signal / bound)
+
+
+def signals_of(
+    p: Tensor, gqa: Callable[[Tensor], Tensor] | None, bound: float | None
+) -> tuple[Tensor, Tensor]:
+    """S_q = SiLU(P) and S_k = W_GQA(S_q), bounded; S_k is S_q without W_GQA."""
+    for_queries = torch.nn.functional.silu(p)
+    bounded = bounded_signal(for_queries, bound)
+    return bounded, bounded if gqa is None else bounded_signal(gqa(for_queries), bound)
 
 
 def modulate_pre_rotation(z: Tensor, signal: Tensor, alpha: float, pairs: PairDimensions) -> Tensor:

@@ -41,19 +41,26 @@ def use(variant: Variant) -> Iterator[None]:
 
 def select_variant(hidden_states: Tensor, *cos_sin: Tensor) -> Variant:
     """The variant for a call of an attention module with this input, cos and sin."""
-    # A compiler fuses the plain formulas; a tensor of another kind (sharded, traced) has its own;
-    # and the others give no gradients to the angles.
-    if (
-        torch.compiler.is_compiling()
-        or type(hidden_states) is not Tensor
-        or _intercepted()
-        or any(tensor.requires_grad for tensor in cos_sin)
-    ):
+    if needs_reference(hidden_states, *cos_sin):
         return "reference"
     variant = _in_use.get() or _environment_variant(_from_environment)
     if variant == "triton" and not hidden_states.is_cuda:
         _check_interpreter(hidden_states.device)
     return variant
+
+
+def needs_reference(hidden_states: Tensor, *cos_sin: Tensor) -> bool:
+    """Whether only the plain formulas fit this call.
+
+    A compiler fuses them; a tensor of another kind (sharded, traced) has its own operations; and
+    the other variants give no gradients to the angles.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or type(hidden_states) is not Tensor
+        or _intercepted()
+        or any(tensor.requires_grad for tensor in cos_sin)
+    )
 
 
 def _intercepted() -> bool:

@@ -9,11 +9,11 @@ H ──┬── rosa_A ── rosa_B ── P ── SiLU ──┬── S_q 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from rosa.attention.hooks import Modulation
 from rosa.attention.layer import AttentionLayer
@@ -22,10 +22,10 @@ from rosa.ops import (
     PairRotation,
     PairSignal,
     Variant,
-    bounded_signal,
     linear_of_silu,
     pair_rotation,
     select_variant,
+    signals_of,
 )
 from rosa.roae.config import RosaConfig
 from rosa.roae.folding import FoldedLinear, fold
@@ -178,10 +178,9 @@ class RosaLayer(AttentionLayer):
 
     def _signals_of(self, adapter_name: str, p: Tensor) -> tuple[Tensor, Tensor]:
         """S_q (b, l, h_q·d_low) and S_k (b, l, h_kv·d_low) of P; one tensor where h_kv = h_q."""
-        for_queries, bound = silu(p), self.bound[adapter_name]
-        for_keys = self._through(adapter_name, self.gqa[adapter_name], for_queries)
-        bounded = bounded_signal(for_queries, bound)
-        return bounded, bounded if for_keys is for_queries else bounded_signal(for_keys, bound)
+        names = self.gqa[adapter_name]
+        gqa = partial(self._through, adapter_name, names) if names else None
+        return signals_of(p, gqa, self.bound[adapter_name])
 
     def prepare_for_inference(self) -> None:
         """Folds W_proj and W_GQA of each adapter where that is cheaper; `train()` undoes it."""
