@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,6 +77,30 @@ def check_writable(folder: Path, option: str = "--out") -> None:
         raise RosaError(f"{option} {folder}: {existing} is a file; use another folder")
     if not os.access(existing, os.W_OK, **as_user):
         raise RosaError(f"{option} {folder}: {existing} cannot be written; use another folder")
+
+
+def check_new_folder(out: Path) -> None:
+    """Raise a `RosaError` unless `out` is absent or an empty folder, and can be written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RosaError(f"the output folder {out} exists and is not empty; name a new folder")
+    check_writable(out, "the output folder")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `out` (absent or empty) when the block ends without error."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        translate_disk_errors(out, lambda: "nothing was written; free some space or name another"),
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary,
+    ):
+        part = Path(temporary) / out.name
+        part.mkdir()
+        yield part
+        fsync_tree(part)
+        if out.exists():  # empty; Windows replaces no folder
+            out.rmdir()
+        part.replace(out)
 
 
 @contextmanager

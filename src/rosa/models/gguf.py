@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections import Counter
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from rosa.common.files import translate_disk_errors
+from rosa.common.files import check_new_folder, new_folder
 from rosa.errors import RosaError, errors_as
 from rosa.models.devices import DTYPES
 from rosa.models.loading import quiet
@@ -60,22 +59,13 @@ def convert_gguf(file: Path, out: Path, dtype: str = "bf16") -> Any:
     source = read_header(file)
     model, tokenizer = _load(file, DTYPES[dtype])
     note = {**asdict(source), "dtype": dtype}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        quiet(),
-        translate_disk_errors(out, lambda: "nothing was written; free some space or name another"),
-        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary,
-    ):
-        part = Path(temporary) / out.name
+    with quiet(), new_folder(out) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         (part / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
         tensors = ", ".join(f"{count} tensors in {kind}" for kind, count in source.tensors.items())
         card = _CARD.format(**{**note, "name": out.name, "tensors": tensors})
         (part / "README.md").write_text(card, encoding="utf-8")
-        if out.exists():  # empty; Windows replaces no folder
-            out.rmdir()
-        part.replace(out)
     return model
 
 
@@ -88,8 +78,7 @@ def check_conversion(file: Path, out: Path, dtype: str) -> None:
             raise RosaError(f"{file} is not a GGUF file: it does not begin with 'GGUF'")
     if dtype not in DTYPES:
         raise RosaError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RosaError(f"the output folder {out} exists and is not empty; name a new folder")
+    check_new_folder(out)
     if find_spec("gguf") is None:
         raise RosaError("GGUF files need the package gguf; run: pip install 'rosa-peft[gguf]'")
 
