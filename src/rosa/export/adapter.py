@@ -56,7 +56,7 @@ class Exported:
 
 def export_adapter(
     adapter: str,
-    out: Path,
+    out: str | Path,
     *,
     dtype: str = "auto",
     max_shard_size: str = SHARD_SIZE,
@@ -78,6 +78,7 @@ def export_adapter(
         RosaError: there is no adapter, not one alone, or not RoSA's; its base is missing or of an
             architecture that cannot be exported; `out` is not empty or the disk too small.
     """
+    out = Path(out)
     name = check_export(adapter, out, dtype, max_shard_size)
     planned = _planned_bytes(adapter, name)
     say(f"{out}: {format_bytes(planned)} in {name}\n")
