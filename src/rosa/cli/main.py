@@ -31,6 +31,7 @@ COMMANDS = {
     "inspect": "draw how strong a model's queries and keys are, and what an adapter does",
     "params": "count the trainable parameters of each method, without loading weights",
     "export": "write an adapter and its base as one model that needs Transformers alone",
+    "push": "put an adapter or a model on the Hugging Face Hub",
     "convert": "turn a GGUF file into a Hugging Face model folder",
 }
 # What the extra "cli" brings, by the names that are imported.
