@@ -116,7 +116,7 @@ def choose_template(args: Any, tokenizer: Any, *, is_adapter: bool) -> str:
     Raises RosaError where there is no chat template and `--template` asks for it.
     """
     has_chat = bool(getattr(tokenizer, "chat_template", None))
-    trained = tokenizer.init_kwargs.get(TEMPLATE_KEY) if is_adapter else None
+    trained = tokenizer.init_kwargs.get(TEMPLATE_KEY)
     template = args.template or trained or ("chat" if has_chat else "plain")
     if template not in PROMPTS:
         raise RosaError(
