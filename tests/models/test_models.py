@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from rosa.models.loading import (
     load_base_model,
     load_tokenizer,
     short_name,
+    tokenizer_source,
 )
 from tests.support.tiny_folder import tiny_llama, write_model_folder
 
@@ -224,3 +227,22 @@ def test_a_tokenizer_of_a_larger_model_is_named(base):
     loaded.tokenizer.add_tokens(["one", "more"])
     with pytest.raises(RosaError, match=r"has only .* embeddings"):
         check_vocabulary(loaded.model, loaded.tokenizer, "m")
+
+
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_an_adapter_on_the_hub_has_the_tokenizer_that_lies_there(
+    has_tokenizer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of the hub is on this machine once it is asked for."""
+    there = {"adapter_config.json", *(["tokenizer_config.json"] if has_tokenizer else [])}
+
+    def cached_file(repo: str, filename: str, **_: Any) -> str | None:
+        file = tmp_path / filename
+        if filename in there:
+            file.write_text("{}")
+        return str(file) if file.exists() else None
+
+    monkeypatch.setattr("transformers.utils.cached_file", cached_file)
+    monkeypatch.setattr("transformers.utils.peft_utils.cached_file", cached_file)
+    expected = "me/adapter" if has_tokenizer else "base"
+    assert tokenizer_source("me/adapter", "base") == expected

@@ -195,6 +195,14 @@ def load(
 def tokenizer_source(adapter: str, base: str) -> str:
     """The adapter, where a tokenizer was saved with it, else its base model."""
     file = find_adapter_config(adapter)
+    if file and is_hub_id(adapter):
+        from transformers.utils import cached_file
+
+        # Asked for by name: beside adapter_config.json lies only what was downloaded before.
+        flags = ("missing_entries", "connection_errors", "gated_repo")
+        quietly = {f"_raise_exceptions_for_{flag}": False for flag in flags}
+        found = cached_file(adapter, "tokenizer_config.json", **quietly)
+        return adapter if found else base
     return adapter if file and (file.parent / "tokenizer_config.json").is_file() else base
 
 
