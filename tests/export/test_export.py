@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, pipeline
 
 from rosa import RosaConfig
+from rosa.attention import heads, pending
 from rosa.cli.main import main
 from rosa.errors import RosaError
+from rosa.export import modeling
 from rosa.export.adapter import export_adapter, exported_model
+from rosa.export.bundle import bundle
+from rosa.ops import modulation, reference, rotation
+from rosa.rope import cos_sin
 from tests.support.adapters import SMALL, TOKENS, adapted, logits, randomize
 from tests.support.architectures import BY_NAME
 from tests.support.tiny_folder import word_tokenizer, write_model_folder
@@ -34,6 +42,7 @@ NOT_ATTENTION_ALONE = (
     "minimax", "lfm2", "lfm2_moe", "lfm3", "recurrent_gemma", "qwen3_next", "qwen3_5_text",
     "qwen3_5_moe_text", "olmo_hybrid", "granitemoehybrid", "bailing_hybrid", "bamba", "falcon_h1",
 )  # fmt: skip
+DYNAMIC: Any = {"input_ids": {1: torch.export.Dim.DYNAMIC}, "use_cache": None}
 VARIATIONS: dict[str, dict[str, Any]] = {
     "pre": {"rope_stage": "pre"},
     "bound": {"bound": 0.5},
@@ -112,6 +121,19 @@ def test_every_option(variation: str, tmp_path: Path) -> None:
     exported.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
     assert torch.equal(logits(loaded), expected)
+
+
+@pytest.mark.parametrize("train", [None, ["lm_head"]])
+def test_tied_embeddings(train: list[str] | None, tmp_path: Path) -> None:
+    base = BY_NAME["llama"].build(tie_word_embeddings=True).float()
+    model = get_peft_model(base, RosaConfig(**SMALL, modules_to_save=train)).eval()
+    randomize(model)
+    expected = logits(model)
+    exported, _ = exported_model(model, tmp_path)
+    exported.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    assert torch.equal(logits(loaded), expected)
+    assert loaded.config.tie_word_embeddings is (train is None)
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "gemma3"])
@@ -209,14 +231,64 @@ def test_nothing_is_read_without_trust(adapter: Path, tmp_path: Path) -> None:
         AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=False)
 
 
-def test_compiled_and_exported_by_pytorch(tmp_path: Path) -> None:
+def test_compiled_and_trained(tmp_path: Path) -> None:
     model = adapt("llama-gqa")
     exported, _ = exported_model(model, tmp_path)
     compiled = torch.compile(exported, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(logits(compiled), logits(model), rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        graph = torch.export.export(
+            exported, (), {"input_ids": TOKENS, "use_cache": False}, dynamic_shapes=DYNAMIC
+        ).module()
+    short = TOKENS[:, :7]
+    torch.testing.assert_close(
+        graph(input_ids=short, use_cache=False).logits, logits(model, short), rtol=1e-4, atol=1e-4
+    )
     loss = exported(input_ids=TOKENS, labels=TOKENS).loss
     loss.backward()
     assert all(p.grad is not None for p in exported.model.layers[0].self_attn.rosa.parameters())
+
+
+def test_the_formulas_are_the_adapters_own() -> None:
+    imports, text = bundle(modeling)
+    assert not any("rosa" in line or "peft" in line for line in imports)
+    for own in (
+        heads.LowPairs,
+        heads.modulate_heads,
+        modulation.modulate_pairs_,
+        reference.modulate_post_rotation,
+        reference.signals_of,
+        rotation.pair_rotation,
+        cos_sin.cos_sin_of,
+        pending.set_pending,
+    ):
+        assert inspect.getsource(own) in text
+
+
+def test_placed_quantized_and_copied(tmp_path: Path) -> None:
+    exported, _ = exported_model(adapt("llama-gqa"), tmp_path)
+    expected = logits(exported)
+    exported.save_pretrained(tmp_path)
+    names = ("embed_tokens", "layers.0", "layers.1", "norm", "rotary_emb")
+    places = {f"model.{name}": "cpu" for name in names} | {"lm_head": "cpu"}
+    places["model.layers.0"] = "disk"
+    options: Any = {"trust_remote_code": True}
+    placed = AutoModelForCausalLM.from_pretrained(
+        tmp_path, device_map=places, offload_folder=tmp_path / "offloaded", **options
+    )
+    assert torch.equal(logits(placed), expected)
+    quantized = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True), **options
+    )
+    wrapped = quantized.model.layers[0].self_attn.q_proj.base_layer
+    assert "8bit" in type(wrapped).__name__
+    assert (logits(quantized) - expected).abs().max() < 0.1 * expected.abs().max()
+    copied = copy.deepcopy(exported)
+    prompts = [TOKENS, TOKENS.flip(1), TOKENS[:, :5]]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda tokens: logits(copied, tokens), prompts * 10))
+    alone = [logits(exported, tokens) for tokens in prompts] * 10
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
 
 
 def test_called_outside_its_attention(tmp_path: Path) -> None:

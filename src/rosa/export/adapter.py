@@ -210,6 +210,10 @@ def _build(
         values.pop(key, None)
     config = getattr(module, classes.config)(**values, rosa=settings, auto_map=classes.auto_map)
     config._attn_implementation = model.config._attn_implementation
+    tied = model._tied_weights_keys or {}
+    pairs = [(state[a], state[b]) for a, b in dict(tied).items() if a in state and b in state]
+    if not all(_torch().equal(*pair) for pair in pairs):  # one of them was trained
+        config.tie_word_embeddings = False
     with init_empty_weights():  # buffers, which no file holds, have their values
         exported = getattr(module, classes.head)(config)
     exported.load_state_dict(state, assign=True)

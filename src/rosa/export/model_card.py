@@ -16,9 +16,9 @@ _TEMPLATE = """---
 
 # {name}
 
-[{base}]{link} fine-tuned with RoSA, as one model: trained norms in place, the factors of RoAE as
-weights of their own ({factors:,} of {parameters:,} parameters, {dtype}). `{file}` has the code;
-it needs PyTorch and Transformers alone.
+{base} fine-tuned with RoSA, as one model: trained norms in place, the factors of RoAE as weights of
+their own ({factors:,} of {parameters:,} parameters, {dtype}). `{file}` has the
+code; it needs PyTorch and Transformers alone.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -40,8 +40,7 @@ def write_model_card(folder: Path, base: str, **facts: Any) -> None:
         metadata["base_model"] = base
     text = _TEMPLATE.format(
         metadata=yaml.safe_dump(metadata, sort_keys=False),
-        base=short_name(base),
-        link=f"(https://huggingface.co/{base})" if is_hub_id(base) else "",
+        base=f"[{base}](https://huggingface.co/{base})" if is_hub_id(base) else short_name(base),
         license=_in_words(license, base),
         **facts,
     )
