@@ -53,6 +53,8 @@ def said_by(place: Path, *words: str) -> str:
 @pytest.mark.parametrize(
     ("words", "first"),
     [
+        ("export rosa-tiny used", "rosa-tiny is not an adapter"),
+        ("export runs/nope out --dtype int8", "unknown dtype 'int8'"),
         ("train recipe.yaml --output_dir used --model runs/nope", "'used' is not empty"),
         ("train recipe.yaml --model runs/nope --data gone.json", "no folder 'runs/nope'"),
         ("train recipe.yaml --data one.json --validation 0.5", "one.json, row 1: a row needs"),

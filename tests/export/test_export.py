@@ -360,6 +360,10 @@ def test_bad_input(
     file = folder / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "peft_type": "LORA"}))
     assert "is a LORA adapter, but only RoSA adapters are exported" in complaint(folder)
+    file.write_text((adapter / file.name).read_text())
+    (folder / "lora").mkdir()
+    (folder / "lora" / file.name).write_text(json.dumps({"peft_type": "LORA"}))
+    assert "was trained together with lora, and an export holds one" in complaint(folder)
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
         assert "the export needs 84.6 kB, but" in complaint(adapter)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rosa.cli.parser import Parser
-from rosa.export.adapter import SHARD_SIZE, export_adapter
+from rosa.export.checks import SHARD_SIZE, check_export
 
 
 def build_parser() -> Parser:
@@ -33,9 +33,13 @@ def build_parser() -> Parser:
 
 def run(args: Any) -> int:
     """Exports, and prints what is written; raises `RosaError` on bad input."""
+    out = Path(args.out)
+    check_export(args.adapter, out, args.dtype, args.max_shard_size)
+    from rosa.export.adapter import export_adapter  # loads PyTorch
+
     written = export_adapter(
         args.adapter,
-        Path(args.out),
+        out,
         dtype=args.dtype,
         max_shard_size=args.max_shard_size,
         say=sys.stdout.write,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from peft import PeftModel
+from transformers import AutoConfig
 
 from rosa.attention.load import read_shapes, trained_together
-from rosa.common.files import check_new_folder, new_folder
+from rosa.common.files import new_folder
 from rosa.common.formatting import format_bytes
 from rosa.errors import RosaError, errors_as
+from rosa.export.checks import SHARD_SIZE, check_export
 from rosa.export.model_card import write_model_card
 from rosa.export.source import ExportedClasses, exported_classes
 from rosa.export.state import (
@@ -26,20 +31,12 @@ from rosa.models.loading import (
     adapter_base,
     adapter_folder,
     auto_class,
-    check_model_files,
-    find_adapter_config,
     load,
     quiet,
-    read_adapter_json,
     resolve_name,
 )
 from rosa.ops import use
 
-if TYPE_CHECKING:
-    import torch
-    from peft import PeftModel
-
-SHARD_SIZE = "50GB"  # Transformers' own default
 _PROBE = 16  # tokens
 
 
@@ -79,8 +76,15 @@ def export_adapter(
             architecture that cannot be exported; `out` is not empty or the disk too small.
     """
     out = Path(out)
-    name = check_export(adapter, out, dtype, max_shard_size)
-    planned = _planned_bytes(adapter, name)
+    config_file = check_export(adapter, out, dtype, max_shard_size)
+    if others := trained_together(config_file.parent):
+        raise RosaError(
+            f"{adapter} was trained together with {', '.join(others)}, and an export holds one "
+            "adapter: merge the others into the base model first"
+        )
+    base_config = _base_config(adapter_base(adapter, config_file))
+    name = _dtype_of(base_config) if dtype == "auto" else dtype
+    planned = _planned_bytes(adapter, base_config, name)
     say(f"{out}: {format_bytes(planned)} in {name}\n")
     _check_space(out, planned)
     loaded = load(adapter, dtype=name, device="cpu")
@@ -115,7 +119,7 @@ def exported_model(adapted: PeftModel, folder: Path) -> tuple[Any, str]:
     (folder / classes.file).write_text(classes.text, encoding="utf-8")
     exported = _build(classes, folder, model, settings, state)
     tokens = _probe(model)
-    if not _torch().equal(_logits(exported, tokens), _logits(model, tokens)):
+    if not torch.equal(_logits(exported, tokens), _logits(model, tokens)):
         raise RosaError(
             f"{model.config.model_type} models cannot be exported: the exported model gives other "
             "logits than the adapter; keep the adapter"
@@ -123,58 +127,19 @@ def exported_model(adapted: PeftModel, folder: Path) -> tuple[Any, str]:
     return exported, classes.file
 
 
-def check_export(adapter: str, out: Path, dtype: str, max_shard_size: str) -> str:
-    """What can be checked before weights are loaded; returns the name of the dtype."""
-    if dtype not in ("auto", *DTYPES):
-        raise RosaError(f"unknown dtype {dtype!r}; choose from {', '.join(('auto', *DTYPES))}")
-    config_file = find_adapter_config(adapter)
-    if config_file is None:
-        folders = sorted(Path(adapter).glob("*/adapter_config.json"))
-        if folders:
-            names = ", ".join(str(file.parent) for file in folders)
-            raise RosaError(f"{adapter} holds several adapters; export one of them: {names}")
-        raise RosaError(f"{adapter} is not an adapter: it has no adapter_config.json")
-    peft_type = read_adapter_json(config_file).get("peft_type")
-    if peft_type != "ROSA":
-        raise RosaError(
-            f"{adapter} is a {peft_type} adapter, but only RoSA adapters are exported; what can be "
-            "merged into the weights needs no export: PEFT's merge_and_unload()"
-        )
-    if others := trained_together(config_file.parent):
-        raise RosaError(
-            f"{adapter} was trained together with {', '.join(others)}, and an export holds one "
-            "adapter: merge the others into the base model first"
-        )
-    check_model_files(adapter)
-    check_new_folder(out)
-    _check_shard_size(max_shard_size)
-    return _base_dtype(adapter) if dtype == "auto" else dtype
-
-
-def _check_shard_size(max_shard_size: str) -> None:
-    if not re.fullmatch(r"[1-9]\d*([KMGT]i?)?B", max_shard_size, re.IGNORECASE):
-        raise RosaError(f"max_shard_size must be a size such as 5GB, not {max_shard_size!r}")
-
-
-def _base_config(adapter: str) -> Any:
-    from transformers import AutoConfig
-
-    config_file = find_adapter_config(adapter)
-    assert config_file is not None  # check_export
-    base = adapter_base(adapter, config_file)
+def _base_config(base: str) -> Any:
     with errors_as(f"cannot load the configuration of {base!r}"), quiet():
         return AutoConfig.from_pretrained(resolve_name(base))
 
 
-def _base_dtype(adapter: str) -> str:
-    stored = str(getattr(_base_config(adapter), "dtype", None)).removeprefix("torch.")
+def _dtype_of(config: Any) -> str:
+    """The name of the dtype that a model was saved in."""
+    stored = str(config.dtype).removeprefix("torch.")
     return next((name for name, known in DTYPES.items() if known == stored), "float32")
 
 
-def _planned_bytes(adapter: str, dtype: str) -> int:
+def _planned_bytes(adapter: str, config: Any, dtype: str) -> int:
     """The size of the weights, from shapes alone. Raises RosaError as `check_architecture`."""
-    torch = _torch()
-    config = _base_config(adapter)
     with torch.device("meta"), quiet():
         empty = auto_class(config).from_config(config)
     check_architecture(empty)
@@ -202,8 +167,6 @@ def _build(
     state: dict[str, Any],
 ) -> Any:
     """The exported model, which shares the weights of `model`."""
-    from accelerate import init_empty_weights
-
     module = classes.load(folder)
     values = model.config.to_dict()
     for key in ("model_type", "architectures", "auto_map"):
@@ -212,7 +175,7 @@ def _build(
     config._attn_implementation = model.config._attn_implementation
     tied = model._tied_weights_keys or {}
     pairs = [(state[a], state[b]) for a, b in dict(tied).items() if a in state and b in state]
-    if not all(_torch().equal(*pair) for pair in pairs):  # one of them was trained
+    if not all(torch.equal(*pair) for pair in pairs):  # one of them was trained
         config.tie_word_embeddings = False
     with init_empty_weights():  # buffers, which no file holds, have their values
         exported = getattr(module, classes.head)(config)
@@ -223,19 +186,11 @@ def _build(
 
 
 def _probe(model: Any) -> torch.Tensor:
-    torch = _torch()
     rows = model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     return torch.randint(rows, (2, _PROBE), generator=generator)
 
 
 def _logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    torch = _torch()
     with torch.no_grad(), use("autograd"):
         return model(input_ids=tokens).logits
-
-
-def _torch() -> Any:
-    import torch
-
-    return torch
