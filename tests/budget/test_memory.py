@@ -81,7 +81,7 @@ def spec(method):
 
 
 def recipe(method, **changes):
-    return Recipe("m", "d", "o", method, KEYS[method], batch_size=ROWS, **changes)
+    return Recipe("m", "d", "o", method, adapter=KEYS[method], batch_size=ROWS, **changes)
 
 
 def kept_by_autograd(model):

@@ -26,6 +26,7 @@ def test_the_paper_s_defaults() -> None:
         "seed": 0,
         "layers": None,
         "policy": "scores",
+        "score": "gradient",
     }
 
 

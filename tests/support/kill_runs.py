@@ -23,19 +23,28 @@ _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["tests.support.kill_runs"])
 
 
-def run(command: Sequence[str], log: Path, *, kill_after: float | None = None) -> int | None:
+def run(
+    command: Sequence[str],
+    log: Path,
+    *,
+    kill_after: float | None = None,
+    once: Callable[[], object] = lambda: True,
+) -> int | None:
     """`rosa COMMAND` in a new process; its exit code, or None if it was killed.
 
     Args:
         command: its words, without `rosa`.
         log: gets what the command prints, and how long it took.
         kill_after: seconds from its first instruction to SIGKILL; None lets it end.
+        once: the seconds count from the moment when this is true.
     """
     begun = _PROCESSES.Event()
     process: Any = _PROCESSES.Process(target=_command, args=(list(command), log, begun))
     process.start()
     if kill_after is not None:
         begun.wait()
+        while process.exitcode is None and not once():
+            time.sleep(0.002)
     process.join(kill_after)
     if process.exitcode is None:
         process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import re
@@ -225,6 +226,10 @@ def answers(out: Path) -> dict[str, list[dict[str, Any]]]:
     return {f.name: read_lines(f) for f in files}
 
 
+def lines_in(out: Path) -> int:
+    return sum(file.read_bytes().count(b"\n") for file in out.glob("*.jsonl"))
+
+
 @pytest.mark.parametrize(
     "count", [2, pytest.param(20, marks=pytest.mark.slow)], ids=["two", "twenty"]
 )
@@ -239,11 +244,12 @@ def test_an_evaluation_killed_at_random_moments_scores_every_example_once(
     generator, torn_apart = random.Random(count), 0
     for moment in range(count):
         out = place / f"scored-{count}-{moment}"
-        for _ in range(1 + moment % 2):
-            after = generator.uniform(0.2, 0.9) * seconds
-            kill_runs.run(evaluate_command(place, out), log, kill_after=after)
-            lines = sum(file.read_bytes().count(b"\n") for file in out.glob("*.jsonl"))
-            torn_apart += 0 < lines < 80
+        if moment % 2:  # surely halfway, then once more
+            begun = functools.partial(lines_in, out)
+            kill_runs.run(evaluate_command(place, out), log, kill_after=0, once=begun)
+            torn_apart += 0 < lines_in(out) < 80
+        after = generator.uniform(0.2, 0.9) * seconds
+        kill_runs.run(evaluate_command(place, out), log, kill_after=after)
         assert kill_runs.run(evaluate_command(place, out), log) == 0
         found = answers(out)
         assert found == expected
