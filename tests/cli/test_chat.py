@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
+from rosa.cli.chat import take_turn
 from rosa.cli.main import main
 from rosa.data.prompts import instruction_prompt
 from rosa.evaluate.conversation import Conversation
@@ -106,6 +108,22 @@ def test_compare_prints_the_base_model_as_it_is_alone(base: Path, runs: Path, ca
     assert out == "".join(f"base model:\n{one}\nadapter:\n{two}\n" for one, two in turns)
 
 
+def test_ctrl_c_ends_the_base_model_s_reply_alone(base: Path, runs: Path, capsys) -> None:
+    loaded = load(str(runs / "chat"))
+    both = [
+        Conversation(loaded.model, loaded.tokenizer, "chat", max_new_tokens=8, use_adapter=use)
+        for use in (False, True)
+    ]
+    pressed = iter([lambda: True, lambda: False])
+    assert take_turn(both, "How many", lambda: nullcontext(next(pressed))) is False
+    stopped, whole = (each.turns for each in both)
+    for each in both:
+        each.turns = []
+        each.reply("How many")
+    assert stopped != both[0].turns
+    assert whole == both[1].turns
+
+
 def test_compare_in_a_terminal_has_two_columns(runs: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("rich.console.Console.is_terminal", property(lambda _: True))
@@ -159,7 +177,7 @@ def test_an_unknown_template_in_the_adapter_s_tokenizer(runs: Path, tmp_path: Pa
     del config["prompt_template"]
     (copy / "tokenizer_config.json").write_text(json.dumps(config))
     _, notes = chat(capsys, copy, "--prompt", "How many")
-    assert "does not record the prompt" in notes
+    assert "does not record the prompt of its training" in notes
 
 
 class Terminal:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from rosa.cli.parser import Parser
@@ -25,6 +25,9 @@ from rosa.models.quantization import Quantization
 
 if TYPE_CHECKING:
     from rosa.evaluate.conversation import Conversation
+
+Stop = Callable[[], bool]
+LOADING = ("dtype", "device", "quantization", "trust_remote_code")
 
 
 def build_parser() -> Parser:
@@ -72,24 +75,11 @@ def run(args: Any) -> None:
     template = choose_template(args, tokenizer, is_adapter=config_file is not None)
     if args.system is not None:
         check_system(tokenizer, template, args.system)
-    loaded = load(
-        args.model,
-        dtype=args.dtype,
-        device=args.device,
-        quantization=args.quantization,
-        trust_remote_code=args.trust_remote_code,
-    )
+    loaded = load(args.model, **{key: getattr(args, key) for key in LOADING})
+    options = (template, args.system, args.temperature, args.max_new_tokens)
     conversations = [
-        Conversation(
-            loaded.model,
-            loaded.tokenizer,
-            template,
-            args.system,
-            args.temperature,
-            args.max_new_tokens,
-            use_adapter=use_adapter,
-        )
-        for use_adapter in ([False, True] if args.compare else [True])
+        Conversation(loaded.model, loaded.tokenizer, *options, use_adapter=use)
+        for use in ([False, True] if args.compare else [True])
     ]
     if args.prompt is None and sys.stdin.isatty():
         return talk(conversations)
@@ -131,9 +121,7 @@ def choose_template(args: Any, tokenizer: Any, *, is_adapter: bool) -> str:
     if args.template:
         return template
     if is_adapter and trained is None:
-        _note(
-            f"{args.model} does not record the prompt that it was trained with; --template sets it"
-        )
+        _note(f"{args.model} does not record the prompt of its training; --template sets it")
     if trained == "alpaca":
         _note(f"{args.model} was trained on instructions: each turn is one, without those before")
     elif trained == "plain":
@@ -145,7 +133,7 @@ def choose_template(args: Any, tokenizer: Any, *, is_adapter: bool) -> str:
 
 def talk(conversations: list[Conversation]) -> None:
     """The conversation in a terminal, until its end of file or the second Ctrl-C in a row."""
-    with contextlib.suppress(ImportError):
+    with suppress(ImportError):
         import readline  # noqa: F401 (lines can be edited, and called back)
     stopped = False
     while True:
@@ -162,14 +150,12 @@ def talk(conversations: list[Conversation]) -> None:
             sys.stdout.write("\n")
             return
         if text.strip():
-            with ctrl_c_ends_reply() as stop:
-                take_turn(conversations, text, stop)
-            stopped = stop()
+            stopped = take_turn(conversations, text, ctrl_c_ends_reply)
             sys.stdout.write("\n")
 
 
-@contextlib.contextmanager
-def ctrl_c_ends_reply() -> Iterator[Callable[[], bool]]:
+@contextmanager
+def ctrl_c_ends_reply() -> Iterator[Stop]:
     """Whether Ctrl-C was pressed; a second one, before the reply has ended, interrupts."""
     pressed = threading.Event()
 
@@ -210,20 +196,31 @@ def read_turn(first: str = "", more: str = "") -> str | None:
 
 
 def take_turn(
-    conversations: list[Conversation], text: str, stop: Callable[[], bool] = lambda: False
-) -> None:
-    """Prints the replies to the user's turn `text` as they are generated."""
+    conversations: list[Conversation],
+    text: str,
+    stopping: Callable[[], AbstractContextManager[Stop]] = lambda: nullcontext(lambda: False),
+) -> bool:
+    """Prints the replies to the user's turn `text`; returns whether the last one was stopped.
+
+    `stopping` is entered for each reply, and gives what tells that it shall end.
+    """
     text = text.encode(errors="replace").decode()  # arguments may hold bytes that are not UTF-8
-    if len(conversations) == 1:
-        conversations[0].reply(text, _write, stop)
-        return _write("\n")
     names = ["adapter" if each.use_adapter else "base model" for each in conversations]
-    with side_by_side(names) as writers:
+    with _plain() if len(names) == 1 else side_by_side(names) as writers:
         for conversation, write in zip(conversations, writers, strict=True):
-            conversation.reply(text, write, stop)
+            with stopping() as stop:
+                conversation.reply(text, write, stop)
+    return stop()
 
 
-@contextlib.contextmanager
+@contextmanager
+def _plain() -> Iterator[list[Callable[[str], Any]]]:
+    """A function that writes to standard output, for the only reply."""
+    yield [_write]
+    _write("\n")
+
+
+@contextmanager
 def side_by_side(names: list[str]) -> Iterator[list[Callable[[str], Any]]]:
     """For each name a function that writes its text: in columns in a terminal, else in turn."""
     from rich.console import Console
@@ -235,11 +232,10 @@ def side_by_side(names: list[str]) -> Iterator[list[Callable[[str], Any]]]:
     texts = [Text() for _ in names]
     table = Table(*names, expand=True)
     table.add_row(*texts)
-    with Live(table, console=console) if console.is_terminal else contextlib.nullcontext():
+    with Live(table, console=console) if console.is_terminal else nullcontext():
         yield [text.append for text in texts]
     if not console.is_terminal:
-        for name, text in zip(names, texts, strict=True):
-            _write(f"{name}:\n{text.plain}\n")
+        _write("".join(f"{name}:\n{text.plain}\n" for name, text in zip(names, texts, strict=True)))
 
 
 def _write(text: str) -> None:
