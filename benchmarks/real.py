@@ -202,6 +202,7 @@ def rosa_train(method: str, **keys: Any) -> Callable[[argparse.Namespace], dict[
                 batch_size=BATCH,
                 gradient_accumulation=1,
                 precision=options.precision,
+                seed=1,  # the rows and their order, as in the own loop
                 report_to=[],
                 **keys,
             )
@@ -242,7 +243,7 @@ def plain_trl(options: argparse.Namespace) -> dict[str, float]:
             args=SFTConfig(
                 folder,
                 per_device_train_batch_size=BATCH,
-                max_steps=WARMUP + options.steps,
+                max_steps=WARMUP + max(1, options.steps // 2),  # rows of all lengths in each
                 bf16=half,
                 use_cpu=not torch.cuda.is_available(),
                 model_init_kwargs={"dtype": torch.bfloat16 if half else torch.float32},

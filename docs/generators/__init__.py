@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from docs.generators import inspected, methods, precision, readme, recipe, scale, tasks, tiny_study
+from docs.generators import inspected, methods, precision, readme, real, recipe, scale, tasks, tiny_study
 from docs.generators.blocks import DOCS, ROOT, filled
 from rosa import DlsConfig, DypamConfig, RosaConfig
 
@@ -38,6 +38,11 @@ def pages() -> dict[Path, str]:
         DOCS / "reference/tasks.md": {"tasks": tasks.tasks_table()},
         DOCS / "reference/adapter_format.md": {"config": recipe.table(RosaConfig)},
         DOCS / "notes/real_models.md": {"strength": inspected.strength_table()},
+        DOCS / "notes/gemma3.md": {
+            "real-scales": real.scales_table(),
+            "real-scores": real.correlation_table(),
+            "real-runs": real.norms_table("gemma-3-270m"),
+        },
         DOCS / "notes/tiny_study.md": {
             "scores": tiny_study.scores_table(),
             "questions": tiny_study.questions_table(),
@@ -49,6 +54,9 @@ def pages() -> dict[Path, str]:
             "scale-check": scale.check_table(),
             "precision-logits": precision.logits_table(),
             "precision-training": precision.training_table(),
+            "real-training": real.training_table(),
+            "real-evaluation": real.evaluation_table(),
+            "real-startup": real.startup_table(),
         },
     }
     filled_in = {
