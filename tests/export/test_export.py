@@ -17,7 +17,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, pipeline
 
-from rosa import RosaConfig
+from rosa import RosaConfig, register_projection
 from rosa.attention import heads, pending
 from rosa.cli.main import main
 from rosa.errors import RosaError
@@ -319,6 +319,18 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_other_architectures_are_named(name: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(RosaError, match=rf"{name.split('-')[0]} models cannot be .*{reason}"):
         exported_model(adapt(name), tmp_path)
+
+
+def test_a_projection_of_ones_own_is_named(tmp_path: Path) -> None:
+    def two_layers(d: int, out: int, config: Any) -> dict[str, torch.nn.Module]:
+        last = torch.nn.Linear(4, out)
+        torch.nn.init.zeros_(last.weight)
+        torch.nn.init.zeros_(last.bias)
+        return {"one": torch.nn.Linear(d, 4), "two": last}
+
+    register_projection("of_export_test", two_layers)
+    with pytest.raises(RosaError, match="registered projection 'of_export_test' cannot be export"):
+        exported_model(adapt("llama-gqa", projection="of_export_test"), tmp_path)
 
 
 @pytest.mark.slow
