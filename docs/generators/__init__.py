@@ -11,7 +11,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from docs.generators import inspected, methods, precision, readme, real, recipe, scale, tasks, tiny_study
+from docs.generators import (
+    inspected,
+    methods,
+    precision,
+    readme,
+    real,
+    recipe,
+    scale,
+    tasks,
+    tiny_study,
+)
 from docs.generators.blocks import DOCS, ROOT, filled
 from rosa import DlsConfig, DypamConfig, RosaConfig
 
