@@ -140,9 +140,9 @@ def scales(model: nn.Module) -> dict[str, list[Tensor]]:
 
 
 def relative_change(before: dict[str, list[Tensor]], model: nn.Module) -> dict[str, list[float]]:
-    """By norm and layer, the median of |change| / |scale|."""
+    """By norm and layer, the median of |change| / |scale|, of scales that are not 0."""
     return {
-        name: [((now - was).abs() / was.abs()).median().item()
+        name: [((now - was).abs() / was.abs()).nanmedian().item()
                for now, was in zip(now_of, before[name], strict=True)]
         for name, now_of in scales(model).items()
     }  # fmt: skip

@@ -10,6 +10,15 @@ from benchmarks.pages import table
 from benchmarks.real import TRAINING
 from docs.generators.blocks import measured_on, read_json
 
+STARTUP = {
+    "help": "`rosa --help`",
+    "train --help": "`rosa train --help`",
+    "params": "`rosa params MODEL`, all methods",
+    "mistyped key": "`rosa train`, a mistyped key",
+    "missing file": "`rosa train`, a missing recipe",
+    "missing model": "`rosa evaluate`, a missing model",
+}
+
 
 def _key(model: str, part: str) -> dict[str, Any]:
     return read_json("real_cpu.json")[model][part]
@@ -47,7 +56,8 @@ def training_table() -> str:
                 "to the first step",
             ]
             where = measured_on(found["environment"])
-            note = f"Median of {rounds} rounds, batches of {found['batch']} rows; {where}."
+            of_rounds = f"Median of {rounds} rounds" if rounds > 1 else "One round"
+            note = f"{of_rounds}, batches of {found['batch']} rows; {where}."
             blocks.append(f"{table(head, rows)}\n\n{note}")
     return "\n\n".join(blocks)
 
@@ -81,8 +91,7 @@ def startup_table() -> str:
     """Seconds of commands that compute nothing."""
     found = dict(_key("SmolLM2-135M-Instruct", "startup"))
     where = measured_on(found.pop("environment"))
-    rows = [[f"`rosa {name}`" if name[0] != "m" else name, f"{s:.2f} s"]
-            for name, s in found.items()]  # fmt: skip
+    rows = [[STARTUP.get(name, name), f"{seconds:.2f} s"] for name, seconds in found.items()]
     return f"{table(['command', 'wall time'], rows)}\n\n{where[0].upper()}{where[1:]}."
 
 
@@ -128,7 +137,11 @@ def _held_out(of: list[dict[str, Any]]) -> list[str]:
 def _change(of: list[dict[str, Any]]) -> str:
     """Median over norms, layers and seeds of the share by which scales have moved."""
     shares = [
-        share for run in of for layers in (run["norm_change"] or {}).values() for share in layers
+        share
+        for run in of
+        for layers in (run["norm_change"] or {}).values()
+        for share in layers
+        if share is not None  # of a layer with scales of 0
     ]
     return f"{100 * statistics.median(shares):.2g} %" if shares else "–"
 
@@ -147,7 +160,7 @@ def scales_table() -> str:
         for name, sizes in base["scales"].items():
             rows.append([f"{model}, `{name}`", f"{sizes[0]:.2g}", f"{sizes[-1]:.2g}",
                          f"{min(sizes):.2g}", f"{max(sizes):.2g}"])  # fmt: skip
-    return table(["median |scale|", "first layer", "last", "smallest", "largest"], rows)
+    return table(["median size of the scales", "first layer", "last", "smallest", "largest"], rows)
 
 
 def correlation_table() -> str:
@@ -159,7 +172,9 @@ def correlation_table() -> str:
             rows.append(
                 [f"{model}, `{kind}`", f"{rho:+.2f} (p {p:.1g})", _numbers(base["selected"][kind])]
             )
-    return table(["score", "rank correlation with |scale|", "the half with the highest"], rows)
+    return table(
+        ["score", "rank correlation with the size of the scales", "the half with the highest"], rows
+    )
 
 
 def _numbers(layers: list[int]) -> str:
