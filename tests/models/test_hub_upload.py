@@ -95,7 +95,7 @@ def test_a_run_is_pushed_private_with_a_card_that_the_hub_accepts(
     }  # fmt: skip
     card = ModelCard(files["README.md"].decode())
     assert card.data.base_model == "Qwen/Qwen2.5-0.5B"
-    assert card.data.library_name == "peft"
+    assert card.data.to_dict()["library_name"] == "peft"
     assert 'PeftModel.from_pretrained(model, "me/adapter")' in card.text
     assert "model: Qwen/Qwen2.5-0.5B" in files["recipe.yaml"].decode()
     assert str(base).encode() not in b"".join(files.values())
