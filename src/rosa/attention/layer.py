@@ -13,6 +13,7 @@ function that reads from its own module, so copies, pickles and replicas of a mo
 from __future__ import annotations
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,19 +85,19 @@ class AttentionLayer(KeepRequiresGradMixin, nn.Module, BaseTunerLayer):
         self.cast(adapter_name, upcast=False)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
+    @abstractmethod
     def update_layer(self, adapter_name: str, config: Any) -> None:
         """Adds an adapter's weights."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _modulations(
         self, name: str, base: nn.Module, arguments: Mapping[str, Any]
     ) -> tuple[Modulation, ...]:
         """What an adapter does to the output of each hooked module in a call."""
-        raise NotImplementedError
 
+    @abstractmethod
     def signals(self, adapter_name: str, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """S (b, l, heads, dimensions) of queries and keys: α·S is how far each changes."""
-        raise NotImplementedError
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """PEFT's: activates one adapter (or none).

@@ -130,11 +130,17 @@ class AttentionTuner(KeepPrecisionMixin, BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         """Wraps one attention module, or adds an adapter to its wrapper."""
-        layer = target
+        layer: Any = target
         if not isinstance(layer, AttentionLayer):
             layer = self.tuner_layer_cls(target, layout_of(target))  # type: ignore[arg-type]  # not None
             self._replace_module(parent, target_name, layer, target)
         layer.update_layer(adapter_name, peft_config)
+        self._adapt_decoder_layer(peft_config, adapter_name, layer, parent, current_key)
+
+    def _adapt_decoder_layer(
+        self, config: Any, adapter_name: str, layer: Any, parent: nn.Module, key: str
+    ) -> None:
+        """What an adapter also trains beside `layer`, the wrapped attention module `key`."""
 
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module

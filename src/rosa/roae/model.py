@@ -64,24 +64,12 @@ class RosaModel(AttentionTuner):
         ]
         return [name for name in names if not _excluded(config, name)]
 
-    def _create_and_replace(
-        self,
-        peft_config: Any,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
+    def _adapt_decoder_layer(
+        self, config: RosaConfig, adapter_name: str, layer: RosaLayer, parent: nn.Module, key: str
     ) -> None:
-        """Adapts one attention module; then its layer's norms."""
-        super()._create_and_replace(
-            peft_config, adapter_name, target, target_name, parent, current_key, parameter_name
-        )
-        if peft_config.train_norms:
-            key = current_key.rpartition(".")[0]
-            layer: Any = getattr(parent, target_name)
-            layer.norms = _train_norms(peft_config, adapter_name, parent, key)
+        """Trains its norms."""
+        if config.train_norms:
+            layer.norms = _train_norms(config, adapter_name, parent, key.rpartition(".")[0])
 
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
