@@ -25,7 +25,7 @@ def test_without_a_terminal_there_is_an_unwrapped_line_every_thirty_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr("rosa.common.throttle.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rosa.common.progress.time.monotonic", lambda: now[0])
     monkeypatch.setattr("rosa.evaluate.progress.time.perf_counter", lambda: now[0])
     stream = shown(monkeypatch, terminal=False, width=30)
     with AnswerProgress(500, torch.device("cpu"), shown=True) as answers:

@@ -29,7 +29,7 @@ def report(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, width: int = 100)
     progress = ProgressReport(CostMeter())
     state = SimpleNamespace(global_step=0, max_steps=400)
     control = SimpleNamespace(should_save=False, should_evaluate=False, should_log=False)
-    args = SimpleNamespace(output_dir="runs/x")
+    args = SimpleNamespace(output_dir="runs/[/x]")  # nothing of it is markup
     model = SimpleNamespace(config=LlamaConfig(num_hidden_layers=30))
     progress.on_train_begin(args, state, control, model=model)
     return progress, args, state, control, stream
@@ -79,7 +79,7 @@ def test_without_a_terminal_a_log_is_one_unwrapped_line(monkeypatch: pytest.Monk
 
 def test_between_logs_there_is_a_line_every_thirty_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("rosa.common.throttle.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rosa.common.progress.time.monotonic", lambda: now[0])
     progress, args, state, control, stream = report(monkeypatch, terminal=False)
     for step in range(1, 10):
         state.global_step, now[0] = step, now[0] + 12
@@ -96,7 +96,7 @@ def test_between_logs_there_is_a_line_every_thirty_seconds(monkeypatch: pytest.M
     progress.on_save(args, state, control)
     assert stream.getvalue().splitlines()[-2:] == [
         "step 9/400  validation loss 0.5000",
-        "step 9/400  saved runs/x/checkpoint-9",
+        "step 9/400  saved runs/[/x]/checkpoint-9",
     ]
 
 

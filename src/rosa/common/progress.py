@@ -1,12 +1,38 @@
-"""A progress bar whose step, time left and note keep their place on a narrow terminal."""
+"""Progress of long commands: a bar on a terminal, else a line at least every 30 seconds."""
 
 from __future__ import annotations
+
+import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
 from rosa.common.formatting import format_duration
+
+REPORT_SECONDS = 30.0
+
+
+class Throttle:
+    """True when called `REPORT_SECONDS` or more after it last was, or after `restart`."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Start the interval again."""
+        self._last = time.monotonic()
+
+    def __call__(self) -> bool:
+        due = time.monotonic() - self._last >= REPORT_SECONDS
+        if due:
+            self.restart()
+        return due
+
+
+def print_line(console: Console, line: str) -> None:
+    """A line as it is, neither wrapped nor read as markup; above the bar if there is one."""
+    console.print(line.rstrip(), soft_wrap=True, highlight=False, markup=False)
 
 
 def progress_bar(console: Console) -> Progress:
@@ -16,11 +42,11 @@ def progress_bar(console: Console) -> Progress:
     """
     fixed = [Column(no_wrap=True) for _ in range(3)]
     return Progress(
-        TextColumn("{task.description}", table_column=fixed[0]),
+        TextColumn("{task.description}", markup=False, table_column=fixed[0]),
         BarColumn(bar_width=20 if console.width >= 80 else 6),
         MofNCompleteColumn(table_column=fixed[1]),
         TextColumn("{task.fields[left]}", table_column=fixed[2]),
-        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, ratio=1)),
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
         console=console,
         expand=True,
     )

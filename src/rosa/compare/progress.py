@@ -15,7 +15,7 @@ from rich.text import Text
 
 from rosa.common.files import read_jsonl
 from rosa.common.formatting import format_duration
-from rosa.common.throttle import Throttle
+from rosa.common.progress import Throttle, print_line
 from rosa.compare.job import FINISHED, Job, by_group, read_status
 from rosa.compare.schedule import Schedule
 from rosa.train.run_folder import RunFolder
@@ -59,16 +59,14 @@ class StudyProgress:
             self._seconds.append(read_status(self._schedule.study, job.id).get("seconds", 0.0))
         if not self._console.is_terminal:
             error = self._schedule.errors.get(job.id, "")
-            line = f"{self.summary()}  {state} {job.id}  {error}".rstrip()
-            self._console.print(line, soft_wrap=True)
+            print_line(self._console, f"{self.summary()}  {state} {job.id}  {error}")
 
     def refresh(self) -> None:
         """Draw the present state; without a terminal, a line every 30 seconds."""
         if self._console.is_terminal:
             self._live.update(self.render(), refresh=True)
         elif self._due():
-            line = f"{self.summary()}  {'; '.join(self._activities())}".rstrip()
-            self._console.print(line, soft_wrap=True)
+            print_line(self._console, f"{self.summary()}  {'; '.join(self._activities())}")
 
     def render(self) -> Group:
         """The table of all groups, what runs now, and the summary."""

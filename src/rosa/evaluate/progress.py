@@ -8,9 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from rosa.common.formatting import format_bytes
-from rosa.common.progress import progress_bar, time_left
+from rosa.common.progress import Throttle, print_line, progress_bar, time_left
 from rosa.common.resources import PeakHostMemory, peak_device_memory
-from rosa.common.throttle import Throttle
 
 
 class AnswerProgress:
@@ -56,4 +55,4 @@ class AnswerProgress:
 
     def print(self, line: str) -> None:
         """A line of its own, above the bar if there is one."""
-        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+        print_line(self._console, line)

@@ -12,8 +12,7 @@ from transformers import TrainerCallback
 
 from rosa.common.distributed import any_rank
 from rosa.common.formatting import format_bytes
-from rosa.common.progress import progress_bar, time_left
-from rosa.common.throttle import Throttle
+from rosa.common.progress import Throttle, print_line, progress_bar, time_left
 from rosa.train.costs import CostMeter
 
 
@@ -123,8 +122,7 @@ class ProgressReport(TrainerCallback):
     def _print(self, state: Any, text: str, *, above_bar: bool = False) -> None:
         if above_bar or not self._console.is_terminal:
             self._due.restart()
-            line = f"step {state.global_step}/{state.max_steps}  {text}".rstrip()
-            self._console.print(line, soft_wrap=True, highlight=False)
+            print_line(self._console, f"step {state.global_step}/{state.max_steps}  {text}")
 
     def _values(self, state: Any) -> str:
         """`loss 1.2340  445 tokens/s  15 of 30 layers  lr 9.8e-04  2.1 min left  peak 1.2 GB`."""
