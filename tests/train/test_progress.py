@@ -35,17 +35,22 @@ def report(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, width: int = 100)
     return progress, args, state, control, stream
 
 
-def test_step_time_and_loss_stay_on_a_line_of_a_hundred_columns(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    progress, args, state, control, stream = report(monkeypatch, terminal=True)
+def bar_at_step_120(monkeypatch: pytest.MonkeyPatch, width: int) -> str:
+    """The last line that the bar draws, without its colors."""
+    progress, args, state, control, stream = report(monkeypatch, terminal=True, width=width)
     with progress:
         state.global_step = 120
         progress.on_step_end(args, state, control)
         progress.on_log(args, state, control, logs=LOGS)
         progress._bar.refresh()
     last = [line for line in re.split(r"[\r\n]", stream.getvalue()) if "120/400" in line][-1]
-    text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", last)
+    return re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", last)
+
+
+def test_step_time_and_loss_stay_on_a_line_of_a_hundred_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = bar_at_step_120(monkeypatch, width=100)
     for part in ("training", "120/400", "loss 1.2346", "445 tokens/s", "15 of 30 layers"):
         assert part in text
     assert re.search(r"\d+ (ms|s|min|h) left", text)
@@ -54,14 +59,7 @@ def test_step_time_and_loss_stay_on_a_line_of_a_hundred_columns(
 def test_on_a_narrow_terminal_the_bar_and_the_end_of_the_note_go_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    progress, args, state, control, stream = report(monkeypatch, terminal=True, width=60)
-    with progress:
-        state.global_step = 120
-        progress.on_step_end(args, state, control)
-        progress.on_log(args, state, control, logs=LOGS)
-        progress._bar.refresh()
-    last = [line for line in re.split(r"[\r\n]", stream.getvalue()) if "120/400" in line][-1]
-    text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", last)
+    text = bar_at_step_120(monkeypatch, width=60)
     assert text.startswith("training")
     assert re.search(r"120/400 +[\d.]+ (ms|s|min|h) left +loss 1.2346", text)
 
