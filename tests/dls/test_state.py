@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 
 import pytest
 import torch
@@ -218,6 +219,17 @@ def test_a_run_in_which_it_never_chose_is_a_warning() -> None:
     train_step(model, optimizer, 1)
     with pytest.warns(UserWarning, match="in the 1 steps of this run"):
         dls.detach()
+
+
+def test_a_run_that_ends_before_its_first_choice_does_not_warn() -> None:
+    model = full()
+    optimizer = adamw(model)
+    dls = DynamicLayerSelection(model, optimizer, DlsConfig(interval=2), total_steps=10)
+    train_step(model, optimizer, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dls.detach()
+    assert dls.history == []
 
 
 def test_total_steps_is_asked_for() -> None:

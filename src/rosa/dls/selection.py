@@ -202,7 +202,10 @@ class DynamicLayerSelection:
         self._prepare_step()
 
     def detach(self) -> None:
-        """Restore model and optimizer; `selected` and `history` stay. Warns if it never chose."""
+        """Restore model and optimizer; `selected` and `history` stay.
+
+        Warns if it never chose, unless `total_steps` has not been reached and has a later choice.
+        """
         if not self.attached:
             return
         for handle in self._step_handles + self._gradient_handles:
@@ -216,7 +219,7 @@ class DynamicLayerSelection:
             if hasattr(module, ATTACHED):
                 delattr(module, ATTACHED)
         self._ancestors = []
-        if self.step and not self.history:
+        if self.step and not self.history and not self._chooses_after(self.step):
             warnings.warn(self._never_selects_message(self.step), stacklevel=2)
         elif not self.step and self._foreign_steps.found:
             warnings.warn(
@@ -242,10 +245,12 @@ class DynamicLayerSelection:
                 before=lambda: self._parameters.set_requires_grad(None, scoring=True),
             )
         self._prepare_step()
-        if self.total_steps is not None and self.config.layers is None:
-            last = self.total_steps - self.total_steps % self.config.interval
-            if not self.config.chooses_at(last, self.total_steps):
-                warnings.warn(self._never_selects_message(self.total_steps), stacklevel=4)
+        if (
+            self.total_steps is not None
+            and self.config.layers is None
+            and not self._chooses_after(0)
+        ):
+            warnings.warn(self._never_selects_message(self.total_steps), stacklevel=4)
 
     @property
     def _choosing(self) -> bool:
@@ -368,6 +373,13 @@ class DynamicLayerSelection:
                 "stays that of the resumed run",
                 stacklevel=3,
             )
+
+    def _chooses_after(self, step: int) -> bool:
+        """Whether a later step of the planned run has a choice."""
+        if self.total_steps is None:
+            return False
+        last = self.total_steps - self.total_steps % self.config.interval
+        return last > step and self.config.chooses_at(last, self.total_steps)
 
     def _never_selects_message(self, steps: int) -> str:
         warmup = self.config.warmup_steps(self.total_steps)
