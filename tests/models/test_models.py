@@ -205,6 +205,28 @@ def test_the_fingerprint_follows_the_weights(base, tmp_path):
     assert provenance.weights_fingerprint("some/hub-id") is None
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B", True),
+        ("Qwen/Qwen2.5-7B", "me/Qwen2.5-7B", False),
+        ("Qwen/Qwen2.5-7B", "/gone/Qwen2.5-7B", True),
+        ("Qwen/Qwen2.5-7B", "{here}/Qwen2.5-7B", True),
+        ("{here}/Qwen2.5-7B", "{here}/x/../Qwen2.5-7B", True),
+        ("{here}/Qwen2.5-7B", "{here}/x/Qwen2.5-7B", False),
+        ("{here}/Qwen2.5-7B", "Qwen/Qwen2.5-0.5B", False),
+        ("rosa-tiny", "/gone/rosa-tiny", True),
+        ("rosa-tiny", "{here}/rosa-tiny", False),
+    ],
+)
+def test_the_same_model_under_two_names(tmp_path, one, other, same):
+    for folder in ("Qwen2.5-7B", "x/Qwen2.5-7B", "rosa-tiny"):
+        (tmp_path / folder).mkdir(parents=True)
+    one, other = (name.format(here=tmp_path) for name in (one, other))
+    assert provenance.is_same_model(one, other) is same
+    assert provenance.is_same_model(other, one) is same
+
+
 def test_training_data_is_read_from_the_recipe(tmp_path):
     assert provenance.trained_on(str(tmp_path)) == []
     (tmp_path / "recipe.yaml").write_text("data: math_10k.json\n")

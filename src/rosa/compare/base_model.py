@@ -12,7 +12,7 @@ from rosa.compare.significance import bootstrap
 from rosa.errors import RosaError
 from rosa.evaluate.folder import EvaluationFolder
 from rosa.evaluate.results import format_interval
-from rosa.models.loading import resolve_name
+from rosa.models.identity import is_same_model
 
 COLUMNS = (
     *(Column("questions", 0), Column("base"), Column("adapter")),
@@ -27,7 +27,7 @@ def check_base_results(folder: str | Path, base: str) -> None:
     run = _read(Path(folder))
     if run.get("adapter"):
         raise RosaError(f"{folder} holds scores of the adapter {run['adapter']}, not of its base")
-    if not _same_model(str(run.get("model")), base):
+    if not is_same_model(str(run.get("model")), base):
         raise RosaError(f"{folder} holds scores of {run.get('model')}; the base model is {base}")
 
 
@@ -88,9 +88,3 @@ def _read(folder: Path) -> dict[str, Any]:
 def _correct(folder: str | Path, task: str) -> dict[int, bool]:
     answers = EvaluationFolder(Path(folder)).read_answers(task)
     return {index: record["correct"] for index, record in answers.items()}
-
-
-def _same_model(one: str, other: str) -> bool:
-    """Whether two names are the same hub id or folder."""
-    one, other = (resolve_name(name) for name in (one, other))
-    return one == other or (Path(one).exists() and Path(one).resolve() == Path(other).resolve())

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from rosa.models.loading import Loaded, resolve_name
+from rosa.models.loading import Loaded, is_hub_id, resolve_name, short_name
 
 _SAMPLED_BYTES = 4 << 20  # a whole adapter or toy model; the ends of a large checkpoint
 
@@ -23,6 +23,19 @@ def identity(loaded: Loaded) -> dict[str, Any]:
         "weights": weights_fingerprint(resolve_name(source)),
         **quantization,
     }
+
+
+def is_same_model(one: str, other: str) -> bool:
+    """Whether two names are the same hub id or folder.
+
+    Of a hub id and a folder, and of a folder that is gone, the last parts of the names decide.
+    """
+    one, other = resolve_name(one), resolve_name(other)
+    if is_hub_id(one) and is_hub_id(other):
+        return one == other
+    if Path(one).is_dir() and Path(other).is_dir():
+        return Path(one).samefile(other)
+    return short_name(one) == short_name(other)
 
 
 def weights_fingerprint(folder: str) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rosa.errors import RosaError
 from rosa.methods.registry import load_method, method_config
-from rosa.models.identity import recipe_beside
+from rosa.models.identity import is_same_model, recipe_beside
 from rosa.models.loading import (
     BUILT_IN,
     adapter_base,
@@ -16,7 +16,6 @@ from rosa.models.loading import (
     find_adapter_config,
     read_adapter_json,
     resolve_name,
-    short_name,
 )
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def check_adapter_from(name: str, model: str, method: str, arguments: dict[str, 
         RosaError: one of them is another than the adapter's, or PEFT cannot train it further.
     """
     base = read_adapter_json(adapter_config_file(name)).get("base_model_name_or_path")
-    if base and not _same_model(str(base), model):
+    if base and not is_same_model(str(base), model):
         raise RosaError(
             f"adapter_from: {name} was trained on {base}, and model is {model}; leave model "
             "out, or use an adapter of this model"
@@ -88,14 +87,6 @@ def check_adapter_from(name: str, model: str, method: str, arguments: dict[str, 
                 f"adapter_from: {name} was trained with {key} {before}, and the recipe's "
                 f"adapter.{key} is {now}; leave it out"
             )
-
-
-def _same_model(base: str, model: str) -> bool:
-    """The same folder; or the same last part of the name, where one is an id or is gone."""
-    base, model = resolve_name(base), resolve_name(model)
-    if Path(base).is_dir() and Path(model).is_dir():
-        return Path(base).resolve() == Path(model).resolve()
-    return short_name(base) == short_name(model)
 
 
 def trainable_config(model: Any, name: str) -> PeftConfig:
