@@ -247,7 +247,7 @@ def test_a_known_architecture_that_clips_its_queries_raises() -> None:
         hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16,
         vocab_size=32, pad_token_id=0, clip_qkv=8.0,
     )  # fmt: skip
-    with pytest.raises(RosaError, match=r"olmo model, which clips.*clip_qkv=8\.0"):
+    with pytest.raises(RosaError, match=r"olmo model cannot be adapted: it clips.*clip_qkv=8\.0"):
         get_peft_model(OlmoForCausalLM(config), RosaConfig())
 
 

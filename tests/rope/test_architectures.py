@@ -332,7 +332,7 @@ def test_a_model_that_rotates_other_dimensions_than_it_says_raises(
     model.config.rope_parameters["partial_rotary_factor"] = says / 16
     adapted = get_peft_model(model, RosaConfig(r=2, rope_stage=stage))
     rotates = 24 - says
-    with pytest.raises(RosaError, match=rf"of layer 0 rotates {rotates} .* says {says}: RoSA"):
+    with pytest.raises(RosaError, match=rf"of layer 0 rotates {rotates} .* says {says}: the wrong"):
         adapted(input_ids=TOKENS)
 
 

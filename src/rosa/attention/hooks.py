@@ -10,13 +10,7 @@ from torch.nn.modules.module import _global_forward_hooks
 
 from rosa.attention.heads import modulate_heads
 from rosa.attention.pending import forget_pending, pending_of
-from rosa.ops import (
-    PairRotation,
-    PairSignal,
-    Variant,
-    modulate,
-    signal_of,
-)
+from rosa.ops import PairRotation, PairSignal, Variant, modulate, signal_of
 from rosa.rope.cos_sin import CosSin
 
 # Traced after a graph break, the write through `as_strided` was seen to give wrong numbers

@@ -35,10 +35,9 @@ class LayerParameters:
         self._owners: dict[nn.Parameter, set[int]] = defaultdict(set)  # layers by parameter
         for index, layer in enumerate(layers):
             for name, parameter in layer.named_parameters():
-                needs_gradient = parameter.requires_grad or any(
-                    parameter is p for p in scored[index]
-                )
-                if parameter.is_meta and needs_gradient:
+                if parameter.is_meta and (
+                    parameter.requires_grad or parameter in set(scored[index])
+                ):
                     raise RosaError(
                         f"{name} of layer {index} is offloaded, so it gets no gradient and DLS "
                         "cannot score it; load the model without offloading (device_map={'': "

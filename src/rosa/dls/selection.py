@@ -364,9 +364,7 @@ class DynamicLayerSelection:
         now = {**self.config.to_dict(), "total_steps": self.total_steps}
         # A setting added since the state was written had its default.
         then = {**DlsConfig().to_dict(), **state["config"], "total_steps": state["total_steps"]}
-        changed = [
-            f"{key} {then.get(key)} -> {now[key]}" for key in now if now[key] != then.get(key)
-        ]
+        changed = [f"{key} {then[key]} -> {now[key]}" for key in now if now[key] != then[key]]
         if changed:
             warnings.warn(
                 f"DLS resumes with other settings than before ({', '.join(changed)}); its seed "

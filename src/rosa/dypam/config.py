@@ -1,6 +1,5 @@
 """`DypamConfig`, the configuration of a DyPAM adapter, saved by PEFT as `adapter_config.json`."""
 
-# option makes dataclass fields
 from __future__ import annotations
 
 import math

@@ -20,12 +20,7 @@ from rosa.errors import RosaError, errors_as
 from rosa.export.checks import SHARD_SIZE, check_export
 from rosa.export.model_card import write_model_card
 from rosa.export.source import ExportedClasses, exported_classes
-from rosa.export.state import (
-    cast_to_base,
-    check_architecture,
-    exported_state,
-    roae_settings,
-)
+from rosa.export.state import cast_to_base, check_architecture, exported_state, roae_settings
 from rosa.models.devices import DTYPES
 from rosa.models.loading import (
     adapter_base,

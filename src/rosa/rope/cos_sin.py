@@ -57,9 +57,9 @@ def _check_width(layout: RopeLayout, source: CosSinSource, module: nn.Module, co
     if width != expected:
         raise RosaError(
             f"{type(module).__name__} of layer {getattr(module, 'layer_idx', '?')} rotates {width} "
-            f"dimensions of each head, but its configuration says {expected}: RoSA would adapt the "
-            "wrong ones; use the version of Transformers that the model was made for, or another "
-            "PEFT method"
+            f"dimensions of each head, but its configuration says {expected}: the wrong "
+            "ones would be adapted; use the version of Transformers that the model was made for, "
+            "or another PEFT method"
         )
 
 

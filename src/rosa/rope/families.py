@@ -123,7 +123,7 @@ _TABLE = (
     ("phi3", _Family((_QKV,), split=_all_queries_first)),
 )
 _FAMILIES = {name: family for names, family in _TABLE for name in names.split()}
-# A layout could describe these, and RoSA still does not fit them.
+# A layout could describe these, and an adapter still does not fit them.
 _UNSUPPORTED = {
     "longcat_flash": "has two attentions that rotate in each layer, and their norms in lists",
     "qwen4_exp_text": "rotates with angles that reach back over the cached tokens",
@@ -142,7 +142,7 @@ def known_layout(module: nn.Module) -> RopeLayout | None:
     config = getattr(module, "config", None)
     model_type = getattr(config, "model_type", "")
     if (why := _UNSUPPORTED.get(model_type)) and _has(module, "o_proj"):
-        raise RosaError(f"RoSA cannot adapt {model_type}: the model {why}; use another PEFT method")
+        raise RosaError(f"{model_type} cannot be adapted: the model {why}; use another PEFT method")
     family = _FAMILIES.get(model_type)
     if family is None or config is None:
         return None
@@ -151,8 +151,8 @@ def known_layout(module: nn.Module) -> RopeLayout | None:
         return None
     if getattr(config, "clip_qkv", None) is not None:
         raise RosaError(
-            f"RoSA cannot adapt this {config.model_type} model, which clips its queries and keys "
-            f"before rotation (clip_qkv={config.clip_qkv}); use another PEFT method"
+            f"this {model_type} model cannot be adapted: it clips its queries and keys before "
+            f"rotation (clip_qkv={config.clip_qkv}); use another PEFT method"
         )
     head_dim = _head_dim(module)
     for_queries, for_keys, axes = hooks
