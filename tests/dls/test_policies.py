@@ -218,39 +218,6 @@ def test_resumed_in_the_middle_equals_uninterrupted(policy: str, stop: int, tmp_
         assert [r["selected"] for r in dls.history] == [[0, 1], [2, 3], [4, 5], [0, 1], [2, 3]]
 
 
-def test_the_scores_policy_is_what_was_there_before() -> None:
-    found = []
-    for config in (
-        DlsConfig(interval=2, warmup=0),
-        DlsConfig(interval=2, warmup=0, policy="scores"),
-    ):
-        model = full()
-        optimizer = adamw(model)
-        dls = DynamicLayerSelection(model, optimizer, config)
-        for t in range(1, 9):
-            train_step(model, optimizer, t)
-        found.append((dls.history, snapshot(model)))
-    assert found[0][0] == found[1][0]
-    assert same(found[0][1], found[1][1])
-
-
-def test_a_state_from_before_there_were_policies_loads_without_a_warning(recwarn) -> None:
-    model = lora()
-    optimizer = adamw(model)
-    dls = DynamicLayerSelection(model, optimizer, DlsConfig(interval=1, warmup=0))
-    train_step(model, optimizer, 1)
-    state = dls.state_dict()
-    del state["config"]["policy"]
-    dls.detach()
-    dls = DynamicLayerSelection(model, optimizer, DlsConfig(interval=1, warmup=0))
-    dls.load_state_dict(state)
-    assert not [w for w in recwarn if "other settings" in str(w.message)]
-    dls.detach()
-    dls = DynamicLayerSelection(model, optimizer, settings("cyclic", seed=0))
-    with pytest.warns(UserWarning, match="policy scores -> cyclic"):
-        dls.load_state_dict(state)
-
-
 def test_norms_without_weights_need_no_scores() -> None:
     """OLMo's norms have none, so that the paper's policy raises there."""
     model = tiny_llama()

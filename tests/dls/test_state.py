@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,6 +61,37 @@ def test_saved_and_resumed_equals_uninterrupted(stop: int, tmp_path) -> None:
     assert dls.state_dict() == uninterrupted.state_dict()
     assert json.dumps(dls.history) == json.dumps(uninterrupted.history)
     assert same(snapshot(model), snapshot(whole))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "change"),
+    [
+        ("layers", [2], r"layers None -> \[2\]"),
+        ("policy", "cyclic", "policy scores -> cyclic"),
+        ("score", "relative", "score gradient -> relative"),
+    ],
+)
+def test_a_setting_added_since_a_state_was_written_had_its_default(
+    key: str, value: object, change: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    model = lora()
+    optimizer = adamw(model)
+    config = DlsConfig(interval=1, warmup=0)
+    dls = DynamicLayerSelection(model, optimizer, config)
+    train_step(model, optimizer, 1)
+    old = dls.state_dict()
+    del old["config"][key]
+    dls.detach()
+    dls = DynamicLayerSelection(model, optimizer, config)
+    dls.load_state_dict(old)
+    assert not [w for w in recwarn if "other settings" in str(w.message)]
+    dls.detach()
+    dls = DynamicLayerSelection(model, optimizer, replace(config, **{key: value}))
+    with pytest.warns(UserWarning, match=change):
+        dls.load_state_dict(old)
+    if key == "layers":
+        assert dls.selected == value
+    dls.detach()
 
 
 def test_the_seed_is_part_of_the_state() -> None:

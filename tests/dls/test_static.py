@@ -118,21 +118,6 @@ def test_its_state_resumes_and_a_changed_choice_is_a_new_record() -> None:
     dls.detach()
 
 
-def test_a_state_from_before_there_were_static_choices() -> None:
-    model = lora()
-    optimizer = adamw(model)
-    dls = DynamicLayerSelection(model, optimizer, DlsConfig(interval=1, warmup=0))
-    train_step(model, optimizer, 0)
-    old = dls.state_dict()
-    del old["config"]["layers"]
-    dls.detach()
-    dls = DynamicLayerSelection(model, optimizer, DlsConfig(layers=[2]))
-    with pytest.warns(UserWarning, match=r"layers None -> \[2\]"):
-        dls.load_state_dict(old)
-    assert dls.selected == [2]
-    dls.detach()
-
-
 def test_it_is_one_key_of_a_recipe_of_the_command_line_and_of_an_adapter(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     head = "model: rosa-tiny\ndata: tiny-sums\noutput_dir: x\n"
