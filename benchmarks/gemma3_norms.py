@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import time
 from collections import defaultdict
@@ -35,8 +34,15 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 from benchmarks.pages import filled, table
 from rosa import DlsConfig, DynamicLayerSelection, RosaConfig
 from rosa.dls.choice import num_selected, top_k
-from rosa.dls.layers import active_copy, find_decoder_layers, scored_norms
+from rosa.dls.layers import (
+    active_copy,
+    find_decoder_layers,
+    score_factors,
+    scored_norms,
+    scored_parameters,
+)
 from rosa.dls.scores import layer_scores
+from rosa.ops import scale_offset
 from rosa.rope import low_pair_count
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -102,16 +108,9 @@ def with_weights(name: str, weights: dict[str, Tensor]) -> PreTrainedModel:
     return model
 
 
-def offset(norm: nn.Module) -> float:
-    """1 where a norm scales by 1 + weight, as Gemma's do, else 0: its output where weight is 0."""
-    empty = type(norm)(2)
-    with torch.no_grad():
-        empty.weight.zero_()
-        return float(empty(torch.ones(2))[0].round())
-
-
 def scale(norm: nn.Module) -> Tensor:
-    return offset(norm) + norm.weight.detach()
+    """What the norm multiplies by (d,): its weight, or 1 + weight in Gemma."""
+    return (scale_offset(norm) or 0.0) + norm.weight.detach()
 
 
 @torch.no_grad()
@@ -122,7 +121,7 @@ def rescale(model: PreTrainedModel, factors: Sequence[float]) -> PreTrainedModel
     """
     for layer, factor in zip(model.model.layers, factors, strict=True):
         for name, norm in scored_norms(layer).items():
-            norm.weight.copy_(factor * scale(norm) - offset(norm))
+            norm.weight.copy_(factor * scale(norm) - (scale_offset(norm) or 0.0))
             for reader in READERS[name]:
                 layer.get_submodule(reader).weight.div_(factor)
     return model
@@ -134,7 +133,7 @@ def rescale_stream(model: PreTrainedModel, factor: float) -> PreTrainedModel:
     model.model.embed_tokens.weight.mul_(factor)
     for layer in model.model.layers:
         for norm in (layer.post_attention_layernorm, layer.post_feedforward_layernorm):
-            norm.weight.copy_(factor * scale(norm) - offset(norm))
+            norm.weight.copy_(factor * scale(norm) - (scale_offset(norm) or 0.0))
     return model
 
 
@@ -163,59 +162,39 @@ def trained(
     return {"start": means[0], "end": means[-1], "worst": max(means)}
 
 
-def norms_with_gradients(model: PreTrainedModel) -> list[dict[str, nn.Module]]:
-    """By layer, the trained copies of all its norms, with the gradients of one batch."""
+def layers_with_gradients(model: PreTrainedModel) -> Sequence[nn.Module]:
+    """The decoder layers of the adapted model, with the gradients of one batch."""
     torch.manual_seed(0)
     adapted = get_peft_model(model, RosaConfig(r=8)).train()
     adapted(**next(batches(chain=2))).loss.backward()
-    return [
-        {
-            name: active_copy(child)
-            for name, child in layer.named_children()
-            if name.endswith("norm")
-        }
-        for layer in find_decoder_layers(adapted).layers
-    ]
+    return find_decoder_layers(adapted).layers
 
 
 def relative_steps(model: PreTrainedModel) -> dict[str, float]:
     """By norm, the median share by which one AdamW step at 1e-3 changes its scale."""
-    norms = norms_with_gradients(model)
-    weights = [norm.weight for layer in norms for norm in layer.values()]
-    before = [[scale(norm).clone() for norm in layer.values()] for layer in norms]
-    torch.optim.AdamW(weights, lr=LR, weight_decay=0.0).step()
+    norms = [
+        (name, active_copy(child))
+        for layer in layers_with_gradients(model)
+        for name, child in layer.named_children()
+        if name.endswith("norm")
+    ]
+    before = [scale(norm).clone() for _, norm in norms]
+    torch.optim.AdamW([norm.weight for _, norm in norms], lr=LR, weight_decay=0.0).step()
     shares: dict[str, list[float]] = defaultdict(list)
-    for layer, scales in zip(norms, before, strict=True):
-        for (name, norm), old in zip(layer.items(), scales, strict=True):
-            shares[name] += ((scale(norm) - old) / old).abs().tolist()
+    for (name, norm), old in zip(norms, before, strict=True):
+        shares[name] += ((scale(norm) - old) / old).abs().tolist()
     return {name: statistics.median(values) for name, values in shares.items()}
 
 
-def scores(model: PreTrainedModel) -> dict[str, Any]:
+def scores(model: PreTrainedModel) -> dict[str, list[float]]:
     """The scores of DLS by layer, as they are and with each gradient times its norm's scale."""
-    norms = norms_with_gradients(model)
-    counted = [
-        [norm for name, norm in layer.items() if name in READERS and not _follows(name, layer)]
-        for layer in norms
-    ]
-    relative = [
-        math.sqrt(sum(float((scale(n) * n.weight.grad).double().square().sum()) for n in layer))
-        for layer in counted
-    ]
-    by_norm: dict[str, float] = defaultdict(float)
-    for layer in norms:
-        for name, norm in layer.items():
-            by_norm[name] += float(norm.weight.grad.square().sum())
+    layers = layers_with_gradients(model)
+    parameters = [scored_parameters(layer, "") for layer in layers]
+    factors = {p: by for layer in layers for p, by in score_factors(layer, "relative").items()}
     return {
-        "layers": layer_scores([[norm.weight for norm in layer] for layer in counted]),
-        "relative": relative,
-        "gradient_by_norm": {name: math.sqrt(square) for name, square in by_norm.items()},
+        "layers": layer_scores(parameters),
+        "relative": layer_scores(parameters, factors=factors),
     }
-
-
-def _follows(name: str, layer: dict[str, nn.Module]) -> bool:
-    """Whether Gemma's `post_attention_layernorm`, which is not Llama's, is meant."""
-    return name == "post_attention_layernorm" and "pre_feedforward_layernorm" in layer
 
 
 def turns() -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Why RoSA collapses on Gemma3: norms, scores and training of real pretrained models.
+"""Gemma3 and others of real weights: sizes of norms, layer scores and short training runs.
 
     make smollm2
     python -m benchmarks.real_norms --arms rosa rosa-relative lora --seeds 1 2 3
@@ -36,7 +36,13 @@ from rosa.data.sources import load_training_rows
 from rosa.data.splits import sample
 from rosa.data.tokenization import tokenize_rows
 from rosa.dls.choice import num_selected, top_k
-from rosa.dls.layers import active_copy, find_decoder_layers, scored_norms
+from rosa.dls.layers import (
+    active_copy,
+    find_decoder_layers,
+    score_factors,
+    scored_norms,
+    scored_parameters,
+)
 from rosa.dls.scores import layer_scores
 from rosa.models.loading import load_base_model, load_tokenizer
 from rosa.ops import RelativeNorm, scale_offset
@@ -157,10 +163,10 @@ def scores_of_base(options: argparse.Namespace) -> dict[str, Any]:
         logits, labels, _ = answer_logits(model, next(batches))
         cross_entropy(logits, labels).backward()
     layers = find_decoder_layers(model).layers
-    norms = [list(map(active_copy, scored_norms(layer).values())) for layer in layers]
-    weights = [[norm.weight for norm in layer] for layer in norms]
-    factors = {norm.weight: (lambda n=norm: scale_of(n)) for layer in norms for norm in layer}
+    weights = [scored_parameters(layer, "") for layer in layers]
+    factors = {p: by for layer in layers for p, by in score_factors(layer, "relative").items()}
     found = {"gradient": layer_scores(weights), "relative": layer_scores(weights, factors=factors)}
+    norms = [map(active_copy, scored_norms(layer).values()) for layer in layers]
     size = [torch.cat([scale_of(n).abs() for n in layer]).median().item() for layer in norms]
     k = num_selected(0.5, len(layers))
     chosen = {name: top_k(values, range(len(layers)), k) for name, values in found.items()}
