@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,13 @@ def check_number(
     """Raises RosaError, "NAME must be EXPECTED", unless `value` is a `kind` (no bool) and holds."""
     if isinstance(value, bool) or not isinstance(value, kind) or not holds(value):
         raise RosaError(f"{name} must be {expected}, not {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises RosaError, "NAME must be one of CHOICES", for any other value."""
+    if value not in choices:
+        hint = did_you_mean(str(value), choices)
+        raise RosaError(f"{name} must be one of {', '.join(choices)}, not {value!r}{hint}")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

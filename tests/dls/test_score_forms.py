@@ -131,5 +131,7 @@ def test_norms_of_another_form_have_no_relative_score() -> None:
     layer.input_layernorm = SquaredNorm()
     with pytest.raises(RosaError, match=r"dls\.score='relative'.*SquaredNorm"):
         score_factors(layer, "relative")
-    with pytest.raises(RosaError, match="'gradient' or 'relative', not 'best'"):
+    with pytest.raises(
+        RosaError, match=r"dls\.score must be one of gradient, relative, not 'best'"
+    ):
         DlsConfig(score="best")  # type: ignore[arg-type]

@@ -14,7 +14,6 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from rosa import RosaConfig
-from rosa.errors import RosaError
 from rosa.ops.reference import bounded_signal
 from rosa.roae import RosaLayer
 from rosa.roae.pairs import adapted_pairs
@@ -181,11 +180,3 @@ def test_the_bound_is_one_and_is_the_signal_to_first_order(signal: float, bound:
     assert out.abs() <= bound
     assert (out - s).abs() <= s.abs() ** 3 / (3 * bound**2) + 1e-12  # |tanh x - x| ≤ |x|³/3
     assert bounded_signal(s, None) is s
-
-
-def test_mistakes_raise() -> None:
-    for key, value in {"pairs": "lowest", "pairs_seed": -1, "bound": 0.0}.items():
-        with pytest.raises(RosaError, match=key):
-            RosaConfig(**{key: value})
-    with pytest.raises(RosaError, match="norm_parametrization"):
-        RosaConfig(norm_parametrization="delta")  # type: ignore[arg-type]

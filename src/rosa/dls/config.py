@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from rosa.dls.choice import POLICIES, SCORED_POLICIES, Policy
-from rosa.errors import RosaError, check_number, did_you_mean
+from rosa.errors import RosaError, check_choice, check_number, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,18 +55,13 @@ class DlsConfig:
         check("p_exploit", lambda v: 0 <= v <= 1, "a number from 0 to 1")
         check("warmup", lambda v: 0 <= v < math.inf, "a number of at least 0")
         check("seed", lambda v: v >= 0, "an integer of at least 0", int)
-        if self.score not in ("gradient", "relative"):
-            raise RosaError(f"dls.score must be 'gradient' or 'relative', not {self.score!r}")
+        check_choice("dls.score", self.score, ("gradient", "relative"))
+        check_choice("dls.policy", self.policy, POLICIES)
         if self.layers is not None:
             object.__setattr__(self, "layers", _layer_list(self.layers))
         self._check_policy()
 
     def _check_policy(self) -> None:
-        if self.policy not in POLICIES:
-            hint = did_you_mean(str(self.policy), POLICIES)
-            raise RosaError(
-                f"dls.policy must be one of {', '.join(POLICIES)}, not {self.policy!r}{hint}"
-            )
         if self.policy == "scores":
             return
         if self.layers is not None:

@@ -115,8 +115,10 @@ def inspect_model(
         texts = tokenize_texts(model.tokenizer, source, limit=limit, max_length=max_length)
     states, effects = _measure(network, texts, batch_size)
     method = getattr(peft_type, "value", peft_type)
-    found = Inspection(model.name, model.base, method, texts, r_low, low, states, effects=effects)
-    found = replace(found, attention=_attention_kinds(network, found.layers))
+    kinds = _attention_kinds(network, [layer.index for layer in states])
+    found = Inspection(
+        model.name, model.base, method, texts, r_low, low, states, effects=effects, attention=kinds
+    )
     if not model.adapter:
         return found
     after = norm_scales(network)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rosa.attention.config import AttentionTunerConfig, option
 from rosa.attention.registration import ROSA
 from rosa.dls.config import DlsConfig
-from rosa.errors import RosaError, check_number
+from rosa.errors import RosaError, check_choice, check_number
 from rosa.roae.projection import check_projection_name
 
 
@@ -76,15 +76,9 @@ class RosaConfig(AttentionTunerConfig):
         check_projection_name(self.projection)
         check_number("alpha", self.alpha, math.isfinite, "a finite number")
         check_number("r_low", self.r_low, lambda v: 0 < v <= 1, "above 0 and at most 1")
-        if self.rope_stage not in ("post", "pre"):
-            raise RosaError(f"rope_stage must be 'post' or 'pre', not {self.rope_stage!r}")
-        if self.norm_parametrization not in ("absolute", "relative"):
-            raise RosaError(
-                "norm_parametrization must be 'absolute' or 'relative', not "
-                f"{self.norm_parametrization!r}"
-            )
-        if self.pairs not in ("low", "high", "random", "all"):
-            raise RosaError(f"pairs must be low, high, random or all, not {self.pairs!r}")
+        check_choice("rope_stage", self.rope_stage, ("post", "pre"))
+        check_choice("norm_parametrization", self.norm_parametrization, ("absolute", "relative"))
+        check_choice("pairs", self.pairs, ("low", "high", "random", "all"))
         check_number("pairs_seed", self.pairs_seed, lambda v: v >= 0, "a whole number from 0", int)
         if self.bound is not None:
             check_number("bound", self.bound, lambda v: 0 < v < math.inf, "above 0, or None")
