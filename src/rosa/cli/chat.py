@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
-from rosa.cli.parser import Parser
+from rosa.cli.parser import Parser, add_loading_options, loading_options
 from rosa.data.prompts import PROMPTS, TEMPLATE_KEY
 from rosa.errors import RosaError
 from rosa.models.loading import (
@@ -21,13 +21,11 @@ from rosa.models.loading import (
     load_tokenizer,
     tokenizer_source,
 )
-from rosa.models.quantization import Quantization
 
 if TYPE_CHECKING:
     from rosa.evaluate.conversation import Conversation
 
 Stop = Callable[[], bool]
-LOADING = ("dtype", "device", "quantization", "trust_remote_code")
 
 
 def build_parser() -> Parser:
@@ -55,10 +53,7 @@ def build_parser() -> Parser:
     )
     add("--temperature", type=float, default=0.0, help="of sampling; 0 takes the likeliest token")
     add("--max_new_tokens", type=int, default=512, help="length of a reply, at most")
-    add("--dtype", type=Literal["auto", "bf16", "float32"], default="auto")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    add("--quantization", type=Quantization | None, help="4-bit (nf4) or 8-bit (int8) base model")
-    add("--trust_remote_code", action="store_true", help="run Python code of a hub model")
+    add_loading_options(parser)
     return parser
 
 
@@ -75,7 +70,7 @@ def run(args: Any) -> None:
     template = choose_template(args, tokenizer, is_adapter=config_file is not None)
     if args.system is not None:
         check_system(tokenizer, template, args.system)
-    loaded = load(args.model, **{key: getattr(args, key) for key in LOADING})
+    loaded = load(args.model, **loading_options(args))
     options = (template, args.system, args.temperature, args.max_new_tokens)
     conversations = [
         Conversation(loaded.model, loaded.tokenizer, *options, use_adapter=use)

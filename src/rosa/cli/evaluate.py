@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rosa.cli.parser import Parser
+from rosa.cli.parser import LOADING, Parser, add_loading_options, loading_options
 from rosa.common.files import check_writable
 from rosa.errors import RosaError
 from rosa.evaluate.answer_filters import PUBLISHED
@@ -18,14 +18,12 @@ from rosa.models.loading import (
     find_adapter_config,
     load,
 )
-from rosa.models.quantization import Quantization
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from rosa.evaluate.results import Results
 
-LOADING = ("dtype", "device", "quantization", "trust_remote_code")
 LM_EVAL = ("tasks", "out", "task_dir", "batch_size", "limit", "num_fewshot", "prompt", *LOADING)
 
 
@@ -75,16 +73,7 @@ def build_parser() -> Parser:
         help="run the tasks of that harness instead (extra 'lm-eval')",
     )
     parser.add_argument("--task_dir", metavar="DIR", help="folder with your own lm-eval task YAMLs")
-    parser.add_argument("--dtype", type=Literal["auto", "bf16", "float32"], default="auto")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument(
-        "--quantization",
-        type=Quantization | None,
-        help="4-bit (nf4) or 8-bit (int8) base model, as the adapter was trained on it",
-    )
-    parser.add_argument(
-        "--trust_remote_code", action="store_true", help="run Python code of a hub model"
-    )
+    add_loading_options(parser)
     return parser
 
 
@@ -120,7 +109,7 @@ def run(args: Any) -> None:
             tasks,
             options,
             out=out,
-            load_options={key: getattr(args, key) for key in LOADING},
+            load_options=loading_options(args),
             log=console.print,
             progress=True,
         )
@@ -200,7 +189,7 @@ def evaluate_with_lm_eval(args: Any, console: Console) -> None:
     out = Path(args.out or default_folder(args.model, "lm-eval", "lm-eval"))
     check_writable(out)
     tasks = lm_eval.find_tasks(task_names(args), args.task_dir)
-    loaded = load(args.model, **{key: getattr(args, key) for key in LOADING})
+    loaded = load(args.model, **loading_options(args))
     results = lm_eval.run_lm_eval(
         loaded,
         tasks,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from rosa.cli.parser import Parser
+from rosa.cli.parser import Parser, add_loading_options, loading_options
 from rosa.common.files import check_writable
 from rosa.errors import RosaError
 from rosa.models.loading import check_model_files, default_folder, load
@@ -39,9 +39,7 @@ def build_parser() -> Parser:
         type=float,
         help="the share of pairs marked as low-frequency; default: the adapter's, or 0.25",
     )
-    add("--dtype", type=Literal["auto", "bf16", "float32"], default="auto")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    add("--trust_remote_code", action="store_true", help="run code from a hub model's repository")
+    add_loading_options(parser, quantization=False)
     return parser
 
 
@@ -59,12 +57,7 @@ def run(args: Any) -> None:
     from rosa.inspect.inspection import check_layer, inspect_model
     from rosa.inspect.summary import summary_table, verdict, write_json
 
-    loaded = load(
-        args.model,
-        dtype=args.dtype,
-        device=args.device,
-        trust_remote_code=args.trust_remote_code,
-    )
+    loaded = load(args.model, **loading_options(args))
     check_layer(loaded, args.layer)
     limit = None if given else args.limit
     texts = tokenize_texts(loaded.tokenizer, source, limit=limit, max_length=args.max_length)

@@ -6,11 +6,14 @@ import argparse
 import os
 import re
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import jsonargparse
 
 from rosa.errors import RosaError, did_you_mean
+from rosa.models.quantization import Quantization
+
+LOADING = ("dtype", "device", "quantization", "trust_remote_code")
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -57,6 +60,22 @@ def _expand_user(value: Any) -> Any:
         for key, each in list((value if isinstance(value, dict) else vars(value)).items()):
             value[key] = _expand_user(each)
     return value
+
+
+def add_loading_options(parser: Parser, *, quantization: bool = True) -> None:
+    """The options `LOADING`, which `rosa.models.loading.load` takes."""
+    add = parser.add_argument
+    add("--dtype", type=Literal["auto", "bf16", "float32"], default="auto")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    if quantization:
+        what = "4-bit (nf4) or 8-bit (int8) base model, as the adapter was trained on it"
+        add("--quantization", type=Quantization | None, help=what)
+    add("--trust_remote_code", action="store_true", help="run Python code of a hub model")
+
+
+def loading_options(args: Any) -> dict[str, Any]:
+    """Those of `LOADING` that the command has, as keyword arguments."""
+    return {key: getattr(args, key) for key in LOADING if key in args}
 
 
 def snake_case_flags(words: Iterable[str]) -> list[str]:
