@@ -51,7 +51,7 @@ def pages() -> dict[Path, str]:
         DOCS / "notes/gemma3.md": {
             "real-scales": real.scales_table(),
             "real-scores": real.correlation_table(),
-            "real-runs": real.norms_table("gemma-3-270m"),
+            "real-runs": real.norms_table(),
         },
         DOCS / "notes/tiny_study.md": {
             "scores": tiny_study.scores_table(),
@@ -65,6 +65,7 @@ def pages() -> dict[Path, str]:
             "precision-logits": precision.logits_table(),
             "precision-training": precision.training_table(),
             "real-training": real.training_table(),
+            "real-padding": real.padding_table(),
             "real-evaluation": real.evaluation_table(),
             "real-startup": real.startup_table(),
         },

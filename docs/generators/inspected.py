@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.pages import table
 from docs.generators.blocks import read_json
 
 MODELS = {"SmolLM2-135M": "inspect_smollm2.json", "Gemma-3-270M": "inspect_gemma3.json"}
@@ -22,16 +23,16 @@ def strength_table() -> str:
         *QUARTERS,
         "more than 25 % in the slowest",
         "strongest pair in it",
+        "strongest pair",
+        "turns once in",
     ]
-    rows = [heads, ["---"] * 3 + ["---:"] * 6, *_rows()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return table(heads, _rows())
 
 
 def _rows() -> Iterator[list[str]]:
     for model, file in MODELS.items():
-        layers = read_json(file)["layers"]
         by_kind: dict[str, list[dict[str, Any]]] = {}
-        for layer in layers:  # Llama's say nothing: they see all tokens
+        for layer in read_json(file)["layers"]:  # Llama's say nothing: they see all tokens
             by_kind.setdefault(layer.get("attention", "full"), []).append(layer)
         for kind, found in by_kind.items():
             numbers = f"{len(found)}, {kind} attention"
@@ -39,9 +40,14 @@ def _rows() -> Iterator[list[str]]:
                 energies = np.array([pair_energies(layer, what) for layer in found])
                 shares = energies.reshape(len(found), 4, -1).sum(axis=2)
                 cells = [f"{100 * share:.1f} %" for share in shares.mean(axis=0)]
-                slow = (shares[:, -1] > 0.25, energies.argmax(axis=1) >= 0.75 * energies.shape[1])
+                strongest, pairs = energies.argmax(axis=1), energies.shape[1]
+                slow = (shares[:, -1] > 0.25, strongest >= 0.75 * pairs)
                 counts = [f"{int(layers.sum())} of {len(found)}" for layers in slow]
-                yield [model, numbers, name, *cells, *counts]
+                turn = [
+                    layer["wavelengths"][pair] for layer, pair in zip(found, strongest, strict=True)
+                ]
+                medians = [f"{np.median(strongest):g} of {pairs}", f"{np.median(turn):,.0f} tokens"]
+                yield [model, numbers, name, *cells, *counts, *medians]
 
 
 def pair_energies(layer: dict[str, Any], what: str) -> np.ndarray:

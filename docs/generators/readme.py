@@ -78,7 +78,7 @@ def status() -> str:
         "merged LoRA.",
         "**Real models:** [first looks](docs/guides/real_models.md) only, of one seed. On "
         f"SmolLM2-135M `rosa train` does {_times_plain_trl():.1f} × the tokens per second of plain "
-        "TRL with LoRA ([measured](docs/notes/performance.md#real-models) on two cores).",
+        "TRL with LoRA ([measured](docs/notes/performance.md#real-models) once, on two cores).",
     ]
     bullets = "\n".join(
         fill(point, 96, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)

@@ -20,10 +20,6 @@ STARTUP = {
 }
 
 
-def _key(model: str, part: str) -> dict[str, Any]:
-    return read_json("real_cpu.json")[model][part]
-
-
 def _median(figures: dict[str, Any], what: str) -> float:
     return figures[what]["median"]
 
@@ -47,7 +43,7 @@ def training_table() -> str:
                 ]
                 for name, figures in of.items()
             ]
-            rounds = len(of["trl-lora"]["tokens_per_second"]["all"])
+            rounds = _of_rounds(len(of["trl-lora"]["tokens_per_second"]["all"]))
             head = [
                 f"{model}, {part.split()[1]}",
                 "tokens/s",
@@ -56,10 +52,24 @@ def training_table() -> str:
                 "to the first step",
             ]
             where = measured_on(found["environment"])
-            of_rounds = f"Median of {rounds} rounds" if rounds > 1 else "One round"
-            note = f"{of_rounds}, batches of {found['batch']} rows; {where}."
+            note = f"{rounds}, batches of {found['batch']} rows; {where}."
             blocks.append(f"{table(head, rows)}\n\n{note}")
     return "\n\n".join(blocks)
+
+
+def _of_rounds(rounds: int) -> str:
+    return f"Median of {rounds} rounds" if rounds > 1 else "One round"
+
+
+def padding_table() -> str:
+    """Of each training set: the share of padding in what a step computes, by rows in a batch."""
+    parts = read_json("real_cpu.json")["SmolLM2-135M-Instruct"]
+    sets = [found for part, found in parts.items() if part.startswith("padding ")]
+    rows = [
+        [found["data"], f"{found['rows']:,}", *(f"{p:.1f} %" for p in found["percent"].values())]
+        for found in sets
+    ]
+    return table(["padding in a batch", "rows", *sets[0]["percent"]], rows)
 
 
 def _relative_to_floor(contenders: dict[str, Any], name: str) -> float:
@@ -81,24 +91,24 @@ def evaluation_table() -> str:
                 [title, f"{_median(found[name], 'questions_per_second'):.2f}"]
                 for name, title in titles.items()
             ]
-            where = measured_on(found["environment"])
-            head = [model, "questions/s"]
-            blocks.append(f"{table(head, rows)}\n\n{where[0].upper()}{where[1:]}.")
+            rounds = _of_rounds(len(found["rosa-evaluate"]["questions_per_second"]["all"]))
+            note = f"{rounds}; {measured_on(found['environment'])}."
+            blocks.append(f"{table([model, 'questions/s'], rows)}\n\n{note}")
     return "\n\n".join(blocks)
 
 
 def startup_table() -> str:
     """Seconds of commands that compute nothing."""
-    found = dict(_key("SmolLM2-135M-Instruct", "startup"))
+    found = dict(read_json("real_cpu.json")["SmolLM2-135M-Instruct"]["startup"])
     where = measured_on(found.pop("environment"))
     rows = [[STARTUP.get(name, name), f"{seconds:.2f} s"] for name, seconds in found.items()]
     return f"{table(['command', 'wall time'], rows)}\n\n{where[0].upper()}{where[1:]}."
 
 
-def norms_table(model: str) -> str:
-    """Of each arm and rate: held-out loss and exact answers over seeds, and what moved."""
+def norms_table() -> str:
+    """Gemma-3-270M, of each arm and rate: held-out loss, exact answers, and what moved."""
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    results = read_json("real_norms.json")[model]
+    results = read_json("real_norms.json")["gemma-3-270m"]
     for key, run in results.items():
         if key != "base":
             runs[key.rsplit(" seed=", 1)[0]].append(run)
@@ -158,9 +168,13 @@ def scales_table() -> str:
     for model, found in read_json("real_norms.json").items():
         base = found["base"]
         for name, sizes in base["scales"].items():
-            rows.append([f"{model}, `{name}`", f"{sizes[0]:.2g}", f"{sizes[-1]:.2g}",
-                         f"{min(sizes):.2g}", f"{max(sizes):.2g}"])  # fmt: skip
+            ends = (sizes[0], sizes[-1], min(sizes), max(sizes))
+            rows.append([f"{model}, `{name}`", *map(_two_digits, ends)])
     return table(["median size of the scales", "first layer", "last", "smallest", "largest"], rows)
+
+
+def _two_digits(value: float) -> str:
+    return f"{float(f'{value:.2g}'):g}"
 
 
 def correlation_table() -> str:
