@@ -16,7 +16,7 @@ from rosa.errors import RosaError
 from rosa.train.recipe import Recipe
 from rosa.train.run import train
 from rosa.train.run_folder import RunFolder, recipe_difference
-from rosa.train.trainer import GuardedTrainer, trainer_arguments, warmup_steps
+from rosa.train.trainer import GuardedTrainer
 from tests.support.train_runs import interrupted_at, make_recipe, write_inputs
 
 ROWS = [{"instruction": f"question {i}", "output": f"answer{i % 4}"} for i in range(8)]
@@ -90,28 +90,3 @@ def test_a_nested_key_that_an_older_recipe_lacks_has_its_default(place: Path) ->
         (replace(recipe, dls=None), "dls"),
     ):
         assert f"`{key}`" in str(recipe_difference(before, changed))
-
-
-@pytest.mark.parametrize(
-    ("warmup", "total", "expected"),
-    [(0.05, 1, 0), (0.05, 2, 1), (0.05, 100, 5), (0.99, 3, 2), (0, 1, 0), (1, 1, 1), (50, 8, 50)],
-)
-def test_a_share_of_warmup_leaves_a_step_at_the_full_rate(
-    place: Path, warmup: float, total: int, expected: int
-) -> None:
-    recipe = make_recipe(place, Path("run"), warmup=warmup)
-    assert warmup_steps(recipe, total) == expected
-    assert trainer_arguments(recipe, total, False).get_warmup_steps(total) == expected
-
-
-def test_a_run_of_one_step_trains(place: Path, tmp_path: Path) -> None:
-    recipe = make_recipe(place, tmp_path / "run", max_steps=1, validation=0, dls=None)
-    train(recipe, log=str)
-    rates = [yaml.safe_load(line) for line in (tmp_path / "run/metrics.jsonl").open()]
-    assert [line["learning_rate"] for line in rates if "learning_rate" in line] == [1e-3]
-
-
-def test_a_warmup_longer_than_the_run_is_told(place: Path, tmp_path: Path) -> None:
-    recipe = make_recipe(place, tmp_path / "run", max_steps=2, warmup=9, validation=0, dls=None)
-    with pytest.warns(UserWarning, match="warmup lasts 9 steps and the run 2"):
-        train(recipe, log=str)

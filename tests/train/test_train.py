@@ -24,7 +24,7 @@ from rosa.train.recipe import Recipe
 from rosa.train.run import TrainResult, train
 from rosa.train.run_folder import RunFolder
 from rosa.train.signals import stop_on_signals
-from rosa.train.trainer import GuardedTrainer, trainer_arguments
+from rosa.train.trainer import GuardedTrainer, trainer_arguments, warmup_steps
 from tests.support.train_runs import (
     adapter,
     interrupted_at,
@@ -327,3 +327,25 @@ def test_other_methods_train_by_name_with_layer_selection(recipe: Recipe, method
     result = train(other, log=str)
     assert load(str(result.folder)).adapter == str(result.folder)
     assert read_lines(result.folder / "dls_history.jsonl")[0]["step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("warmup", "total", "expected"),
+    [(0.05, 1, 0), (0.05, 2, 1), (0.05, 100, 5), (0.99, 3, 2), (0, 1, 0), (1, 1, 1), (50, 8, 50)],
+)
+def test_a_share_of_warmup_leaves_a_step_at_the_full_rate(
+    recipe: Recipe, warmup: float, total: int, expected: int
+) -> None:
+    recipe = replace(recipe, warmup=warmup)
+    assert warmup_steps(recipe, total) == expected
+    assert trainer_arguments(recipe, total, False).get_warmup_steps(total) == expected
+
+
+def test_a_run_of_one_step_trains(recipe: Recipe) -> None:
+    folder = train(replace(recipe, max_steps=1, learning_rate=1e-3), log=str).folder
+    assert logged(folder, "learning_rate") == [1e-3]
+
+
+def test_a_warmup_longer_than_the_run_is_told(recipe: Recipe) -> None:
+    with pytest.warns(UserWarning, match="warmup lasts 9 steps and the run 2"):
+        train(replace(recipe, max_steps=2, warmup=9), log=str)
