@@ -15,7 +15,7 @@ from rosa.dls.layers import scored_parameters as parameters_of
 from rosa.dls.scores import layer_scores
 from rosa.errors import RosaError
 from tests.support.adapters import SMALL, TOKENS, adapter_state, randomize
-from tests.support.tiny_models import tiny_model
+from tests.support.tiny_models import SquaredNorm, tiny_model
 
 READERS = {
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -117,18 +117,9 @@ def test_selection_records_it_and_freezes_delta_exactly(score: str) -> None:
                 assert torch.equal(active_copy(norm).weight, old) == (i != best)
 
 
-class SquaredNorm(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(48))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.weight**2
-
-
 def test_norms_of_another_form_have_no_relative_score() -> None:
     layer = find_decoder_layers(tiny_model("llama-gqa")).layers[0]
-    layer.input_layernorm = SquaredNorm()
+    layer.input_layernorm = SquaredNorm(48)
     with pytest.raises(RosaError, match=r"dls\.score='relative'.*SquaredNorm"):
         score_factors(layer, "relative")
     with pytest.raises(

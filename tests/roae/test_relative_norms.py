@@ -22,7 +22,7 @@ from tests.support import peft_models
 from tests.support.adapters import SMALL, TOKENS, adapted, adapter_state, gradients, logits
 from tests.support.op_variants import each_variant
 from tests.support.reference import Reference, relative_error
-from tests.support.tiny_models import tiny_model
+from tests.support.tiny_models import SquaredNorm, tiny_model
 
 ARCHITECTURES = ("llama-gqa", "qwen3-mha", "gemma3")
 RELATIVE: dict[str, Any] = {"norm_parametrization": "relative"}
@@ -188,28 +188,18 @@ def test_compiled_without_a_graph_break(kind: str) -> None:
     assert relative_error(compiled(input_ids=tokens).logits, model(input_ids=tokens).logits) < 1e-5
 
 
-class Squared(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight**2
-
-
 def test_norms_of_every_form() -> None:
     assert scale_offset(nn.LayerNorm(4)) == scale_offset(nn.RMSNorm(4)) == 0
     assert scale_offset(nn.LayerNorm(4, bias=False)) == 0
     assert scale_offset(tiny_model("gemma3").model.layers[0].input_layernorm) == 1
-    assert scale_offset(Squared()) is None
+    assert scale_offset(SquaredNorm(4)) is None
     with pytest.raises(RosaError, match="use 'absolute'"):
-        RelativeNorm(Squared())
+        RelativeNorm(SquaredNorm(4))
 
 
 def test_an_unknown_norm_is_named_before_the_model_is_changed() -> None:
     model = tiny_model("llama-gqa")
-    Squared.__name__ = "SquaredNorm"
-    model.model.layers[1].input_layernorm = Squared()
+    model.model.layers[1].input_layernorm = SquaredNorm(48)
     with pytest.raises(RosaError, match=r"layers\.1\.input_layernorm.*SquaredNorm"):
         get_peft_model(model, RosaConfig(**SMALL, **RELATIVE))
     assert not norms(model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.gemma2 import Gemma2Config
 from transformers.models.gemma3 import (
@@ -119,6 +120,17 @@ def tiny_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
                 elif parameter.ndim == 2 and "embed" not in key:
                     parameter *= 5.0  # logits and attention far from uniform
     return model.to(dtype).eval()
+
+
+class SquaredNorm(nn.Module):
+    """A norm whose scale is neither its weight nor 1 + weight."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight**2
 
 
 def random_tokens(batch: int = 2, length: int = 12, *, seed: int = 0) -> torch.Tensor:
