@@ -78,7 +78,7 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def evaluation(options: argparse.Namespace) -> dict[str, Any]:
-    """Questions per second of `rosa evaluate`'s scoring and of a plain `generate` loop."""
+    """Questions per second of `rosa evaluate`, a plain `generate` loop and lm-eval."""
     rounds = [{c: _process(c, options) for c in EVALUATORS} for _ in range(options.rounds)]
     return {c: _summary([r[c] for r in rounds]) for c in EVALUATORS}
 

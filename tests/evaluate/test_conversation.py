@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerFast
+from transformers.models.gemma3 import Gemma3Config
+from transformers.models.mamba import MambaConfig
 
 from rosa import RosaConfig
 from rosa.data.prompts import instruction_prompt
 from rosa.errors import RosaError
 from rosa.evaluate.conversation import Conversation
+from rosa.evaluate.generation import max_positions
 from tests.support.adapters import randomize
 from tests.support.tiny_folder import tiny_llama, word_tokenizer
 
@@ -143,3 +148,9 @@ def test_a_conversation_beyond_the_model_s_positions_warns(model, tokenizer) -> 
     talk = Conversation(model, tokenizer, "plain", max_new_tokens=2)
     with pytest.warns(UserWarning, match="1024 positions"):
         talk.reply("How " * 1030)
+
+
+def test_the_positions_of_a_vision_language_model_are_those_of_its_text_model() -> None:
+    config = Gemma3Config(text_config={"max_position_embeddings": 77})
+    assert max_positions(SimpleNamespace(config=config)) == 77
+    assert max_positions(SimpleNamespace(config=MambaConfig())) == math.inf

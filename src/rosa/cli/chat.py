@@ -33,7 +33,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="rosa chat",
         description="Talk to a model or an adapter. A line is a turn; one that ends with a "
-        "backslash continues on the next. Ctrl-C ends a reply; twice, or Ctrl-D, it leaves.",
+        "backslash continues on the next. Ctrl-C ends a reply; Ctrl-C twice, or Ctrl-D, exits.",
     )
     add = parser.add_argument
     add("model", help="hub id or folder of a model or adapter, or 'rosa-tiny'")

@@ -85,7 +85,7 @@ def write_overlap(grid: Grid) -> OverlapTable:
     """
     found: OverlapTable = {}
     for name, train_set in grid.training_sets.items():
-        columns = {**grid.recipe, **train_set.recipe}.get("columns")
+        columns = grid.columns(train_set)
         rows = [row for source in train_set.sources for row in load_training_rows(source, columns)]
         found[name] = {
             task.name: asdict(count_overlap(rows, load_examples(task, grid.evaluate.data)))

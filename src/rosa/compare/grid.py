@@ -117,6 +117,10 @@ class Grid:
         """The methods as mappings; a bare name is a mapping with that name."""
         return [parse_method_entry(value) for value in self.methods]
 
+    def columns(self, train_set: TrainingSet) -> dict[str, str] | None:
+        """The recipe key `columns` of the runs on one of the training sets."""
+        return {**self.recipe, **train_set.recipe}.get("columns")
+
 
 @dataclass(frozen=True)
 class MethodEntry:

@@ -69,8 +69,8 @@ def compare(
         check_model_files(model)
     check_training_files(grid.training_sets)
     for train_set in grid.training_sets.values():
-        columns = {**grid.recipe, **train_set.recipe}.get("columns")
-        load_located_rows([source for source in train_set.sources if is_local(source)], columns)
+        local = [source for source in train_set.sources if is_local(source)]
+        load_located_rows(local, grid.columns(train_set))
         build_requests(train_set.tasks, grid.evaluate)
     if grid.evaluate.forgetting is not None:
         load_text(grid.models[0], grid.evaluate.forgetting)

@@ -6,7 +6,6 @@ hold one turn: training never showed the model another.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
@@ -16,7 +15,7 @@ from typing import Any
 from rosa.data.prompts import Question, chat_prompt, end_of_turn, render
 from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError
-from rosa.evaluate.generation import end_tokens, generate
+from rosa.evaluate.generation import end_tokens, generate, max_positions
 from rosa.evaluate.stopping import settled_text
 
 
@@ -87,8 +86,7 @@ class Conversation:
         return response.text
 
     def _warn_of_length(self, tokens: int) -> None:
-        config = self.model.config.get_text_config()
-        longest = getattr(config, "max_position_embeddings", None) or math.inf
+        longest = max_positions(self.model)
         if tokens + self.max_new_tokens > longest:
             warnings.warn(
                 f"the conversation and its next reply may be longer than the model's {longest} "

@@ -19,7 +19,7 @@ from rosa.data.row_files import read_text
 from rosa.data.sources import TOY_DATA
 from rosa.data.tokenization import encode_prompts
 from rosa.errors import RosaError, errors_as
-from rosa.evaluate.generation import eval_mode, longest_first_batches
+from rosa.evaluate.generation import eval_mode, longest_first_batches, max_positions
 from rosa.models.loading import resolve_name
 
 TINY_TEXT = TOY_DATA / "held-out.txt"
@@ -83,7 +83,7 @@ def measure_forgetting(
                 "forgetting cannot be measured with trained biases of the base model (bias: "
                 f"{config.bias}): disabling the adapter keeps them; train with bias: none"
             )
-    window = min(window, getattr(model.config, "max_position_embeddings", None) or window)
+    window = int(min(window, max_positions(model)))
     begin = [tokenizer.bos_token_id]
     if encode_prompts(tokenizer, ["a"])[0][:1] != begin:
         begin = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,6 +132,12 @@ def eval_mode(model: Any) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def max_positions(model: Any) -> float:
+    """The number of positions that the model was made for; infinity where its config has none."""
+    config = model.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) or math.inf
 
 
 def end_tokens(model: Any, tokenizer: Any, stop_token: int | None = None) -> list[int]:

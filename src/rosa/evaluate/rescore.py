@@ -51,8 +51,9 @@ def rescore(
         hints.append(unparsable_note(task, rescored[task.name]))
     hashes = {name: run["tasks"][name] for name in rescored}
     target.claim({**_without(run, "tasks"), "protocol": protocol, "full_responses": True}, hashes)
-    before["notes"] = [note for note in before["notes"] if note not in old_hints]
-    results = _results(before, scores, protocol, list(filter(None, hints)))
+    kept = [note for note in before["notes"] if note not in old_hints]
+    results = _results({**before, "notes": kept}, scores, protocol)
+    results.notes.extend(filter(None, hints))
     with target.in_use():
         for name, records in rescored.items():
             target.write_answers(name, records)
@@ -69,16 +70,14 @@ def _check_not_cut(task: Task, run: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _results(
-    before: dict[str, Any], scores: list[TaskScore], protocol: str, hints: list[str]
-) -> Results:
+def _results(before: dict[str, Any], scores: list[TaskScore], protocol: str) -> Results:
     """The old settings and notes with new scores, without what they say about speed."""
     settings = _without(before["settings"], "tokens_per_second", "tokens_per_response")
     settings |= {"protocol": protocol, "full_responses": True}
     # Footnotes that follow from the scores are computed again; the others are kept.
     old = {protocol_note(before["settings"]["protocol"]), *Results(scores, settings).footnotes()}
     kept = [note for note in before["notes"] if note not in old]
-    return Results(scores, settings, [protocol_note(protocol), *kept, *hints])
+    return Results(scores, settings, [protocol_note(protocol), *kept])
 
 
 def _without(values: dict[str, Any], *keys: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ uninterrupted one: batches are formed from the whole task, never from the exampl
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,12 @@ from rosa.evaluate.answer_filters import PUBLISHED
 from rosa.evaluate.examples import Example, fingerprint
 from rosa.evaluate.folder import EvaluationFolder
 from rosa.evaluate.forgetting import load_text, measure_forgetting
-from rosa.evaluate.generation import eval_mode, generate, longest_first_batches
+from rosa.evaluate.generation import (
+    eval_mode,
+    generate,
+    longest_first_batches,
+    max_positions,
+)
 from rosa.evaluate.options import DEFAULT_OPTIONS, EvaluationOptions
 from rosa.evaluate.progress import AnswerProgress
 from rosa.evaluate.requests import (
@@ -231,7 +235,7 @@ class _Scorer:
         return [response.text for response in responses]
 
     def _note_overlong(self, task: Task, prompts: list[list[int]]) -> None:
-        longest = getattr(self.model.config, "max_position_embeddings", None) or math.inf
+        longest = max_positions(self.model)
         over = sum(len(prompt) + task.max_new_tokens > longest for prompt in prompts)
         if over:
             self.notes.append(
