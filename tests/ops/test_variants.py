@@ -22,9 +22,10 @@ from rosa.attention.hooks import Modulation
 from rosa.cli.main import main
 from rosa.errors import RosaError
 from rosa.ops import PairSignal, Variant, modulate, pair_rotation, select_variant, use
-from rosa.rope import HookPoint, low_pair_slices
+from rosa.rope import HookPoint
 from rosa.rope.layout import Pairing
 from tests.support.architectures import BY_NAME
+from tests.support.low_pairs import low_pair_slices
 from tests.support.tiny_models import random_tokens
 
 ALPHA, HEADS, N = 0.7, 4, 2

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rosa.ops import modulate_post_rotation, modulate_pre_rotation
-from rosa.rope import low_pair_slices
 from rosa.rope.layout import Pairing
+from tests.support.low_pairs import low_pair_slices
 
 ALPHA = 0.7
 

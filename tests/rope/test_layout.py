@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rosa.errors import RosaError
-from rosa.rope import has_rope, layout_of, low_pair_count, low_pair_slices
+from rosa.rope import has_rope, layout_of, low_pair_count
 from rosa.rope.layout import Pairing
+from tests.support.low_pairs import low_pair_slices
 from tests.support.tiny_models import VARIANTS, tiny_model
 
 rotary_dims = st.integers(1, 128).map(lambda half: 2 * half)

@@ -68,8 +68,9 @@ def low_dimensions(layout: RopeLayout, r_low: float) -> list[int]:
 
     Raises RosaError where r_low selects none.
     """
-    pairs = low_pair_count(layout.head_dim, layout.rotary_dim, r_low)
-    return dimensions_of(layout.last_pairs(pairs), layout)
+    total = layout.rotary_dim // 2
+    count = low_pair_count(layout.head_dim, layout.rotary_dim, r_low)
+    return dimensions_of(layout.dimensions(range(total - count, total)), layout)
 
 
 def dimensions_of(pairs: PairDimensions, layout: RopeLayout) -> list[int]:
@@ -82,7 +83,7 @@ def pair_of_dimension(layout: RopeLayout) -> list[int | None]:
     """For each dimension of a head the index of its pair, None where it is not rotated."""
     found: list[int | None] = [None] * layout.head_dim
     for half in _all_pairs(layout):
-        for pair, dimension in enumerate(range(layout.head_dim)[half]):
+        for pair, dimension in enumerate(np.arange(layout.head_dim)[half]):
             found[dimension] = pair
     return found
 
@@ -110,5 +111,5 @@ def stack_rows(rows: Sequence[Array]) -> Array:
     return out
 
 
-def _all_pairs(layout: RopeLayout) -> tuple[slice, slice]:
-    return layout.last_pairs(layout.rotary_dim // 2)
+def _all_pairs(layout: RopeLayout) -> PairDimensions:
+    return layout.dimensions(range(layout.rotary_dim // 2))

@@ -10,7 +10,6 @@ from rosa.rope.layout import (
     PairDimensions,
     RopeLayout,
     low_pair_count,
-    low_pair_slices,
 )
 
 __all__ = [
@@ -23,5 +22,4 @@ __all__ = [
     "has_rope",
     "layout_of",
     "low_pair_count",
-    "low_pair_slices",
 ]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal
 
 from rosa.errors import RosaError
 
@@ -71,10 +71,6 @@ class RopeLayout:
     # Width of what is split into halves, where only the first pairs of it rotate; None: ρ.
     span: int | None = None
 
-    def last_pairs(self, count: int) -> tuple[slice, slice]:
-        """The (real, imaginary) dimensions of a head's `count` lowest-frequency pairs."""
-        return low_pair_slices(self.rotary_dim, self.pairing, count, self.span)
-
     def dimensions(self, pairs: Sequence[int]) -> PairDimensions:
         """The (real, imaginary) dimensions of these of a head's pairs."""
         return pair_dimensions(self.rotary_dim, self.pairing, pairs, self.span)
@@ -94,17 +90,6 @@ def low_pair_count(head_dim: int, rotary_dim: int, r_low: float) -> int:
             f"use r_low >= {math.ceil(2e4 / rotary_dim) / 1e4}"
         )
     return pairs
-
-
-def low_pair_slices(
-    rotary_dim: int, pairing: Pairing, pairs: int, span: int | None = None
-) -> tuple[slice, slice]:
-    """The (real, imaginary) dimensions of the last `pairs` pairs of a head, as slices of n.
-
-    `span` is that of `RopeLayout`.
-    """
-    last = range(rotary_dim // 2 - pairs, rotary_dim // 2)
-    return cast("tuple[slice, slice]", pair_dimensions(rotary_dim, pairing, last, span))
 
 
 def pair_dimensions(
