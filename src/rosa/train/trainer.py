@@ -196,9 +196,9 @@ class GuardedTrainer(SFTTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         with all_ranks(self.model):
             super()._save(output_dir, state_dict)
-        save_estimates(self.model, Path(output_dir or str(self.args.output_dir)))
-        if self._saving is not None and output_dir is not None:
-            save_deltas(self.model, Path(output_dir))
+        folder = Path(output_dir or str(self.args.output_dir))
+        save_estimates(self.model, folder)
+        save_deltas(self.model, folder)
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
         if self._needs_unsharding(checkpoint):
