@@ -31,6 +31,11 @@ EACH_ARCHITECTURE = [
     pytest.param(a, id=a.name, marks=[] if a.name in WAYS else pytest.mark.slow)
     for a in ARCHITECTURES
 ]
+# Their responses differ much in length.
+UNEVEN_ROWS = [
+    {"prompt": "Ann visits Rome. " * (1 + i % 4), "completion": "Ann " * (30 if i % 3 else 1)}
+    for i in range(24)
+]
 
 
 def batch(vocabulary: int = 128) -> dict[str, torch.Tensor]:
@@ -150,12 +155,8 @@ def test_without_the_key_the_forward_is_the_models_own(tmp_path: Path) -> None:
 
 
 def test_validation_loss_is_that_of_all_response_tokens_for_any_batch_size(tmp_path: Path) -> None:
-    """Rows whose responses differ much in length, in batches of 1, 3 and 8."""
-    rows = [
-        {"prompt": "Ann visits Rome. " * (1 + i % 4), "completion": "Ann " * (30 if i % 3 else 1)}
-        for i in range(24)
-    ]
-    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    """In batches of 1, 3 and 8."""
+    (tmp_path / "rows.json").write_text(json.dumps(UNEVEN_ROWS), encoding="utf-8")
     losses = []
     for batch_size in (1, 3, 8):
         recipe = Recipe(
@@ -188,11 +189,7 @@ def test_validation_loss_is_that_of_all_response_tokens_for_any_batch_size(tmp_p
 
 def test_a_step_s_loss_and_gradients_are_the_mean_over_its_tokens(tmp_path: Path) -> None:
     """With rows of like length together, and micro-batches of 1 to 60 response tokens."""
-    rows = [
-        {"prompt": "Ann visits Rome. " * (1 + i % 4), "completion": "Ann " * (30 if i % 3 else 1)}
-        for i in range(24)
-    ]
-    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    (tmp_path / "rows.json").write_text(json.dumps(UNEVEN_ROWS), encoding="utf-8")
     recipe = Recipe(
         model="rosa-tiny", data=str(tmp_path / "rows.json"), output_dir=str(tmp_path / "run"),
         method="lora", validation=0, learning_rate=1e-12, max_grad_norm=0.0, batch_size=2,
