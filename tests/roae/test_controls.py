@@ -18,7 +18,6 @@ from rosa.ops.reference import bounded_signal
 from rosa.roae import RosaLayer
 from rosa.roae.pairs import adapted_pairs
 from rosa.rope import layout_of
-from rosa.rope.layout import pair_dimensions
 from tests.support.adapters import SMALL, TOKENS, adapted, adapter_state, gradients, logits
 from tests.support.op_variants import each_variant
 from tests.support.reference import Reference, relative_error
@@ -138,30 +137,6 @@ def test_which_pairs() -> None:
     assert all(len(set(pairs)) == 3 and list(pairs) == sorted(pairs) for pairs in drawn.values())
     assert {pair for pairs in drawn.values() for pair in pairs} == set(range(8))
     assert len({tuple(pairs) for pairs in drawn.values()}) > 10
-
-
-@given(
-    half=st.integers(1, 64),
-    pairing=st.sampled_from(["halves", "interleaved"]),
-    wider=st.booleans(),
-    data=st.data(),
-)
-def test_slices_and_lists_are_the_same_dimensions(
-    half: int, pairing: Any, wider: bool, data: st.DataObject
-) -> None:
-    """By hand: a pair is (i, i + span/2) or (2i, 2i + 1)."""
-    first = data.draw(st.integers(0, half - 1))
-    pairs = range(first, data.draw(st.integers(first + 1, half)))
-    span = 4 * half if wider and pairing == "halves" else None
-    dimensions = range(4 * half)
-    slices = pair_dimensions(2 * half, pairing, pairs, span)
-    lists = pair_dimensions(2 * half, pairing, list(pairs), span)
-    expected = [
-        (i, i + (span or 2 * half) // 2) if pairing == "halves" else (2 * i, 2 * i + 1)
-        for i in pairs
-    ]
-    assert list(zip(*(dimensions[part] for part in slices), strict=True)) == expected
-    assert list(zip(*lists, strict=True)) == expected
 
 
 def test_equal_budget_but_for_all_pairs() -> None:

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from rosa.errors import RosaError
 from rosa.rope import has_rope, layout_of, low_pair_count
-from rosa.rope.layout import Pairing
+from rosa.rope.layout import Pairing, pair_dimensions
 from tests.support.low_pairs import low_pair_slices
 from tests.support.tiny_models import VARIANTS, tiny_model
 
@@ -40,29 +40,23 @@ def test_the_error_names_a_value_that_works(rotary_dim: int) -> None:
     assert low_pair_count(rotary_dim, rotary_dim, min(1.0, advised)) >= 1
 
 
-@given(rotary_dims, st.data(), pairings)
-def test_slices_hold_the_last_pairs(rotary_dim: int, data: st.DataObject, pairing: Pairing) -> None:
-    pairs = data.draw(st.integers(1, rotary_dim // 2))
-    real, imaginary = (list(range(256))[s] for s in low_pair_slices(rotary_dim, pairing, pairs))
-    last = range(rotary_dim // 2 - pairs, rotary_dim // 2)
-    if pairing == "halves":
-        expected = [(i, i + rotary_dim // 2) for i in last]
-    else:
-        expected = [(2 * i, 2 * i + 1) for i in last]
-    assert list(zip(real, imaginary, strict=True)) == expected
-
-
-@given(rotary_dims, st.integers(0, 64), st.data())
-def test_halves_of_a_wider_span_are_half_of_it_apart(
-    rotary_dim: int, more: int, data: st.DataObject
+@given(rotary_dims, pairings, st.integers(0, 64), st.data())
+def test_slices_and_lists_are_the_same_dimensions(
+    rotary_dim: int, pairing: Pairing, more: int, data: st.DataObject
 ) -> None:
-    """The first pairs (i, i + span/2) turn, as in Gemma4, and the last n of them are adapted."""
-    span = rotary_dim + 2 * more
-    pairs = data.draw(st.integers(1, rotary_dim // 2))
-    slices = low_pair_slices(rotary_dim, "halves", pairs, span)
-    real, imaginary = (list(range(512))[s] for s in slices)
-    assert real == list(range(rotary_dim // 2 - pairs, rotary_dim // 2))
-    assert imaginary == [i + span // 2 for i in real]
+    """By hand: a pair is (i, i + span/2), where Gemma4's span is wider than ρ, or (2i, 2i + 1)."""
+    first = data.draw(st.integers(0, rotary_dim // 2 - 1))
+    pairs = range(first, data.draw(st.integers(first + 1, rotary_dim // 2)))
+    span = rotary_dim + 2 * more if more and pairing == "halves" else None
+    dimensions = range(512)
+    slices = pair_dimensions(rotary_dim, pairing, pairs, span)
+    lists = pair_dimensions(rotary_dim, pairing, list(pairs), span)
+    expected = [
+        (i, i + (span or rotary_dim) // 2) if pairing == "halves" else (2 * i, 2 * i + 1)
+        for i in pairs
+    ]
+    assert list(zip(*(dimensions[part] for part in slices), strict=True)) == expected
+    assert list(zip(*lists, strict=True)) == expected
 
 
 @given(rotary_dims, pairings)
